@@ -1,0 +1,100 @@
+"""What every encoder family offers: a picklable spec that knows the recipe, and the model that it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+Json = Any  # str | int | float | bool | None | list[Json] | dict[str, Json]
+
+
+@dataclass(frozen=True, eq=False)
+class StepInput:
+    """One VLM step, ready for the model: decoded and resized images, and the instruction."""
+
+    images: tuple[np.ndarray, ...]  # uint8 [height, width, 3] RGB each, already resized, in view order
+    instruction: str
+
+
+class VideoPreprocess(Protocol):
+    """The CPU half of a video encoder's preprocessing. Picklable, holds no weights, runs in decoder processes."""
+
+    height: int
+    width: int
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """Resize and crop one frame: uint8 [h, w, 3] RGB to uint8 [height, width, 3], as the PIL processor does."""
+        ...
+
+
+class ImagePreprocess(Protocol):
+    """The CPU half of a step encoder's preprocessing. Picklable, holds no weights, runs in decoder processes."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Resize one image: uint8 [h, w, 3] RGB to uint8 [h', w', 3], as the PIL processor does."""
+        ...
+
+
+class VideoEncoder(Protocol):
+    """A loaded vision tower on one device."""
+
+    def encode(self, pixels: np.ndarray) -> torch.Tensor:
+        """Encode one video: uint8 [frames, height, width, 3] to a CPU tensor [frames, tokens, width], own storage."""
+        ...
+
+
+class StepEncoder(Protocol):
+    """A loaded vision-language model on one device."""
+
+    def encode(self, step: StepInput) -> torch.Tensor:
+        """Encode one VLM step to a CPU float16 tensor [1, 1, width], own storage."""
+        ...
+
+
+class VideoEncoderSpec(Protocol):
+    """What was asked for, checked, without weights in memory. Picklable; made once, on the driver.
+
+    `model_signature` is contract 3's; `preprocess` goes to the decoders; `load` runs in the encoder's process.
+    """
+
+    family: str
+    model_signature: str
+    preprocess: VideoPreprocess
+
+    def recipe(self) -> Mapping[str, Json]:
+        """Return everything about the model that changes the numbers, the weights' digest included."""
+        ...
+
+    def feature_bytes(self, num_frames: int) -> int:
+        """Return the payload bytes of the feature of a video of `num_frames` sampled frames."""
+        ...
+
+    def load(self, device: str) -> VideoEncoder:
+        """Load the tower on `device` ("cpu", "cuda:0"), in evaluation mode."""
+        ...
+
+
+class StepEncoderSpec(Protocol):
+    """As `VideoEncoderSpec`, for steps of robot episodes."""
+
+    family: str
+    preprocess: ImagePreprocess
+
+    def recipe(self) -> Mapping[str, Json]:
+        """Return everything about the model that changes the numbers, the weights' digest included."""
+        ...
+
+    def feature_bytes(self) -> int:
+        """Return the payload bytes of one step's feature."""
+        ...
+
+    def load(self, device: str) -> StepEncoder:
+        """Load the model on `device`, in evaluation mode."""
+        ...
+
+
+EncoderSpec = VideoEncoderSpec | StepEncoderSpec

@@ -1,0 +1,30 @@
+"""Every error of the pipeline.
+
+PipelineError
+├── SourceError      the input cannot be enumerated: missing folder, wrong annotations, two files under one name
+├── MediaError       one media file gives no frames; the unit fails, the build goes on
+├── EncoderError     the model cannot be loaded, or is not what the encoder needs
+└── BuildRefused     the build may not start as asked
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Root of every error that `pipeline` raises on purpose."""
+
+
+class SourceError(PipelineError):
+    """The input cannot be enumerated."""
+
+
+class MediaError(PipelineError):
+    """One media file cannot be read or decoded."""
+
+
+class EncoderError(PipelineError):
+    """A model cannot be loaded, or is not what the encoder needs."""
+
+
+class BuildRefused(PipelineError):
+    """The build may not start as asked; the message says what to change."""

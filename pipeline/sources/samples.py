@@ -1,0 +1,78 @@
+"""The hand-over from sources to the plan: one sample is one unit of work, one video or one VLM step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class VideoSample:
+    """One video, or one clip of it, of one data set."""
+
+    dataset: str  # canonical data set name
+    video_id: str  # unique in the data set; the bounds of a clip are part of it
+    path: Path  # absolute; where it was expected, if `problem` says that it is missing
+    relative_path: str  # POSIX, relative to the data folder
+    start_s: float | None = None  # clip bounds in seconds from the video's start
+    end_s: float | None = None
+    problem: str | None = None  # why this sample cannot be built: it fails at stage "source"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One camera's image of a step, in a file of its own."""
+
+    view: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """One camera's image of a step, as frame `frame_index` (play order, from 0) of a video file."""
+
+    view: str
+    path: Path
+    frame_index: int
+
+
+ViewImage = ImageFile | VideoFrame
+
+
+@dataclass(frozen=True)
+class StepSample:
+    """One VLM step of one robot episode."""
+
+    dataset: str  # the episode's name in file names
+    vlm_idx: int
+    images: tuple[ViewImage, ...]  # one per view, sorted by view
+    instruction: str
+    problem: str | None = None  # why this sample cannot be built: it fails at stage "source"
+
+
+Sample = VideoSample | StepSample
+
+
+@dataclass(frozen=True)
+class IgnoredFile:
+    """A file that a source passed over, and why."""
+
+    path: Path
+    reason: str
+
+
+class Source(Protocol):
+    """Samples of one input, lazily, in an order that depends on the input alone.
+
+    Building a source checks what can be checked without opening media and raises `SourceError` for a missing or empty
+    folder, unreadable annotations, or two different files under one name (both are named). Iterating twice gives equal
+    samples in equal order.
+    """
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def ignored(self) -> list[IgnoredFile]:
+        """Return what the enumeration passed over, in path order."""
+        ...
