@@ -1,0 +1,119 @@
+"""VLA episodes of the new format: `metadata.json`, timestamped images and robot states at a fixed rate."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import MediaError
+from pipeline.sources.samples import ImageFile
+from pipeline.sources.vlm_index import action_interval, each_once, new_format_samples, new_format_vlm_idx
+
+# `ZED_41182735_left_1762725445.926.jpg` or `1762725445.926.jpg`: the last number of the stem, in seconds.
+_TIMESTAMP = re.compile(r"(\d+(?:\.\d+)?)$")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class NewEpisode:
+    """An episode folder with `metadata.json`. Raises `MediaError` if that cannot be read or is of the wrong shape."""
+
+    def __init__(self, folder: Path, *, vlm_reuse_count: int, action_expert_hz: float) -> None:
+        self.folder, self.name = folder, folder.name
+        self._vlm_reuse_count = vlm_reuse_count
+        metadata = _read_metadata(folder / "metadata.json")
+        self.robot_hz = float(metadata.get("robot_hz", 100))
+        self.sensor_hz = float(metadata.get("sensor_hz", 650))
+        if self.robot_hz <= 0 or self.sensor_hz <= 0:
+            raise MediaError("metadata.json: robot_hz and sensor_hz must be above 0")
+        self.interval = action_interval(robot_hz=self.robot_hz, action_expert_hz=action_expert_hz)
+        instruction = metadata.get("instruction")
+        self.own_instruction = str(instruction) if instruction else None
+        self._images = self._find_images(metadata.get("camera_views"))
+        self.views = tuple(sorted(self._images))
+
+    def _find_images(self, stated_views: object) -> dict[str, tuple[np.ndarray, list[Path]]]:
+        """Return view -> (times in seconds, paths), both in time order; equal times in order of their names."""
+        parent = self.folder / "images" if (self.folder / "images").is_dir() else self.folder
+        wanted = {str(view) for view in stated_views} if isinstance(stated_views, list) else None
+        found = {}
+        for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
+            timed = sorted(
+                (float(match[1]), path.name, path)
+                for path in folder.iterdir()
+                if path.suffix.lower() in _IMAGE_SUFFIXES and (match := _TIMESTAMP.search(path.stem))
+            )
+            if timed and (wanted is None or folder.name in wanted):
+                found[folder.name] = (np.array([time_s for time_s, _, _ in timed]), [path for _, _, path in timed])
+        missing = sorted((wanted or set()) - set(found))
+        if missing:
+            raise MediaError(f"metadata.json lists the views {', '.join(missing)}, which have no images")
+        return found
+
+    @cached_property
+    def num_poses(self) -> int:
+        """How many robot states were recorded."""
+        archive, table = self.folder / "robot_states.npz", self.folder / "robot_states.csv"
+        if archive.is_file():
+            states = _read_array(archive, "robot_states")
+            return 0 if states is None else len(states)
+        if table.is_file():
+            with table.open(newline="") as file:
+                return sum(1 for _ in csv.DictReader(file))
+        raise MediaError("neither robot_states.npz nor robot_states.csv")
+
+    @cached_property
+    def start_s(self) -> float:
+        """The time of pose 0: the first sensor timestamp, else that of the earliest image."""
+        for path in sorted(self.folder.glob("sensor_data*.npz")):
+            times = _read_array(path, "timestamps", required=False)
+            if times is not None and times.size:
+                return float(times.ravel()[0])
+        return min(float(times[0]) for times, _ in self._images.values())
+
+    def num_samples(self) -> int:
+        """Return how many samples the training data set makes of the episode."""
+        return new_format_samples(self.num_poses, interval=self.interval)
+
+    def vlm_indices(self) -> Iterator[int]:
+        """Yield the steps (in poses) that those samples need, ascending, each once."""
+        return each_once(
+            new_format_vlm_idx(sample, vlm_reuse_count=self._vlm_reuse_count, interval=self.interval)
+            for sample in range(self.num_samples())
+        )
+
+    def image(self, view: str, vlm_idx: int) -> ImageFile:
+        """Return the image nearest in time to pose `vlm_idx`; of two equally near ones the earlier."""
+        times, paths = self._images[view]
+        distance = np.abs(times - (self.start_s + vlm_idx / self.robot_hz))
+        # argmin takes the first of equal values, and the times ascend.
+        return ImageFile(view, paths[int(distance.argmin())])
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise MediaError(f"metadata.json cannot be read: {exc}") from exc
+    if not isinstance(metadata, dict):
+        raise MediaError("metadata.json must hold an object")
+    return metadata
+
+
+def _read_array(path: Path, name: str, *, required: bool = True) -> np.ndarray | None:
+    """Return one array of an archive; None if it is not there and not required."""
+    try:
+        # Objects in an archive are pickles, which run code.
+        with np.load(path, allow_pickle=False) as archive:
+            if name not in archive and not required:
+                return None
+            array: np.ndarray = archive[name]
+            return array
+    except Exception as exc:
+        raise MediaError(f"{path.name} cannot be read: {type(exc).__name__}: {exc}") from exc

@@ -1,0 +1,69 @@
+"""The one rule that turns a video's path and clip bounds into its `video_id`, for writers and readers alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+# What a folder source takes, compared in lower case.
+VIDEO_EXTENSIONS = frozenset(
+    [
+        "3gp",
+        "asf",
+        "avi",
+        "f4v",
+        "flv",
+        "gif",
+        "m2ts",
+        "m4v",
+        "mkv",
+        "mov",
+        "mp4",
+        "mpe",
+        "mpeg",
+        "mpg",
+        "mts",
+        "ogv",
+        "ts",
+        "vob",
+        "webm",
+        "wmv",
+        "y4m",
+    ]
+)
+
+
+def is_video(name: str) -> bool:
+    """Return whether a file name has one of the known video extensions."""
+    return PurePosixPath(name).suffix.lower().removeprefix(".") in VIDEO_EXTENSIONS
+
+
+def repeated_stems(relative_paths: Iterable[str]) -> frozenset[str]:
+    """Return the stems that more than one of the paths has; those videos need more than their stem as id."""
+    counts = Counter(PurePosixPath(path).stem for path in relative_paths)
+    return frozenset(stem for stem, count in counts.items() if count > 1)
+
+
+def video_id(
+    relative_path: str,
+    *,
+    repeated: frozenset[str] = frozenset(),
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> str:
+    """Return the id of a video from its POSIX path relative to the data folder.
+
+    The file's stem; where `repeated` (see `repeated_stems`) holds the stem, the path without extension. A clip appends
+    `@<start>-<end>` in seconds, each as the shortest decimal that reads back as the same float, without `.0`; a bound
+    that is None stays empty.
+    """
+    path = PurePosixPath(relative_path)
+    name = str(path.with_suffix("")) if path.stem in repeated else path.stem
+    if start_s is None and end_s is None:
+        return name
+    return f"{name}@{_seconds(start_s)}-{_seconds(end_s)}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else repr(float(value)).removesuffix(".0")

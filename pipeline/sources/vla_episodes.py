@@ -1,0 +1,80 @@
+"""VLA episode folders of the old and of the new format, at any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.errors import MediaError, SourceError
+from pipeline.sources.episode import Episode, chosen_views, instruction_of
+from pipeline.sources.folder_scan import files_below, require_folder
+from pipeline.sources.new_episode import NewEpisode
+from pipeline.sources.old_episode import OldEpisode
+from pipeline.sources.samples import IgnoredFile, StepSample
+
+# The file that makes a folder an episode of its format.
+OLD_MARKER, NEW_MARKER = "data.pkl", "metadata.json"
+
+
+class VLAEpisodes:
+    """The steps of every episode below `root` (or of `root`, if it is one), episode by episode in path order.
+
+    An episode that cannot be read is one sample with a problem; the others are not affected.
+
+    Raises:
+        SourceError: the folder is missing, holds no episode, or two episodes have one name.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        instruction: str | None = None,
+        views: Sequence[str] | None = None,
+        vlm_reuse_count: int = 3,
+        action_expert_hz: float = 10,
+        horizon: int = 8,
+    ) -> None:
+        self._root = require_folder(root)
+        self._instruction, self._views = instruction, views
+        self._vlm_reuse_count, self._action_expert_hz, self._horizon = vlm_reuse_count, action_expert_hz, horizon
+        # A dict keeps the order and drops the second marker of a folder that has both.
+        found = (path.parent for path in files_below(self._root) if path.name in (OLD_MARKER, NEW_MARKER))
+        self._folders = list(dict.fromkeys(found))
+        if not self._folders:
+            raise SourceError(f"{self._root} holds no episode: no folder with {OLD_MARKER} or {NEW_MARKER}")
+        self._refuse_doubles()
+
+    def _refuse_doubles(self) -> None:
+        first_with: dict[str, Path] = {}
+        for folder in self._folders:
+            other = first_with.setdefault(folder.name, folder)
+            if other != folder:
+                raise SourceError(
+                    f"two episodes have the name {folder.name!r}, which names their features: {other} and {folder}; "
+                    "rename one, or build them into two stores"
+                )
+
+    def open_episode(self, folder: Path) -> Episode:
+        """Return the episode in `folder`. Raises `MediaError` if it cannot be read."""
+        if (folder / OLD_MARKER).is_file():
+            return OldEpisode(folder, vlm_reuse_count=self._vlm_reuse_count, horizon=self._horizon)
+        return NewEpisode(folder, vlm_reuse_count=self._vlm_reuse_count, action_expert_hz=self._action_expert_hz)
+
+    def __iter__(self) -> Iterator[StepSample]:
+        for folder in self._folders:
+            try:
+                episode = self.open_episode(folder)
+                views = chosen_views(episode, self._views)
+                indices = list(episode.vlm_indices())
+            except (MediaError, OSError) as exc:
+                yield StepSample(folder.name, 0, (), "", problem=f"episode {folder}: {exc}")
+                continue
+            instruction = instruction_of(episode, self._instruction)
+            for vlm_idx in indices:
+                images = tuple(episode.image(view, vlm_idx) for view in views)
+                yield StepSample(episode.name, vlm_idx, images, instruction)
+
+    def ignored(self) -> list[IgnoredFile]:
+        """Return nothing: folders without an episode's marker are not part of the input."""
+        return []

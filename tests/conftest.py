@@ -1,0 +1,28 @@
+"""Fixtures that more than one package's tests use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_media() -> Path:
+    """The folder of real media, where it is there; nothing of it is part of the project."""
+    folder = os.environ.get("VLM_CACHE_TEST_DATA")
+    if not folder:
+        pytest.skip("VLM_CACHE_TEST_DATA names no folder of real media")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """One Ray cluster of two CPUs for every test that needs no cluster of its own: starting it costs seconds."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()
