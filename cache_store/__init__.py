@@ -1,0 +1,53 @@
+"""Keeps features: key -> file, atomic, under a size limit, shared by any number of processes."""
+
+from cache_store.archive import Record
+from cache_store.codec import FeatureInfo, TensorInfo, describe
+from cache_store.dataset_names import canonical_dataset_name, known_aliases
+from cache_store.errors import (
+    CacheStoreError,
+    DamagedFeature,
+    InvalidKey,
+    RecipeMismatch,
+    StoreFormatError,
+    StoreFull,
+    StoreReadError,
+    StoreWriteError,
+)
+from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.naming import model_signature, prompt_hash
+from cache_store.recipes import recipe_fingerprint
+from cache_store.reports import DatasetStats, EntryInfo, Problem, PruneReport, StoreStats, VerifyReport
+from cache_store.store import FeatureStore
+from cache_store.vla_manager import VLACacheManager, get_cache_manager
+
+__all__ = [
+    "CacheStoreError",
+    "DamagedFeature",
+    "DatasetStats",
+    "EntryInfo",
+    "FeatureInfo",
+    "FeatureKey",
+    "FeatureStore",
+    "InvalidKey",
+    "Problem",
+    "PruneReport",
+    "RecipeMismatch",
+    "Record",
+    "StepKey",
+    "StoreFormatError",
+    "StoreFull",
+    "StoreReadError",
+    "StoreStats",
+    "StoreWriteError",
+    "TensorInfo",
+    "VLACacheManager",
+    "VerifyReport",
+    "VideoKey",
+    "canonical_dataset_name",
+    "describe",
+    "get_cache_manager",
+    "known_aliases",
+    "model_signature",
+    "prompt_hash",
+    "recipe_fingerprint",
+]

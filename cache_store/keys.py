@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class StepKey:
     """One VLM step of one robot episode.
 
-    `dataset` is the episode's name (`recv_all_20251027_170308`), `vlm_idx` its step index (>= 0, in the unit that
-    the episode's format defines), `prompt_hash` the first 8 hex digits of SHA-256 of the instruction, or None for
-    the flat layout.
+    `dataset` is the episode's name (`recv_all_20251027_170308`), `vlm_idx` its step index (>= 0, in the unit
+    that the episode's format defines), `prompt_hash` the first 8 hex digits of SHA-256 of the instruction, or
+    None for the flat layout.
     """
 
     dataset: str

@@ -1,0 +1,174 @@
+"""The zip around a `.pt` file, without torch: checksums, and the store's own record inside it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cache_store.errors import DamagedFeature, StoreReadError
+from cache_store.recipes import canonical_json
+
+RECORD_NAME = "vlm_cache.json"
+RECORD_FORMAT = 1
+_CHUNK_BYTES = 1 << 20
+# What zipfile raises on bytes that are no sound archive; it has no common class for them.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the store writes beside the tensors: which feature this is and how it was made.
+
+    `recipe_fingerprint` is 64 hex digits, or None when the writer gave no recipe; `recipe` and `provenance`
+    are JSON objects.
+    """
+
+    key: Mapping[str, Any] | None = None
+    recipe: Mapping[str, Any] | None = None
+    recipe_fingerprint: str | None = None
+    provenance: Mapping[str, Any] | None = None
+
+    def to_json(self) -> bytes:
+        """Canonical: equal records give equal bytes."""
+        fields = {
+            "format": RECORD_FORMAT,
+            "key": self.key,
+            "provenance": self.provenance,
+            "recipe": self.recipe,
+            "recipe_fingerprint": self.recipe_fingerprint,
+        }
+        return canonical_json(fields).encode("ascii")
+
+
+class Archive:
+    """One open feature file. Methods raise `DamagedFeature` for content, `StoreReadError` for the disk."""
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self.path = path
+        self.file = file
+        try:
+            self._zip = zipfile.ZipFile(file)
+        except (*_ZIP_ERRORS, OSError) as exc:
+            raise _translated(path, exc, "not a complete zip archive") from exc
+
+    def record(self) -> Record | None:
+        """The store's record, read without touching the tensors; None for files that others wrote."""
+        names = [name for name in self._zip.namelist() if name.rpartition("/")[2] == RECORD_NAME]
+        if not names:
+            return None
+        try:
+            fields = json.loads(self._zip.read(names[0]))
+            return Record(fields["key"], fields["recipe"], fields["recipe_fingerprint"], fields["provenance"])
+        except (*_ZIP_ERRORS, OSError, TypeError) as exc:
+            raise _translated(self.path, exc, f"record {RECORD_NAME} cannot be read") from exc
+
+    def verify(self) -> None:
+        """Check every record's CRC-32, which `torch.load` never does, and that this is a torch archive."""
+        infos = self._zip.infolist()
+        names = {info.filename for info in infos}
+        if len(names) != len(infos):
+            raise DamagedFeature(self.path, "two records share one name")
+        if not any(name.endswith("/data.pkl") for name in names):
+            raise DamagedFeature(self.path, "no data.pkl inside: not written by torch.save")
+        for info in infos:
+            self._verify_one(info)
+
+    def _verify_one(self, info: zipfile.ZipInfo) -> None:
+        # torch reads STORED records only, and trusts both sizes to agree.
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise DamagedFeature(self.path, f"record {info.filename} is not stored plainly")
+        try:
+            with self._zip.open(info) as stream:
+                remaining = info.file_size
+                while chunk := stream.read(_CHUNK_BYTES):
+                    remaining -= len(chunk)
+        except (*_ZIP_ERRORS, OSError) as exc:
+            raise _translated(self.path, exc, f"record {info.filename} fails its checksum") from exc
+        if remaining:
+            raise DamagedFeature(self.path, f"record {info.filename} ends {remaining} bytes early")
+
+
+@contextmanager
+def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
+    """Open a feature file for the length of a `with`.
+
+    Raises:
+        FileNotFoundError: no such file; on a network file system also one that was just replaced.
+        DamagedFeature, StoreReadError: as `Archive`.
+    """
+    name = os.fspath(path)
+    try:
+        # A folder under this name counts as damage like any other foreign content.
+        file = open(name, "rb")  # noqa: SIM115 - closed by the `with` below, opened apart to tell its errors
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError as exc:
+        raise DamagedFeature(name, "a folder, not a file") from exc
+    except OSError as exc:
+        if exc.errno in (errno.ESTALE, errno.ENOTDIR):
+            raise FileNotFoundError(name) from exc
+        raise StoreReadError(name, exc) from exc
+    with file:
+        yield Archive(name, file)
+
+
+def check(path: str | os.PathLike[str]) -> str | None:
+    """Verify a file's structure and checksums; None when sound, else the reason in words.
+
+    Raises:
+        FileNotFoundError, StoreReadError: as `open_archive`.
+    """
+    try:
+        with open_archive(path) as archive:
+            archive.verify()
+            archive.record()
+    except DamagedFeature as exc:
+        return exc.reason
+    return None
+
+
+def append_record(buffer: BytesIO, root: str, record: Record) -> None:
+    """Add the record to a finished archive whose folder is `root`, without copying the tensors' bytes."""
+    # Fixed date, permissions and system: equal inputs must give equal files on every host.
+    info = zipfile.ZipInfo(f"{root}/{RECORD_NAME}", date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3
+    info.external_attr = 0
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr(info, record.to_json())
+
+
+def read_record(path: str | os.PathLike[str]) -> Record | None:
+    """The store's record of a file, cheaply; None for a file that plain `torch.save` wrote.
+
+    Raises:
+        FileNotFoundError, DamagedFeature, StoreReadError: as `open_archive`.
+    """
+    with open_archive(Path(path)) as archive:
+        return archive.record()
+
+
+def _translated(path: str, exc: Exception, reason: str) -> DamagedFeature | StoreReadError:
+    # EINVAL is a seek to an offset that damaged bytes made up; any other number is the disk speaking.
+    if isinstance(exc, OSError) and exc.errno not in (None, errno.EINVAL):
+        return StoreReadError(path, exc)
+    return DamagedFeature(path, f"{reason} ({exc})")

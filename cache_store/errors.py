@@ -1,0 +1,136 @@
+"""Everything the store raises on purpose.
+
+    CacheStoreError
+    ├── InvalidKey          (also a ValueError)  the key cannot be a file name
+    ├── RecipeMismatch                           the file was made another way than this run asks for
+    ├── StoreFull                                the size limit leaves no room
+    ├── StoreWriteError                          the disk failed while writing: a bad disk stops the run
+    ├── StoreReadError                           the disk or its permissions failed while reading
+    ├── StoreFormatError                         the folder is no store, or of a newer format
+    └── DamagedFeature                           a file whose content cannot be trusted
+
+All keep their data as fields and survive pickling, because they travel between Ray workers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class CacheStoreError(Exception):
+    """Root of the tree. The message is built from the fields, so that a pickled copy says the same."""
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.__dict__.update(fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are rebuilt from `args` alone; the fields have to travel in the state.
+        return (_rebuild, (type(self), self.message), dict(self.__dict__))
+
+
+def _rebuild(kind: type[CacheStoreError], message: str) -> CacheStoreError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    return error
+
+
+class InvalidKey(CacheStoreError, ValueError):
+    """A key that cannot become a safe file name. `field` and `value` say which part is wrong."""
+
+    field: str
+    value: object
+
+    def __init__(self, problem: str, *, field: str, value: object) -> None:
+        super().__init__(f"{field} {value!r} {problem}", field=field, value=value)
+
+
+class RecipeMismatch(CacheStoreError):
+    """The stored feature was made with another recipe.
+
+    `path` is the file, `found` and `wanted` are fingerprints (64 hex digits), `differences` says in words
+    where the two recipes part.
+    """
+
+    path: str
+    found: str
+    wanted: str
+    differences: list[str]
+
+    def __init__(self, *, path: str, found: str, wanted: str, differences: list[str], advice: str) -> None:
+        listed = "; ".join(differences) or "no difference in words"
+        super().__init__(
+            f"{path} was made with recipe {found[:8]}, this run uses {wanted[:8]} ({listed}); {advice}",
+            path=path,
+            found=found,
+            wanted=wanted,
+            differences=differences,
+        )
+
+
+class StoreFull(CacheStoreError):
+    """The limit leaves no room, and nothing may be evicted. Bytes are `st_size` of published files."""
+
+    limit_bytes: int
+    needed_bytes: int
+
+    def __init__(self, reason: str, *, limit_bytes: int, needed_bytes: int) -> None:
+        super().__init__(
+            f"no room for {needed_bytes} bytes under the limit of {limit_bytes} bytes: {reason}; "
+            "raise the limit, prune, or build fewer entries per run",
+            limit_bytes=limit_bytes,
+            needed_bytes=needed_bytes,
+        )
+
+
+class StoreWriteError(CacheStoreError):
+    """The system refused a write. `errno` and `reason` are the system's, `path` is the file meant."""
+
+    path: str
+    errno: int | None
+    reason: str
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(
+            f"cannot write {path}: {cause.strerror or cause}; check the disk's space, quota and permissions",
+            path=path,
+            errno=cause.errno,
+            reason=cause.strerror or str(cause),
+        )
+
+
+class StoreReadError(CacheStoreError):
+    """The operating system refused a read of an existing file; a miss would hide a failing disk."""
+
+    path: str
+    errno: int | None
+    reason: str
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(
+            f"cannot read {path}: {cause.strerror or cause}; check the disk and the file's permissions",
+            path=path,
+            errno=cause.errno,
+            reason=cause.strerror or str(cause),
+        )
+
+
+class StoreFormatError(CacheStoreError):
+    """`path` cannot be opened as a store, for the stated `reason`."""
+
+    path: str
+    reason: str
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} cannot be opened as a store: {reason}", path=path, reason=reason)
+
+
+class DamagedFeature(CacheStoreError):
+    """The file at `path` is truncated, altered or no feature at all; `reason` says what was found."""
+
+    path: str
+    reason: str
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}; delete it and build it again", path=path, reason=reason)

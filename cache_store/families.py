@@ -1,0 +1,100 @@
+"""Which recipe owns a video family's plain folder: the first one. Others get a folder of their own.
+
+A family is a data set, a frame count and a tower signature. Files of two recipes would have the same name,
+and the plain name must go on meaning one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from cache_store import naming
+from cache_store.archive import read_record
+from cache_store.atomic import create_only
+from cache_store.errors import DamagedFeature, StoreReadError
+from cache_store.keys import VideoKey
+
+
+def owner_of(root: Path, key: VideoKey) -> str | None:
+    """Fingerprint (64 hex digits) of the recipe that owns the plain folder for this family; None: free.
+
+    Read from the marker, or from the first file of the family when someone removed the marker.
+    """
+    return _marked(root / naming.family_marker(key)) or _first_in_folder(root, key)
+
+
+def claim(root: Path, key: VideoKey, fingerprint: str) -> str:
+    """Make `fingerprint` the owner unless there is one; returns the owner, the same for all who race.
+
+    Raises:
+        StoreWriteError: the marker cannot be written.
+    """
+    marker = root / naming.family_marker(key)
+    marked = _marked(marker)
+    if marked is not None:
+        return marked
+    owner = _first_in_folder(root, key) or fingerprint
+    content = json.dumps({"dataset": key.dataset, "recipe_fingerprint": owner}, sort_keys=True).encode()
+    while not create_only(content, marker):
+        marked = _marked(marker)
+        if marked is not None:
+            return marked
+        # Unreadable: no owner can be told from it, and it would block the family for ever.
+        marker.unlink(missing_ok=True)
+    return owner
+
+
+def release_empty(root: Path, datasets: Iterable[str]) -> None:
+    """Forget the owners of those of `datasets` whose plain folder holds no feature any more.
+
+    For `prune` and `clear`, which a person starts: a writer that claimed a family and has not yet published
+    its first file would lose the claim.
+    """
+    emptied = {dataset for dataset in datasets if not _features(root / dataset)}
+    try:
+        markers = sorted((root / naming.RECIPES).iterdir())
+    except OSError:
+        # Never created: no family has an owner.
+        return
+    for marker in markers:
+        try:
+            if json.loads(marker.read_bytes())["dataset"] in emptied:
+                marker.unlink()
+        except (OSError, ValueError, KeyError, TypeError):
+            # Another process tidies too, or the marker is no marker; owner_of copes with both.
+            continue
+
+
+def _marked(marker: Path) -> str | None:
+    try:
+        fingerprint = json.loads(marker.read_bytes())["recipe_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # Gone or damaged: a hint, rebuilt from the files.
+        return None
+    return fingerprint if isinstance(fingerprint, str) else None
+
+
+def _first_in_folder(root: Path, key: VideoKey) -> str | None:
+    for name in _features(root / key.dataset):
+        try:
+            record = read_record(root / key.dataset / name)
+        except (FileNotFoundError, DamagedFeature, StoreReadError):
+            # Evicted meanwhile, or unreadable: the next file tells the same.
+            continue
+        if record is None or record.key is None or record.recipe_fingerprint is None:
+            continue
+        fields = record.key
+        if (fields.get("nframe"), fields.get("model_signature")) == (key.nframe, key.model_signature):
+            return record.recipe_fingerprint
+    return None
+
+
+def _features(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(naming.SUFFIX))
+    except OSError:
+        # No folder: nothing was stored yet.
+        return []

@@ -1,0 +1,145 @@
+"""One process's append-only journal of what it did to the store, and the grammar of its lines.
+
+A line is tab-separated UTF-8: kind, change of the store's total in bytes, time in microseconds, then the
+kind's own fields. Whoever needs only the total adds up the second column.
+
+    o  0        time  host pid started run     the process opens the journal
+    r  +bytes   time  name                     room is reserved for an entry about to be written
+    x  -bytes   time  name                     the reservation is given back
+    p  change   time  bytes written_us fingerprint8 runs reserved name
+                                               written; change = bytes - bytes replaced - bytes reserved
+    d  -bytes   time  name                     deleted
+    m  0        time  run name                 protected from eviction while the run is active
+    u  0        time  name                     read
+    n  0        time  hits misses evictions damaged   since the last such line
+    k  change   time                           correction of the total by someone who knows all entries
+    c  0        time                           the process closes the journal
+
+Journals are hints: `reconcile` rebuilds what matters from the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+from cache_store import naming
+from cache_store.atomic import make_folder
+from cache_store.errors import StoreWriteError
+from cache_store.processes import this_process
+
+_TOUCH_EVERY_S = 60.0
+
+
+def now_us() -> int:
+    """Wall-clock microseconds; orders events of one host, and roughly those of several."""
+    return time.time_ns() // 1000
+
+
+def line(kind: str, change: int, *fields: object, time_us: int | None = None) -> bytes:
+    """One journal line. Names carry no tabs or line ends: `naming` refuses them."""
+    when = now_us() if time_us is None else time_us
+    return "\t".join((kind, str(change), str(when), *map(str, fields))).encode() + b"\n"
+
+
+class Journal:
+    """Appends to this process's own file under `folder`; opened by the first append.
+
+    Safe for threads. A forked child starts its own file, and a file that a compactor removed is replaced.
+    """
+
+    def __init__(self, folder: Path, run_id: str | None) -> None:
+        self._folder = folder
+        self._run_id = run_id
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._fd: int | None = None
+        self._name: str | None = None
+        self._touched_s = 0.0
+
+    @property
+    def name(self) -> str | None:
+        """The journal's file name, None before the first append."""
+        return self._name if self._pid == os.getpid() else None
+
+    def append(self, *lines: bytes) -> None:
+        """Append whole lines.
+
+        Raises:
+            StoreWriteError: the operating system refused.
+        """
+        self._start_over_after_fork()
+        payload = b"".join(lines)
+        with self._lock:
+            try:
+                fd = self._open()
+                _write_whole(fd, payload)
+                if os.fstat(fd).st_nlink == 0:
+                    # A compactor took us for dead and removed the file: what we just wrote is lost with it.
+                    self._drop()
+                    _write_whole(self._open(), payload)
+            except OSError as exc:
+                # A torn line may end the file; the next append must not continue it.
+                self._drop()
+                raise StoreWriteError(str(self._folder), exc) from exc
+            self._touched_s = time.monotonic()
+
+    def touch(self) -> None:
+        """Show other hosts that this process lives; a system call once a minute at most, errors ignored."""
+        if self._pid != os.getpid() or self._fd is None:
+            return
+        if time.monotonic() - self._touched_s < _TOUCH_EVERY_S:
+            return
+        self._touched_s = time.monotonic()
+        # Removed by a compactor? The next append notices and starts a new file.
+        with contextlib.suppress(OSError):
+            os.utime(self._folder / str(self._name))
+
+    def close(self) -> None:
+        """Say that nothing more will come; a later append opens a new journal. Errors are ignored: a hint."""
+        if self._pid != os.getpid() or self._fd is None:
+            return
+        with self._lock:
+            if self._fd is None:
+                return
+            # On failure the journal looks like a dead process's, which a compactor handles the same way.
+            with contextlib.suppress(OSError):
+                _write_whole(self._fd, line("c", 0))
+            self._drop()
+
+    def _start_over_after_fork(self) -> None:
+        # Two processes in one file would tear each other's lines, and the lock may be held by a thread that
+        # the child does not have.
+        if self._pid != os.getpid():
+            inherited = self._fd
+            self._forget()
+            if inherited is not None:
+                os.close(inherited)
+
+    def _open(self) -> int:
+        if self._fd is None:
+            make_folder(self._folder)
+            name = naming.journal_name()
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self._folder / name, flags, 0o666)
+            self._name = name
+            owner = this_process(self._run_id)
+            _write_whole(self._fd, line("o", 0, owner.host, owner.pid, owner.started, owner.run_id))
+        return self._fd
+
+    def _drop(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = None
+        self._name = None
+
+
+def _write_whole(fd: int, payload: bytes) -> None:
+    while payload:
+        payload = payload[os.write(fd, payload) :]

@@ -1,0 +1,156 @@
+"""What an operator asks of a whole store: its entries, their soundness, and which to delete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_store import archive, naming
+from cache_store.accounts import Accounts
+from cache_store.errors import DamagedFeature, StoreReadError
+from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.reports import DatasetStats, EntryInfo, Problem, StoreStats, VerifyReport
+
+_VERIFY_THREADS = 4  # CRC-32 runs without Python's lock; more threads than this only make a disk seek
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which entries `prune` means: those that meet every condition given."""
+
+    datasets: frozenset[str] | None = None
+    older_than_s: float | None = None  # since written
+    unused_for_s: float | None = None
+    model_signature: str | None = None
+    recipe_fingerprint: str | None = None  # or its beginning, at least 8 hex digits
+
+    def matches(self, root: Path, entry: EntryInfo, now_s: float) -> bool:
+        if self.datasets is not None and not self.datasets & {entry.dataset, entry.dataset.partition("@")[0]}:
+            return False
+        if self.older_than_s is not None and now_s - entry.mtime < self.older_than_s:
+            return False
+        if self.unused_for_s is not None and now_s - entry.last_use < self.unused_for_s:
+            return False
+        if self.model_signature is None and self.recipe_fingerprint is None:
+            return True
+        return self._matches_record(root / entry.name)
+
+    def _matches_record(self, path: Path) -> bool:
+        """By what the file itself says; files that say nothing are never meant."""
+        try:
+            record = archive.read_record(path)
+        except (FileNotFoundError, DamagedFeature, StoreReadError):
+            # Not readable, so not known to be meant: prune must not guess.
+            return False
+        if record is None:
+            return False
+        signature = (record.key or {}).get("model_signature")
+        if self.model_signature is not None and signature != self.model_signature:
+            return False
+        wanted = self.recipe_fingerprint
+        return wanted is None or (record.recipe_fingerprint or "").startswith(wanted)
+
+
+def entry_infos(accounts: Accounts) -> list[EntryInfo]:
+    """All entries, sorted by name."""
+    infos = []
+    for name in sorted(accounts.entries):
+        entry = accounts.entries[name]
+        infos.append(
+            EntryInfo(
+                name,
+                dataset_shown(name),
+                entry.bytes,
+                entry.written_us / 1e6,
+                entry.used_us / 1e6,
+                entry.fingerprint8 or None,
+            )
+        )
+    return infos
+
+
+def key_fields(key: FeatureKey) -> dict[str, Any]:
+    """A key as the record of its file keeps it."""
+    return {"kind": "step" if isinstance(key, StepKey) else "video", **asdict(key)}
+
+
+def recorded_key(path: Path) -> VideoKey | None:
+    """The video key that a file's record tells; None when it tells none, is damaged or went away."""
+    try:
+        record = archive.read_record(path)
+        if record is None or record.key is None or record.key["kind"] != "video":
+            return None
+        fields = record.key
+        return VideoKey(fields["dataset"], fields["video_id"], fields["nframe"], fields["model_signature"])
+    except (FileNotFoundError, DamagedFeature, KeyError):
+        return None
+
+
+def dataset_shown(name: str) -> str:
+    """The data set under which a feature is listed, with "@<fingerprint8>" for a second recipe."""
+    parsed = naming.parse(name)
+    if parsed is None:
+        return ""
+    return parsed.dataset if parsed.fingerprint8 is None else f"{parsed.dataset}@{parsed.fingerprint8}"
+
+
+def summed_up(accounts: Accounts, limit_bytes: int | None) -> StoreStats:
+    """The statistics of all entries."""
+    sums: dict[str, list[int]] = {}
+    for name, entry in accounts.entries.items():
+        of_dataset = sums.setdefault(dataset_shown(name), [0, 0])
+        of_dataset[0] += 1
+        of_dataset[1] += entry.bytes
+    used_us = [entry.used_us for entry in accounts.entries.values()]
+    counters = accounts.counters
+    return StoreStats(
+        entries=len(accounts.entries),
+        bytes=accounts.published_bytes,
+        limit_bytes=limit_bytes,
+        datasets={name: DatasetStats(*sums[name]) for name in sorted(sums)},
+        hits=counters.hits,
+        misses=counters.misses,
+        evictions=counters.evictions,
+        damaged=counters.damaged,
+        oldest=min(used_us) / 1e6 if used_us else None,
+        newest=max(used_us) / 1e6 if used_us else None,
+    )
+
+
+def verify_files(root: Path, names: Iterable[str], progress: Callable[[int, int], None] | None) -> VerifyReport:
+    """Check every file's structure and checksums; `progress(done, total)` is called after each."""
+    wanted = sorted(names)
+    problems: list[Problem] = []
+    checked = 0
+    with ThreadPoolExecutor(_VERIFY_THREADS) as pool:
+        for name, (exists, reason) in zip(wanted, pool.map(lambda n: _check(root / n), wanted), strict=True):
+            checked += exists
+            if reason is not None:
+                problems.append(Problem(name, reason))
+            if progress is not None:
+                progress(checked, len(wanted))
+    return VerifyReport(checked, problems)
+
+
+def _check(path: Path) -> tuple[bool, str | None]:
+    try:
+        return True, archive.check(path)
+    except FileNotFoundError:
+        # Evicted since the listing: no problem, and nothing was checked.
+        return False, None
+    except StoreReadError as exc:
+        return True, f"cannot be read: {exc.reason}"
+
+
+def least_recent_down_to(entries: Iterable[EntryInfo], total_bytes: int, down_to_bytes: int) -> list[EntryInfo]:
+    """The least recently used of `entries` that must go until `total_bytes` is at most `down_to_bytes`."""
+    chosen = []
+    for entry in sorted(entries, key=lambda entry: (entry.last_use, entry.name)):
+        if total_bytes <= down_to_bytes:
+            break
+        chosen.append(entry)
+        total_bytes -= entry.bytes
+    return chosen

@@ -1,0 +1,43 @@
+"""`cache_meta.json`, the summary of the video features that LongVA's scripts read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cache_store import naming
+from cache_store.accounts import Accounts
+from cache_store.atomic import publish
+from cache_store.maintenance import dataset_shown
+
+
+def write(root: Path, accounts: Accounts, dtype: str | None) -> None:
+    """Replace the summary. `dtype` is that of the features last written, None to keep what the file says.
+
+    Raises:
+        StoreWriteError: the operating system refused.
+    """
+    datasets: dict[str, dict[str, int]] = {}
+    for name, entry in accounts.entries.items():
+        parsed = naming.parse(name)
+        if parsed is not None and parsed.is_video:
+            sums = datasets.setdefault(dataset_shown(name), {"count": 0, "size_bytes": 0})
+            sums["count"] += 1
+            sums["size_bytes"] += entry.bytes
+    fields = {
+        "version": "1.0",
+        "dtype": dtype or _dtype_before(root),
+        "compression": "none",
+        "total_samples": sum(sums["count"] for sums in datasets.values()),
+        "total_size_bytes": sum(sums["size_bytes"] for sums in datasets.values()),
+        "datasets": dict(sorted(datasets.items())),
+    }
+    publish([json.dumps(fields, indent=2).encode() + b"\n"], root / naming.META)
+
+
+def _dtype_before(root: Path) -> str:
+    try:
+        return str(json.loads((root / naming.META).read_bytes())["dtype"])
+    except (OSError, ValueError, KeyError, TypeError):
+        # Missing or damaged: the files themselves carry their dtype.
+        return "unknown"

@@ -1,0 +1,214 @@
+"""The only place that knows file names: of features, of second recipes, and of the store's own files."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import re
+import unicodedata
+import uuid
+from dataclasses import dataclass
+
+from cache_store.errors import InvalidKey
+from cache_store.keys import FeatureKey, StepKey, VideoKey
+
+STORE_FOLDER = ".vlm-cache"
+SETTINGS = f"{STORE_FOLDER}/store.json"
+SNAPSHOT = f"{STORE_FOLDER}/snapshot"
+LEASE = f"{STORE_FOLDER}/compactor.lock"
+JOURNALS = f"{STORE_FOLDER}/journals"
+RECIPES = f"{STORE_FOLDER}/recipes"
+QUARANTINE = f"{STORE_FOLDER}/quarantine"
+META = "cache_meta.json"
+
+SUFFIX = ".pt"
+TEMP_PREFIX = ".vlm-tmp-"
+MAX_DATASET_BYTES = 180  # + "_vlm", 20 digits, ".pt" and a recipe's "@12345678" stay under the 255 of a name
+
+_HASH8 = re.compile(r"[0-9a-f]{8}")
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+_RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,80}")
+
+
+@dataclass(frozen=True)
+class ParsedName:
+    """What a feature's relative path tells: `key` only for steps (a video's MD5 cannot be turned back)."""
+
+    dataset: str
+    key: StepKey | None = None
+    fingerprint8: str | None = None  # of a second recipe's folder
+
+    @property
+    def is_video(self) -> bool:
+        return self.key is None
+
+
+def model_signature(tower: str, select_layer: int) -> str:
+    """First 8 hex digits of MD5 of `"<tower>:layer<select_layer>"`, as the LongVA scripts computed it."""
+    return _md5(f"{tower}:layer{select_layer}")[:8]
+
+
+def prompt_hash(instruction: str) -> str:
+    """First 8 hex digits of SHA-256 of the instruction in UTF-8."""
+    return hashlib.sha256(instruction.encode("utf-8")).hexdigest()[:8]
+
+
+def relative_path(key: FeatureKey, *, second_recipe: str | None = None) -> str:
+    """Where a feature lives under the root, with "/" as separator.
+
+    `second_recipe` is the fingerprint of a recipe that does not own its video family; steps have one path
+    only.
+
+    Raises:
+        InvalidKey: a part of the key cannot be a safe name.
+    """
+    if isinstance(key, StepKey):
+        return _step_path(key)
+    if isinstance(key, VideoKey):
+        return _video_path(key, second_recipe)
+    raise InvalidKey("is neither a StepKey nor a VideoKey", field="key", value=key)
+
+
+def _step_path(key: StepKey) -> str:
+    check_dataset(key.dataset)
+    index = _whole_number(key.vlm_idx, field="vlm_idx", minimum=0)
+    name = f"{key.dataset}_vlm{index}{SUFFIX}"
+    if key.prompt_hash is None:
+        return name
+    if not isinstance(key.prompt_hash, str) or not _HASH8.fullmatch(key.prompt_hash):
+        raise InvalidKey("is not 8 lower-case hex digits", field="prompt_hash", value=key.prompt_hash)
+    return f"{key.prompt_hash}/{name}"
+
+
+def _video_path(key: VideoKey, second_recipe: str | None) -> str:
+    check_dataset(key.dataset)
+    nframe = _whole_number(key.nframe, field="nframe", minimum=1)
+    for field in ("video_id", "model_signature"):
+        value = getattr(key, field)
+        if not isinstance(value, str) or not value:
+            raise InvalidKey("is not a non-empty string", field=field, value=value)
+        _check_encodable(value, field)
+    digest = _md5(f"{key.dataset}:{key.video_id}:nframe{nframe}:model{key.model_signature}")
+    folder = key.dataset if second_recipe is None else f"{key.dataset}@{second_recipe[:8]}"
+    return f"{folder}/{digest}{SUFFIX}"
+
+
+def family_marker(key: VideoKey) -> str:
+    """The marker file that says which recipe owns the plain folder for this data set, nframe and tower."""
+    return f"{RECIPES}/{_md5(f'{key.dataset}:nframe{key.nframe}:model{key.model_signature}')}.json"
+
+
+def parse(relative: str) -> ParsedName | None:
+    """Read a relative path back into what it tells; None for anything that is not a feature's name."""
+    folder, _, name = relative.rpartition("/")
+    if not name.endswith(SUFFIX) or "/" in folder:
+        return None
+    stem = name[: -len(SUFFIX)]
+    if folder and _MD5.fullmatch(stem):
+        return _parse_video(folder)
+    # Not the other way round: an episode's own name may contain "_vlm".
+    dataset, separator, index = stem.rpartition("_vlm")
+    if not separator or not _INDEX.fullmatch(index) or not is_dataset(dataset):
+        return None
+    if folder and not _HASH8.fullmatch(folder):
+        return None
+    return ParsedName(dataset, StepKey(dataset, int(index), folder or None))
+
+
+def _parse_video(folder: str) -> ParsedName | None:
+    dataset, separator, fingerprint8 = folder.partition("@")
+    if not is_dataset(dataset) or (separator and not _HASH8.fullmatch(fingerprint8)):
+        return None
+    return ParsedName(dataset, None, fingerprint8 or None)
+
+
+def is_dataset(name: str) -> bool:
+    """Whether `check_dataset` would accept the name."""
+    try:
+        check_dataset(name)
+    except InvalidKey:
+        return False
+    return True
+
+
+def check_dataset(name: object) -> None:
+    """Refuse names that leave the root, hide, or cannot be told apart from the store's own.
+
+    Raises:
+        InvalidKey: says what is wrong with the name.
+    """
+    problem = _dataset_problem(name)
+    if problem is not None:
+        raise InvalidKey(problem, field="dataset", value=name)
+
+
+def _dataset_problem(name: object) -> str | None:
+    if not isinstance(name, str):
+        return "is not a string"
+    if not name:
+        return "is empty"
+    if name.startswith("."):
+        return "starts with a dot, which marks the store's own and hidden files"
+    if "/" in name or "\\" in name:
+        return "contains a path separator"
+    if ".." in name:
+        return "contains '..', which could leave the store"
+    if "@" in name:
+        return "contains '@', which separates a data set from a second recipe"
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        return "contains a control character or half of a surrogate pair"
+    if len(name.encode("utf-8")) > MAX_DATASET_BYTES:
+        return f"is longer than {MAX_DATASET_BYTES} bytes in UTF-8"
+    return None
+
+
+def check_run_id(run_id: str) -> None:
+    """Refuse run ids that would break the journals' line grammar.
+
+    Raises:
+        InvalidKey: says what is allowed.
+    """
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        raise InvalidKey("is not 1 to 80 letters, digits, '.', '_', ':' or '-'", field="run_id", value=run_id)
+
+
+def temp_name() -> str:
+    """A new name for a file that is being written. Never ends in `.pt`, never repeats.
+
+    A fixed temporary name lets two writers publish a mixture of their bytes.
+    """
+    return f"{TEMP_PREFIX}{uuid.uuid4().hex}"
+
+
+def journal_name() -> str:
+    """A new name for one process's journal."""
+    return f"{uuid.uuid4().hex}.journal"
+
+
+def quarantine_name(relative: str) -> str:
+    """Where a damaged feature is set aside; unique, so that a second damaged copy keeps the first."""
+    flat = relative.removesuffix(SUFFIX).replace("/", "%")
+    return f"{QUARANTINE}/{flat[:120]}.{uuid.uuid4().hex}.damaged"
+
+
+def _whole_number(value: object, *, field: str, minimum: int) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidKey("is not a whole number", field=field, value=value) from None
+    if isinstance(value, bool) or number < minimum:
+        raise InvalidKey(f"is not a whole number of at least {minimum}", field=field, value=value)
+    return number
+
+
+def _check_encodable(value: str, field: str) -> None:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidKey("cannot be written in UTF-8", field=field, value=value) from None
+
+
+def _md5(text: str) -> str:
+    # A name, not a protection: the scripts' caches on users' disks are named this way.
+    return hashlib.md5(text.encode("utf-8"), usedforsecurity=False).hexdigest()

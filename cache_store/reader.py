@@ -1,0 +1,212 @@
+"""Finds and reads one feature: where to look, which recipe fits, and what to do with a damaged file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cache_store import codec, naming
+from cache_store.archive import Record, open_archive, read_record
+from cache_store.atomic import make_folder
+from cache_store.dataset_names import names_to_search
+from cache_store.errors import DamagedFeature, RecipeMismatch, StoreWriteError
+from cache_store.journal import Journal, line
+from cache_store.keys import FeatureKey, VideoKey
+from cache_store.recipes import differences, recipe_fingerprint
+from cache_store.usage import Usage
+
+OnStale = Literal["error", "miss", "use"]
+State = Literal["missing", "present", "stale"]
+
+logger = logging.getLogger("cache_store")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The recipe that a caller asks for; without one every file fits, and a file without one fits any."""
+
+    recipe: Mapping[str, Any] | None
+    fingerprint: str | None
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any] | None) -> Wanted:
+        return cls(recipe, None if recipe is None else recipe_fingerprint(recipe))
+
+    def fits(self, record: Record | None) -> bool:
+        if self.fingerprint is None or record is None or record.recipe_fingerprint is None:
+            return True
+        return record.recipe_fingerprint == self.fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    value: object
+
+
+@dataclass(frozen=True, eq=False)
+class _Stale:
+    name: str
+    record: Record
+
+
+class Reader:
+    """Reads features of one store without any lock; tells `usage`, and on damage `journal`."""
+
+    def __init__(self, root: Path, journal: Journal, usage: Usage) -> None:
+        self._root = root
+        self._journal = journal
+        self._usage = usage
+        self._hinted: set[str] = set()
+
+    def read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale) -> object | None:
+        """The feature, or None for a counted miss; a damaged file is set aside and is a miss.
+
+        Raises:
+            RecipeMismatch: only another recipe's feature is there, and `on_stale` is "error".
+            StoreReadError: the disk.
+        """
+        stale: _Stale | None = None
+        for name in candidates(key, wanted.fingerprint):
+            outcome = self._read_one(name, wanted)
+            if isinstance(outcome, _Found):
+                self._usage.hit(name)
+                return outcome.value
+            stale = stale or outcome
+        if stale is not None and on_stale == "error":
+            raise self._mismatch(stale, key, wanted)
+        if stale is not None and on_stale == "use":
+            outcome = self._read_one(stale.name, Wanted.of(None))
+            if isinstance(outcome, _Found):
+                self._usage.hit(stale.name)
+                return outcome.value
+        self._usage.missed()
+        if wanted.fingerprint is None and isinstance(key, VideoKey):
+            self._hint_at_second_recipes(key)
+        return None
+
+    def state(self, key: FeatureKey, wanted: Wanted) -> State:
+        """Whether `read` would find it; looks at names, and at records only when a recipe is asked for."""
+        state: State = "missing"
+        for name in candidates(key, wanted.fingerprint):
+            path = self._root / name
+            if wanted.fingerprint is None:
+                if path.is_file():
+                    return "present"
+                continue
+            try:
+                record = read_record(path)
+            except (FileNotFoundError, DamagedFeature):
+                # A damaged file is as good as none: the build makes it again.
+                continue
+            if wanted.fits(record):
+                return "present"
+            state = "stale"
+        return state
+
+    def _read_one(self, name: str, wanted: Wanted) -> _Found | _Stale | None:
+        path = self._root / name
+        for _ in range(3):
+            before = _identity(path)
+            if before is None:
+                return None
+            try:
+                with open_archive(path) as archive:
+                    record = archive.record() if wanted.fingerprint is not None else None
+                    if record is not None and not wanted.fits(record):
+                        return _Stale(name, record)
+                    return _Found(codec.load(archive))
+            except FileNotFoundError:
+                return None
+            except DamagedFeature as exc:
+                # A writer may have replaced the damaged file while we read it: then the new one counts.
+                if _identity(path) == before:
+                    self._set_aside(name, exc.reason, before[2])
+                    return None
+        return None
+
+    def _set_aside(self, name: str, reason: str, size: int) -> None:
+        self._usage.damaged()
+        target = self._root / naming.quarantine_name(name)
+        try:
+            make_folder(target.parent)
+            os.rename(self._root / name, target)
+        except OSError as exc:
+            # A read-only store, or another reader was first; a miss either way.
+            logger.warning("%s is damaged (%s); it stays where it is: %s", name, reason, exc)
+            return
+        logger.warning("%s is damaged (%s); set aside as %s", name, reason, target)
+        try:
+            self._journal.append(line("d", -size, name))
+        except StoreWriteError:
+            # The rename worked, so the disk is full: the next put says so, and a scan corrects the total.
+            return
+
+    def _mismatch(self, stale: _Stale, key: FeatureKey, wanted: Wanted) -> RecipeMismatch:
+        found = stale.record.recipe_fingerprint or ""
+        advice = "rebuild it, or open it with on_stale='use' or without recipe"
+        if isinstance(key, VideoKey):
+            own = naming.relative_path(key, second_recipe=wanted.fingerprint)
+            advice = (
+                "get(key) without recipe reads the existing one; a build with this recipe goes to "
+                f"{self._root / own}, which get(key, recipe=...) then reads"
+            )
+        return RecipeMismatch(
+            path=str(self._root / stale.name),
+            found=found,
+            wanted=wanted.fingerprint or "",
+            differences=differences(stale.record.recipe, wanted.recipe),
+            advice=advice,
+        )
+
+    def _hint_at_second_recipes(self, key: VideoKey) -> None:
+        # Once per data set: a plain reader of a store that holds only second recipes would miss without a
+        # word.
+        if key.dataset in self._hinted:
+            return
+        self._hinted.add(key.dataset)
+        name = naming.relative_path(key).rpartition("/")[2]
+        for folder in sorted(self._root.glob(f"{_escaped(key.dataset)}@*")):
+            if (folder / name).is_file():
+                logger.warning(
+                    "%s is not in the plain folder but in %s; read it with get(key, recipe=...) and "
+                    "the recipe that `vlm-cache show %s` prints",
+                    name,
+                    folder.name,
+                    folder / name,
+                )
+
+
+def candidates(key: FeatureKey, fingerprint: str | None) -> list[str]:
+    """The relative paths where a reader looks, best first.
+
+    For videos: the recipe's own folder, the plain folder, then both under every other name of the data set.
+
+    Raises:
+        InvalidKey: the key cannot be a file name.
+    """
+    if not isinstance(key, VideoKey):
+        return [naming.relative_path(key)]
+    names = []
+    for dataset in names_to_search(key.dataset):
+        known_as = replace(key, dataset=dataset)
+        if fingerprint is not None:
+            names.append(naming.relative_path(known_as, second_recipe=fingerprint))
+        names.append(naming.relative_path(known_as))
+    return names
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        # No such file, or a folder in the way of it: a miss.
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

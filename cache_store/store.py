@@ -1,0 +1,281 @@
+"""The feature store: a folder of `.pt` files under a size limit, shared by any number of processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cache_store import codec, families, maintenance, meta, naming, settings
+from cache_store.archive import Record
+from cache_store.books import Books
+from cache_store.clock import file_system_now_s
+from cache_store.errors import StoreWriteError
+from cache_store.keys import FeatureKey, VideoKey
+from cache_store.reader import OnStale, Reader, State, Wanted
+from cache_store.reports import EntryInfo, PruneReport, StoreStats, VerifyReport
+from cache_store.scan import feature_names
+
+logger = logging.getLogger("cache_store")
+
+
+class FeatureStore:
+    """Features by key, one atomic file each. Safe for threads, forks and processes; picklable.
+
+    `limit_bytes` is kept for later openings; None takes the kept one, and 0 or less means no limit. Entries
+    put or protected under `run_id` are not evicted while a process of that run is at work.
+
+    Raises:
+        StoreFormatError: `root` cannot be a store.
+        InvalidKey: `run_id` has characters other than letters, digits, ".", "_", ":" and "-".
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, limit_bytes: int | None = None, run_id: str | None = None
+    ) -> None:
+        if run_id is not None:
+            naming.check_run_id(run_id)
+        self.root = Path(root).absolute()
+        self.run_id = run_id
+        self._video_dtype: str | None = None  # of the video features put since cache_meta.json was written
+        self._assemble(settings.open_root(self.root))
+        if limit_bytes is not None:
+            self.set_limit(limit_bytes)
+
+    def _assemble(self, limit_bytes: int | None) -> None:
+        self._pid = os.getpid()
+        self._books = Books(self.root, self.run_id, limit_bytes)
+        self._reader = Reader(self.root, self._books.journal, self._books.usage)
+        weakref.finalize(self, _write_the_rest, self._books)
+
+    def _begin(self) -> None:
+        # A forked child must neither write into its parent's journal nor wait for its parent's threads'
+        # locks.
+        if self._pid != os.getpid():
+            self._video_dtype = None
+            self._assemble(self._books.limit_bytes)
+        self._books.journal.touch()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopened, (str(self.root), self.run_id))
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.root)!r}, limit_bytes={self.limit_bytes}, run_id={self.run_id!r})"
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The limit in bytes, None for none."""
+        return self._books.limit_bytes
+
+    def set_limit(self, limit_bytes: int, *, remember: bool = True) -> None:
+        """Change the limit; 0 or less means none. The next put evicts what is too much.
+
+        With `remember` later openings take it too, unless the store cannot be written to.
+        """
+        wanted = limit_bytes if limit_bytes > 0 else None
+        if remember and wanted != self.limit_bytes:
+            try:
+                settings.remember_limit(self.root, wanted)
+            except StoreWriteError as exc:
+                # Readers of a read-only store pass their usual limit; they will never need it.
+                logger.info("the limit is not remembered: %s", exc)
+        self._books.limit_bytes = wanted
+
+    def put(
+        self,
+        key: FeatureKey,
+        value: object,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Store a feature, replacing what the key holds, and return its file; on any error the old one stays.
+
+        Of a video family the first recipe owns the plain folder, another one gets `<dataset>@<fingerprint8>`.
+
+        Raises:
+            InvalidKey, TypeError, ValueError: key, value, recipe or provenance cannot be stored.
+            StoreFull, StoreWriteError: nothing was published.
+        """
+        self._begin()
+        if value is None:
+            raise TypeError("None cannot be stored: get() returns it for a miss")
+        naming.relative_path(key)
+        wanted = Wanted.of(recipe)
+        record = Record(maintenance.key_fields(key), recipe, wanted.fingerprint, provenance)
+        data = codec.encode(value, record=record)
+        name = self._claimed_name(key, wanted.fingerprint)
+        self._books.publish(name, data, (wanted.fingerprint or "")[:8])
+        if isinstance(key, VideoKey):
+            self._video_dtype = codec.feature_dtype(value) or self._video_dtype
+        return self.root / name
+
+    def get(
+        self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None, on_stale: OnStale = "error"
+    ) -> object | None:
+        """The feature as it was put, on the CPU, or None for a miss. A damaged file is set aside and a miss.
+
+        Without `recipe` nothing is compared; a file without one fits any. `on_stale` says what another
+        recipe's feature means: an error, a miss, or use it.
+
+        Raises:
+            RecipeMismatch, InvalidKey, StoreReadError.
+            ValueError: `on_stale` is none of the three.
+        """
+        self._begin()
+        if on_stale not in ("error", "miss", "use"):
+            raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
+        return self._reader.read(key, Wanted.of(recipe), on_stale)
+
+    def contains(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
+        """Whether `get` would find a fitting feature; its content is not verified."""
+        return self.state_of(key, recipe=recipe) == "present"
+
+    def state_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> State:
+        """`"missing"`, `"present"`, or `"stale"` when only another recipe's feature is there."""
+        self._begin()
+        return self._reader.state(key, Wanted.of(recipe))
+
+    def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
+        """The file that `put` would write now; it need not exist."""
+        name = naming.relative_path(key)
+        fingerprint = Wanted.of(recipe).fingerprint
+        if isinstance(key, VideoKey) and fingerprint is not None:
+            owner = families.owner_of(self.root, key)
+            if owner not in (None, fingerprint):
+                name = naming.relative_path(key, second_recipe=fingerprint)
+        return self.root / name
+
+    def delete(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
+        """Delete the file at `path_of(key)`; False when there was none."""
+        self._begin()
+        return self._books.delete(self._relative(key, recipe))
+
+    def protect(self, keys: Iterable[FeatureKey], *, recipe: Mapping[str, Any] | None = None) -> None:
+        """Keep existing entries from eviction while this store's run is active, as if the run had put them.
+
+        Raises:
+            ValueError: the store was opened without `run_id`.
+        """
+        self._begin()
+        if self.run_id is None:
+            raise ValueError("protect() needs a store that was opened with run_id=")
+        self._books.protect([self._relative(key, recipe) for key in keys], self.run_id)
+
+    def keys(self, dataset: str | None = None) -> Iterator[FeatureKey]:
+        """The stored keys in the order of their paths.
+
+        Video files of the old scripts are left out: their names are hashes and they carry no record.
+        """
+        for name in sorted(feature_names(self.root)):
+            parsed = naming.parse(name)
+            if parsed is None or (dataset is not None and parsed.dataset != dataset):
+                continue
+            key = parsed.key or maintenance.recorded_key(self.root / name)
+            if key is not None:
+                yield key
+
+    def entries(self) -> list[EntryInfo]:
+        """Everything stored, sorted by name, as the files are now."""
+        self._begin()
+        with self._books.reconciled() as accounts:
+            return maintenance.entry_infos(accounts)
+
+    def stats(self) -> StoreStats:
+        """Sizes as the files are now, and counters of all processes up to their last flush."""
+        self._begin()
+        with self._books.reconciled() as accounts:
+            return maintenance.summed_up(accounts, self.limit_bytes)
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """Read every file and check its checksums; nothing is moved. Calls `progress(done, total)`."""
+        return maintenance.verify_files(self.root, feature_names(self.root), progress)
+
+    def prune(
+        self,
+        *,
+        datasets: Iterable[str] | None = None,
+        older_than_s: float | None = None,
+        unused_for_s: float | None = None,
+        model_signature: str | None = None,
+        recipe_fingerprint: str | None = None,
+        down_to_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> PruneReport:
+        """Delete the entries that meet every condition; with `down_to_bytes` least recently used ones first.
+
+        A data set's name includes its second recipes; `<dataset>@<fingerprint8>` means one of them. Files
+        that do not say their tower or recipe never meet a condition on it. Runs are not protected from a
+        person's wish.
+
+        Raises:
+            ValueError: no condition at all; use `clear()`.
+        """
+        selection = maintenance.Selection(
+            frozenset(datasets) if datasets is not None else None,
+            older_than_s,
+            unused_for_s,
+            model_signature,
+            recipe_fingerprint,
+        )
+        if selection == maintenance.Selection() and down_to_bytes is None:
+            raise ValueError("prune() without a condition would delete everything; call clear() for that")
+        now_s = file_system_now_s(self.root)
+        everything = self.entries()
+        chosen = [entry for entry in everything if selection.matches(self.root, entry, now_s)]
+        if down_to_bytes is not None:
+            total_bytes = sum(entry.bytes for entry in everything)
+            chosen = maintenance.least_recent_down_to(chosen, total_bytes, down_to_bytes)
+        return self._delete_all(chosen, dry_run=dry_run)
+
+    def clear(self) -> PruneReport:
+        """Delete every feature; settings, statistics and what was set aside stay."""
+        return self._delete_all(self.entries(), dry_run=False)
+
+    def flush_meta(self) -> None:
+        """Rewrite `cache_meta.json` from what is stored; `close` does it after video features were put."""
+        self._begin()
+        with self._books.loaded() as accounts:
+            meta.write(self.root, accounts, self._video_dtype)
+            self._video_dtype = None
+
+    def close(self) -> None:
+        """Write what is still in memory. The store can be used again; it then opens a new journal."""
+        self._begin()
+        if self._video_dtype is not None:
+            self.flush_meta()
+        self._books.close()
+
+    def _claimed_name(self, key: FeatureKey, fingerprint: str | None) -> str:
+        if isinstance(key, VideoKey) and fingerprint is not None:
+            owner = families.claim(self.root, key, fingerprint)
+            return naming.relative_path(key, second_recipe=None if owner == fingerprint else fingerprint)
+        return naming.relative_path(key)
+
+    def _relative(self, key: FeatureKey, recipe: Mapping[str, Any] | None) -> str:
+        return self.path_of(key, recipe=recipe).relative_to(self.root).as_posix()
+
+    def _delete_all(self, chosen: list[EntryInfo], *, dry_run: bool) -> PruneReport:
+        deleted = chosen if dry_run else [entry for entry in chosen if self._books.delete(entry.name)]
+        if not dry_run:
+            families.release_empty(self.root, {entry.dataset for entry in deleted})
+        return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run)
+
+
+def _reopened(root: str, run_id: str | None) -> FeatureStore:
+    return FeatureStore(root, run_id=run_id)
+
+
+def _write_the_rest(books: Books) -> None:
+    # A store that nobody closed; in a forked child journal and usage do nothing.
+    books.usage.flush()
+    books.journal.close()

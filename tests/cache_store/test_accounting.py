@@ -1,0 +1,374 @@
+"""The journals add up, compaction loses nothing, and everything in .vlm-cache is a hint."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cache_store import FeatureStore, StepKey, StoreWriteError, atomic, books, journal, ledger, scan
+from cache_store.journal import Journal, line
+from cache_store.ledger import Ledger
+from cache_store.processes import is_alive, this_process
+from tests.cache_store.conftest import published_bytes, tensor
+
+
+def key(index, dataset="episode"):
+    return StepKey(dataset, index)
+
+
+def journals_of(store):
+    return sorted((store.root / ".vlm-cache" / "journals").iterdir())
+
+
+def summed(store):
+    """The total as a writer sees it that knows no entries."""
+    view = Ledger(store.root)
+    view.refresh()
+    return view.total_bytes
+
+
+def refuse_listing(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the files were listed")
+
+    monkeypatch.setattr(scan, "feature_names", refuse)
+
+
+def _work(root, worker):
+    with FeatureStore(root) as store:
+        for index in range(10):
+            store.put(key(index, f"worker{worker}"), tensor(index))
+            store.put(key(index, f"worker{worker}"), tensor(index, width=32))
+        store.delete(key(0, f"worker{worker}"))
+        store.get(key(1, f"worker{worker}"))
+        store.get(key(0, f"worker{worker}"))
+
+
+def test_journals_of_several_processes_are_summed(store):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_work, args=(store.root, n)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert len(journals_of(store)) == 3
+    assert summed(store) == published_bytes(store.root)
+    stats = store.stats()
+    assert (stats.entries, stats.hits, stats.misses) == (27, 3, 3)
+    assert stats.datasets["worker1"].entries == 9
+
+
+def test_puts_under_a_limit_never_list_the_files_once_they_are_known(open_store, monkeypatch):
+    store = open_store(limit_bytes=20_000)
+    store.put(key(0), tensor(0))
+    refuse_listing(monkeypatch)
+    with open_store() as second:
+        for index in range(1, 40):
+            second.put(key(index), tensor(index))
+    monkeypatch.undo()
+    assert published_bytes(store.root) <= 20_000
+
+
+def test_compaction_keeps_entries_order_of_use_and_counters(open_store, monkeypatch):
+    monkeypatch.setattr(ledger, "_FOLD_TAIL_BYTES", 500)
+    monkeypatch.setattr(books, "_FOLD_CHECK_EVERY_PUTS", 1)
+    store = open_store()
+    for index in range(30):
+        store.put(key(index), tensor(index))
+    store.get(key(3))
+    store.get(key(99))
+    store.close()
+    folded = (store.root / ".vlm-cache" / "snapshot").read_bytes()
+    assert folded.count(b"\n") > 20
+    refuse_listing(monkeypatch)
+    view = Ledger(store.root)
+    view.load()
+    assert view.error_of_sum == 0
+    assert len(view.accounts.entries) == 30
+    assert view.accounts.published_bytes == published_bytes(store.root)
+    assert max(view.accounts.entries, key=lambda name: view.accounts.entries[name].used_us) == "episode_vlm3.pt"
+    monkeypatch.undo()
+    assert (store.stats().hits, store.stats().misses) == (1, 1)
+
+
+def test_finished_journals_are_folded_away_and_living_ones_stay(open_store, monkeypatch):
+    monkeypatch.setattr(ledger, "_FOLD_NEW_JOURNALS", 3)
+    living = open_store()
+    living.put(key(0, "living"), tensor(0))
+    for index in range(6):
+        with open_store() as store:
+            store.put(key(index), tensor(index))
+    # After the third close the two closed before it go; then three new ones do not pass the limit again.
+    assert len(journals_of(store)) == 5
+    living.put(key(1, "living"), tensor(1))
+    assert summed(store) == published_bytes(store.root)
+    assert store.stats().entries == 8
+
+
+def test_a_journal_that_a_compactor_removed_is_replaced(store):
+    store.put(key(0), tensor(0))
+    store.stats()
+    (first,) = journals_of(store)
+    first.unlink()
+    store.put(key(1), tensor(1))
+    (second,) = journals_of(store)
+    assert second != first
+    assert b"episode_vlm1.pt" in second.read_bytes()
+    assert summed(store) == published_bytes(store.root)
+
+
+def test_lines_written_just_before_the_removal_are_written_again(store, monkeypatch):
+    late = Journal(store.root / ".vlm-cache" / "journals", None)
+    late.append(line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt"))
+    name = late.name
+    late.close()
+    real = ledger.snapshot.write
+
+    def write_then_the_closed_process_appends(path, accounts):
+        real(path, accounts)
+        with open(store.root / ".vlm-cache" / "journals" / name, "ab") as file:
+            file.write(line("p", 7, 7, 1, "", "", 0, "b_vlm0.pt"))
+
+    monkeypatch.setattr(ledger.snapshot, "write", write_then_the_closed_process_appends)
+    own = Journal(store.root / ".vlm-cache" / "journals", None)
+    view = Ledger(store.root)
+    view.load()
+    view.fold(own, now_s=0.0)
+    assert name not in [path.name for path in journals_of(store)]
+    assert summed(store) == 12
+    own.close()
+
+
+def test_deleting_the_store_folder_loses_only_statistics_and_settings(store):
+    for index in range(5):
+        store.put(key(index), tensor(index))
+    shutil.rmtree(store.root / ".vlm-cache")
+    assert torch.equal(store.get(key(2)), tensor(2))
+    store.put(key(5), tensor(5))
+    stats = store.stats()
+    assert (stats.entries, stats.bytes) == (6, published_bytes(store.root))
+
+
+def test_a_limit_holds_after_the_store_folder_was_deleted_while_a_writer_runs(open_store):
+    store = open_store(limit_bytes=10_000)
+    for index in range(5):
+        store.put(key(index), tensor(index))
+    shutil.rmtree(store.root / ".vlm-cache")
+    for index in range(5, 10):
+        store.put(key(index), tensor(index))
+    assert published_bytes(store.root) <= 10_000
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"garbage\n", b'{"format":1}\n', b"\xff\xfe"])
+def test_a_damaged_snapshot_is_replaced_by_a_scan(open_store, content):
+    store = open_store(limit_bytes=10**6)
+    for index in range(3):
+        store.put(key(index), tensor(index))
+    store.close()
+    (store.root / ".vlm-cache" / "snapshot").write_bytes(content)
+    for journal_path in journals_of(store):
+        journal_path.unlink()
+    again = open_store()
+    again.put(key(3), tensor(3))
+    assert again.stats().entries == 4
+
+
+def test_torn_and_foreign_lines_are_skipped(store):
+    store.put(key(0), tensor(0))
+    (path,) = journals_of(store)
+    with open(path, "ab") as file:
+        file.write(b"p\tx\ty\nd\t-5\np\t0\t0\tnan\t0\t\t\t0\tname\n\xff\t1\n\n" + line("c", 0) + b"p\t99")
+    assert store.stats().entries == 1
+
+
+def test_files_added_removed_or_known_wrongly_are_corrected_by_stats(store):
+    for index in range(3):
+        store.put(key(index), tensor(index))
+    store.path_of(key(0)).unlink()
+    torch.save(tensor(1), store.root / "added_vlm0.pt")
+    stats = store.stats()
+    assert (stats.entries, stats.bytes) == (3, published_bytes(store.root))
+    assert summed(store) == published_bytes(store.root)
+
+
+def test_a_failed_append_starts_a_new_journal_instead_of_continuing_a_torn_line(store, monkeypatch):
+    store.put(key(0), tensor(0))
+    real = os.write
+
+    def half(fd, data):
+        monkeypatch.undo()
+        real(fd, bytes(data)[:4])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writing = Journal(store.root / ".vlm-cache" / "journals", None)
+    writing.append()
+    monkeypatch.setattr(journal.os, "write", half)
+    with pytest.raises(StoreWriteError):
+        writing.append(line("d", 0, "x"))
+    first = len(journals_of(store))
+    writing.append(line("d", 0, "x"))
+    assert len(journals_of(store)) == first + 1
+    writing.close()
+
+
+def _put_in_child(store):
+    store.put(key(1), tensor(1))
+    store.close()
+
+
+def test_a_forked_child_writes_its_own_journal(store):
+    store.put(key(0), tensor(0))
+    child = multiprocessing.get_context("fork").Process(target=_put_in_child, args=(store,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert len(journals_of(store)) == 2
+    store.put(key(2), tensor(2))
+    assert summed(store) == published_bytes(store.root)
+
+
+def test_without_any_locking_two_stores_still_keep_the_limit(open_store, monkeypatch):
+    monkeypatch.setattr("filelock._unix.fcntl.flock", lambda *_: None)
+    first, second = open_store(limit_bytes=8_000), open_store()
+    for index in range(10):
+        first.put(key(index, "a"), tensor(index))
+        second.put(key(index, "b"), tensor(index))
+        assert published_bytes(first.root) <= 8_000
+
+
+def write_journal(store, name, *lines):
+    folder = store.root / ".vlm-cache" / "journals"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "ab") as file:
+        file.write(b"".join(lines))
+
+
+def test_events_of_several_journals_count_in_the_order_of_their_time(store):
+    write_journal(store, "z.journal", line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt", time_us=1))
+    write_journal(store, "a.journal", line("d", -5, "a_vlm0.pt", time_us=2))
+    view = Ledger(store.root)
+    view.load()
+    assert view.accounts.entries == {}
+    assert view.error_of_sum == 0
+
+
+def test_a_line_that_is_still_being_written_counts_once_it_is_whole(store):
+    whole = line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt")
+    view = Ledger(store.root)
+    write_journal(store, "a.journal", whole[:9])
+    view.refresh()
+    assert view.total_bytes == 0
+    write_journal(store, "a.journal", whole[9:])
+    view.refresh()
+    assert view.total_bytes == 5
+
+
+def test_a_compaction_in_the_middle_of_a_reading_loses_nothing(store, monkeypatch):
+    own = Journal(store.root / ".vlm-cache" / "journals", None)
+    write_journal(store, "a.journal", line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt"), line("c", 0))
+    real, folded = ledger._journal_names, []
+
+    def names_after_a_compaction(folder):
+        if not folded:
+            folded.append(True)
+            compactor = Ledger(store.root)
+            compactor.load()
+            compactor.fold(own, now_s=0.0)
+        return real(folder)
+
+    monkeypatch.setattr(ledger, "_journal_names", names_after_a_compaction)
+    assert summed(store) == 5
+    assert "a.journal" not in [path.name for path in journals_of(store)]
+
+
+def test_a_failed_write_gives_its_reservation_back(open_store, monkeypatch):
+    store = open_store(limit_bytes=10**6)
+    store.put(key(0), tensor(0))
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "replace", fail)
+        with pytest.raises(StoreWriteError):
+            store.put(key(1), tensor(1))
+    assert summed(store) == published_bytes(store.root)
+
+
+def test_a_feature_that_is_set_aside_leaves_the_total(open_store):
+    store = open_store(limit_bytes=10**6)
+    store.put(key(1), tensor(1))
+    store.put(key(0), tensor(0)).write_bytes(b"x" * 1892)
+    assert store.get(key(0)) is None
+    assert summed(store) == published_bytes(store.root)
+
+
+def test_a_snapshot_that_lost_lines_does_not_make_a_full_store_look_empty(open_store):
+    store = open_store(limit_bytes=8_000)
+    for index in range(4):
+        store.put(key(index), tensor(index))
+    own = Journal(store.root / ".vlm-cache" / "journals", None)
+    view = Ledger(store.root)
+    view.load()
+    view.fold(own, now_s=0.0)
+    for path in journals_of(store):
+        path.unlink()
+    snapshot = store.root / ".vlm-cache" / "snapshot"
+    snapshot.write_bytes(b"".join(snapshot.read_bytes().splitlines(keepends=True)[:-2]))
+    again = open_store()
+    again.put(key(4), tensor(4))
+    assert published_bytes(store.root) <= 8_000
+
+
+def test_a_reused_pid_is_not_taken_for_the_dead_writer():
+    me = this_process("run")
+    assert is_alive(me, silent_s=1e9)
+    assert not is_alive(replace(me, started="1"), silent_s=0.0)
+    assert not is_alive(replace(me, pid=2**22 + 1), silent_s=0.0)
+    elsewhere = replace(me, host="elsewhere")
+    assert is_alive(elsewhere, silent_s=60.0)
+    assert not is_alive(elsewhere, silent_s=7200.0)
+
+
+def test_a_child_forked_while_a_thread_holds_the_store_can_put(open_store, monkeypatch):
+    store = open_store(limit_bytes=10**6)
+    store.put(key(0), tensor(0))
+    listing, go_on = threading.Event(), threading.Event()
+    real = scan.feature_names
+
+    def wait_in_the_listing(root):
+        listing.set()
+        go_on.wait(60)
+        return real(root)
+
+    monkeypatch.setattr(scan, "feature_names", wait_in_the_listing)
+    thread = threading.Thread(target=store.stats)
+    thread.start()
+    listing.wait(60)
+    child = multiprocessing.get_context("fork").Process(target=store.put, args=(key(1), tensor(1)))
+    child.start()
+    child.join(timeout=20)
+    exitcode = child.exitcode
+    child.kill()
+    go_on.set()
+    thread.join()
+    assert exitcode == 0
+
+
+def test_a_journal_used_after_a_fork_is_a_new_file(store):
+    shared = Journal(store.root / ".vlm-cache" / "journals", None)
+    shared.append(line("d", 0, "x"))
+    child = multiprocessing.get_context("fork").Process(target=shared.append, args=(line("d", 0, "y"),))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert len(journals_of(store)) == 2
+    shared.close()

@@ -1,0 +1,98 @@
+"""Publishing is one step: the old file or the whole new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import threading
+
+import pytest
+import torch
+
+from cache_store import StepKey, StoreWriteError, atomic
+from cache_store.atomic import create_only, make_folder, publish
+from tests.cache_store.conftest import SimulatedCrash, tensor
+
+KEY = StepKey("episode", 0)
+
+
+def test_put_keeps_the_old_feature_when_the_writer_dies(store, crash_before_rename):
+    store.put(KEY, tensor(1))
+    with pytest.raises(SimulatedCrash), crash_before_rename():
+        store.put(KEY, tensor(2))
+    assert torch.equal(store.get(KEY), tensor(1))
+    left = [path.name for path in store.root.iterdir() if path.name.startswith(".vlm-tmp-")]
+    assert len(left) == 1
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_failing_disk_stops_the_put_names_itself_and_leaves_nothing(store, monkeypatch, call, number):
+    store.put(KEY, tensor(1))
+
+    def fail(*_args, **_options):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, call, fail)
+        with pytest.raises(StoreWriteError, match=os.strerror(number)) as caught:
+            store.put(KEY, tensor(2))
+    assert caught.value.errno == number
+    assert pickle.loads(pickle.dumps(caught.value)).__dict__ == caught.value.__dict__
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert [path.name for path in store.root.iterdir() if "tmp" in path.name] == []
+
+
+def test_short_writes_are_continued(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(atomic.os, "write", lambda fd, data: real(fd, bytes(data[:3])))
+    publish([b"0123456789", memoryview(b"abc")], tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"0123456789abc"
+
+
+def test_a_folder_that_vanishes_before_the_write_is_made_again(tmp_path, monkeypatch):
+    real, removed = os.open, []
+
+    def open_after_removal(path, *args, **options):
+        if not removed:
+            removed.append(os.rmdir(tmp_path / "data"))
+        return real(path, *args, **options)
+
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(atomic.os, "open", open_after_removal)
+    publish([b"x"], tmp_path / "data" / "x")
+    assert (tmp_path / "data" / "x").read_bytes() == b"x"
+
+
+def test_many_threads_may_make_the_same_folder(tmp_path):
+    barrier, errors = threading.Barrier(8), []
+
+    def make():
+        barrier.wait()
+        try:
+            make_folder(tmp_path / "a" / "b" / "c")
+        except OSError as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_create_only_has_one_winner_and_never_an_empty_file(tmp_path):
+    assert create_only(b"first", tmp_path / "marker")
+    assert not create_only(b"second", tmp_path / "marker")
+    assert (tmp_path / "marker").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["marker"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_published_files_have_the_permissions_that_the_umask_gives(store, umask, mask, mode):
+    umask(mask)
+    path = store.put(KEY, tensor(1))
+    assert path.stat().st_mode & 0o777 == mode
