@@ -1,0 +1,281 @@
+"""Preprocessing in two halves, together bit-equal to the Hugging Face PIL processors.
+
+Decoder processes resize and crop uint8 frames with the processor's own code; the device looks the rescaled
+and normalised values up in a table which that same processor computed for the ramp 0..255. Both steps are
+exact on every device.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import EncoderError
+
+# Their steps are PilBackend's own: resize, centre crop, rescale, normalise, and nothing else.
+CLIP_LIKE_PROCESSORS = (
+    "BitImageProcessor",
+    "CLIPImageProcessor",
+    "DeiTImageProcessor",
+    "SiglipImageProcessor",
+    "ViTImageProcessor",
+)
+
+RECIPE_SETTINGS = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "patch_size",
+    "temporal_patch_size",
+    "merge_size",
+)
+
+
+@dataclass(frozen=True)
+class _HeldProcessor:
+    """A processor's class and settings as text: cheap to pickle and to compare; the processor is built where used."""
+
+    processor: str  # class name without "Pil" or "Fast"
+    settings: str  # JSON of the constructor's arguments
+
+    @property
+    def built(self) -> Any:
+        """The PIL processor, one per process."""
+        return _build(self.processor, self.settings)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the settings that change the numbers, defaults written out."""
+        found = {name: getattr(self.built, name, None) for name in RECIPE_SETTINGS}
+        return {"processor": f"{self.processor}Pil"} | {
+            name: _plain(value) for name, value in found.items() if value is not None
+        }
+
+
+@dataclass(frozen=True)
+class ClipLikePreprocess(_HeldProcessor):
+    """The CPU half for video encoders: every frame becomes `height` x `width`, whatever its own size."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ClipLikePreprocess:
+        """Make one from the content of a `preprocessor_config.json`.
+
+        Raises:
+            EncoderError: the processor does more than resize, crop, rescale and normalise, or gives no fixed
+                size.
+        """
+        name = _processor_name(config)
+        if name not in CLIP_LIKE_PROCESSORS:
+            raise EncoderError(
+                f"image processor {name!r} is not supported for video encoders; supported: "
+                f"{', '.join(CLIP_LIKE_PROCESSORS)}"
+            )
+        settings = _settings(config)
+        built = _build(name, settings)
+        if not _uses_standard_steps(built):
+            raise EncoderError(
+                f"image processor {name!r} has steps of its own; only resize, crop, rescale, normalise work"
+            )
+        if getattr(built, "do_pad", None):
+            raise EncoderError(f"image processor {name!r} pads; only resize, crop, rescale and normalise work")
+        height, width = _fixed_size(name, built)
+        return cls(name, settings, height, width)
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """Resize and crop one frame: uint8 [h, w, 3] RGB to uint8 [height, width, 3], as the PIL processor does.
+
+        Raises:
+            ValueError: the array is no such frame, or so narrow that the resized edge would not fit in
+                memory.
+        """
+        _check_frame(frame)
+        out = self.built(images=[frame], do_rescale=False, do_normalize=False, input_data_format="channels_last")[
+            "pixel_values"
+        ][0]
+        return np.ascontiguousarray(np.moveaxis(out, 0, -1))
+
+    def table(self) -> PixelTable:
+        """Return the device half."""
+        return PixelTable.of(self.built)
+
+
+@dataclass(frozen=True)
+class QwenImagePreprocess(_HeldProcessor):
+    """The CPU half for Qwen2.5-VL: each image keeps its aspect ratio; both edges become multiples of 28 pixels."""
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], *, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> QwenImagePreprocess:
+        """Make one from the content of a `preprocessor_config.json`; the bounds, if given, replace the checkpoint's.
+
+        Raises:
+            EncoderError: it describes another processor, or the bounds cannot be met.
+        """
+        name = _processor_name(config)
+        if name not in ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor"):
+            raise EncoderError(f"image processor {name!r} is not Qwen2-VL's")
+        overrides = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        given = {key: value for key, value in overrides.items() if value is not None}
+        settings = _settings(config, given)
+        size = _build("Qwen2VLImageProcessor", settings).size
+        if not 0 < size.shortest_edge <= size.longest_edge:
+            raise EncoderError(f"min_pixels {size.shortest_edge} and max_pixels {size.longest_edge} cannot both hold")
+        return cls("Qwen2VLImageProcessor", settings)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Resize one image: uint8 [h, w, 3] RGB to uint8 [h', w', 3], as the PIL processor does.
+
+        Raises:
+            ValueError: the array is no such image, or one edge is over 200 times the other.
+        """
+        _check_frame(image)
+        processor = self.built
+        resized = processor.resize(
+            np.moveaxis(image, -1, 0),
+            size=processor.size,
+            resample=processor.resample,
+            factor=processor.patch_size * processor.merge_size,
+        )
+        return np.ascontiguousarray(np.moveaxis(resized, 0, -1))
+
+    def table(self) -> PixelTable:
+        """Return the device half of rescaling and normalising."""
+        return PixelTable.of(self.built)
+
+    def patchify(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cut one normalised image into the model's patches, on its device.
+
+        Args:
+            pixels: [3, h, w], both edges multiples of patch_size * merge_size.
+
+        Returns:
+            Patches [h/p * w/p, 3 * temporal_patch_size * p * p] with p the patch size, rows in groups of
+            merge_size x merge_size neighbours, and the grid, int64 [1, 3]: 1, h/p, w/p.
+        """
+        built = self.built
+        patch, merge, frames = built.patch_size, built.merge_size, built.temporal_patch_size
+        channels, height, width = pixels.shape
+        rows, columns = height // patch, width // patch
+        blocks = pixels.reshape(channels, rows // merge, merge, patch, columns // merge, merge, patch)
+        blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)
+        blocks = blocks.expand(*blocks.shape[:5], frames, *blocks.shape[6:])
+        patches = blocks.reshape(rows * columns, channels * frames * patch * patch)
+        return patches, torch.tensor([[1, rows, columns]], device=pixels.device)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelTable:
+    """The rescaled and normalised value of each uint8 value, per channel, as one processor computes it."""
+
+    values: np.ndarray  # float32 [3, 256]
+
+    @classmethod
+    def of(cls, processor: Any) -> PixelTable:
+        """Let `processor`, a Hugging Face PIL processor, rescale and normalise the ramp 0..255."""
+        ramp: np.ndarray = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
+        if processor.do_rescale:
+            ramp = processor.rescale(ramp, processor.rescale_factor)
+        if processor.do_normalize:
+            ramp = processor.normalize(ramp, processor.image_mean, processor.image_std)
+        return cls(np.ascontiguousarray(ramp[:, 0], dtype=np.float32))
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map uint8 [n, h, w, 3] to float32 [n, 3, h, w], on the device of `pixels`."""
+        table = self._on(pixels.device)
+        channels = pixels.permute(0, 3, 1, 2)
+        out = torch.empty(channels.shape, dtype=torch.float32, device=pixels.device)
+        for channel in range(3):
+            # One channel at a time: an index tensor is four times the size of what it looks up.
+            out[:, channel] = table[channel][channels[:, channel].int()]
+        return out
+
+    def _on(self, device: torch.device) -> torch.Tensor:
+        if str(device) not in self._copies:
+            self._copies[str(device)] = torch.from_numpy(self.values).to(device)
+        return self._copies[str(device)]
+
+    @cached_property
+    def _copies(self) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def _check_frame(frame: np.ndarray) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise ValueError(f"expected a frame uint8 [h, w, 3], got {frame.dtype} {list(frame.shape)}")
+
+
+def _processor_name(config: dict[str, Any]) -> str:
+    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "none named")
+    for suffix in ("Fast", "Pil"):
+        name = name.removesuffix(suffix)
+    return name.replace("FeatureExtractor", "ImageProcessor")
+
+
+def _settings(config: dict[str, Any], overrides: dict[str, Any] | None = None) -> str:
+    dropped = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    return json.dumps(kept | (overrides or {}), sort_keys=True)
+
+
+@lru_cache(maxsize=16)
+def _build(processor: str, settings: str) -> Any:
+    import transformers
+
+    kind = getattr(transformers, f"{processor}Pil", None)
+    if kind is None:
+        raise EncoderError(f"this transformers has no PIL variant of the image processor {processor!r}")
+    try:
+        return kind(**json.loads(settings))
+    except (TypeError, ValueError) as exc:
+        raise EncoderError(f"image processor {processor!r} cannot be built from its configuration: {exc}") from exc
+
+
+def _uses_standard_steps(built: Any) -> bool:
+    from transformers.image_processing_backends import PilBackend
+
+    steps = ("_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize", "preprocess")
+    own = [step for step in steps if step in vars(type(built))]
+    # CLIP's and its kin's `preprocess`, where defined, only carries documentation.
+    return isinstance(built, PilBackend) and set(own) <= {"preprocess"}
+
+
+def _fixed_size(name: str, built: Any) -> tuple[int, int]:
+    """Return height and width of every output.
+
+    Raises:
+        EncoderError: the output's size follows the input's.
+    """
+    size = None
+    if built.do_center_crop:
+        size = built.crop_size
+    elif built.do_resize:
+        size = built.size
+    if size is None or not size.height or not size.width:
+        raise EncoderError(
+            f"image processor {name!r} gives images of varying size; a video needs one (a centre crop, or a resize to "
+            "height and width)"
+        )
+    return int(size.height), int(size.width)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)):
+        return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return {str(key): _plain(item) for key, item in dict(value).items() if item is not None}
