@@ -23,8 +23,11 @@ class StepInput:
 class VideoPreprocess(Protocol):
     """The CPU half of a video encoder's preprocessing. Picklable, holds no weights, runs in decoder processes."""
 
-    height: int
-    width: int
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Resize and crop one frame: uint8 [h, w, 3] RGB to uint8 [height, width, 3], as the PIL processor does."""
@@ -61,9 +64,14 @@ class VideoEncoderSpec(Protocol):
     `model_signature` is contract 3's; `preprocess` goes to the decoders; `load` runs in the encoder's process.
     """
 
-    family: str
-    model_signature: str
-    preprocess: VideoPreprocess
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def model_signature(self) -> str: ...
+
+    @property
+    def preprocess(self) -> VideoPreprocess: ...
 
     def recipe(self) -> Mapping[str, Json]:
         """Return everything about the model that changes the numbers, the weights' digest included."""
@@ -81,8 +89,11 @@ class VideoEncoderSpec(Protocol):
 class StepEncoderSpec(Protocol):
     """As `VideoEncoderSpec`, for steps of robot episodes."""
 
-    family: str
-    preprocess: ImagePreprocess
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def preprocess(self) -> ImagePreprocess: ...
 
     def recipe(self) -> Mapping[str, Json]:
         """Return everything about the model that changes the numbers, the weights' digest included."""

@@ -1,0 +1,248 @@
+"""Qwen2.5-VL's pooled last hidden state of one robot step: images and instruction in one user turn."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.encoders import small_models
+from pipeline.encoders.base import Json, StepInput
+from pipeline.encoders.checkpoint import (
+    DTYPES,
+    checked_dtype,
+    find_checkpoint,
+    quiet_transformers,
+    read_json,
+    read_tensors,
+    stored_dtype,
+    tensor_files,
+    weights_digest,
+)
+from pipeline.encoders.vision_tower import ATTENTION, check_complete
+from pipeline.errors import EncoderError
+from pipeline.vision.preprocessing import QwenImagePreprocess
+
+IMAGE_PLACEHOLDER = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class Qwen25VlSpec:
+    """See `pipeline.encoders.base.StepEncoderSpec`. Made by `qwen2_5_vl_spec`."""
+
+    family: str
+    preprocess: QwenImagePreprocess
+    width: int
+    dtype: str
+    chat_template: str
+    folder: Path | None  # None for the small model
+
+    @cached_property
+    def _weights_digest(self) -> str:
+        return weights_digest(self._tensors())
+
+    def recipe(self) -> Mapping[str, Json]:
+        """Return everything about the model that changes the numbers, the weights' digest included.
+
+        The first call reads all tensors once; the digest then travels with the spec.
+        """
+        return {
+            "family": self.family,
+            "tap_point": "last_hidden_state",
+            "weights_sha256": self._weights_digest,
+            "width": self.width,
+            "pooling": "mean over tokens, then float16",
+            "preprocess": self.preprocess.recipe(),
+            "dtype": self.dtype,
+            "prompt": {
+                "turns": "user",
+                "order": "images, then instruction",
+                "generation_prompt": False,
+                "chat_template_sha256": hashlib.sha256(self.chat_template.encode()).hexdigest(),
+            },
+            "attention": ATTENTION,
+            "batch": "one unpadded forward per step",
+        }
+
+    def feature_bytes(self) -> int:
+        """Return the payload bytes of one step's feature."""
+        return self.width * DTYPES["float16"].itemsize
+
+    def load(self, device: str) -> Qwen25VlEncoder:
+        """Load the model on `device`, in evaluation mode.
+
+        Raises:
+            EncoderError: tensors are missing or of another shape, or the tokenizer does not fit.
+        """
+        quiet_transformers()
+        if self.folder is None:
+            model, tokenizer = _small_model(self.dtype), small_models.byte_tokenizer()
+        else:
+            model, tokenizer = _load_model(self.folder, self.dtype), _load_tokenizer(self.folder)
+        return Qwen25VlEncoder(model, tokenizer, spec=self, device=device)
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every tensor but the language head, which features do not reach, as stored."""
+        if self.folder is None:
+            yield from _small_model("float32").state_dict().items()
+            return
+        files = tensor_files(self.folder)
+        yield from read_tensors(files, [name for name in files if not name.startswith("lm_head.")])
+
+
+class Qwen25VlEncoder:
+    """A loaded Qwen2.5-VL without its language head; see `pipeline.encoders.base.StepEncoder`."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, spec: Qwen25VlSpec, device: str) -> None:
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._spec = spec
+        self._table = spec.preprocess.table()
+        self._device = device
+        self._merge = int(model.config.vision_config.spatial_merge_size) ** 2
+        if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) != model.config.image_token_id:
+            raise EncoderError(f"the tokenizer's {IMAGE_PLACEHOLDER} is not the model's image token")
+
+    @torch.inference_mode()
+    def encode(self, step: StepInput) -> torch.Tensor:
+        """Encode one VLM step to a CPU float16 tensor [1, 1, width], own storage.
+
+        Raises:
+            EncoderError: the step has no image, or its instruction holds the image placeholder.
+        """
+        if not step.images:
+            raise EncoderError("a VLM step needs at least one image")
+        patches, grids = zip(*(self._patches(image) for image in step.images), strict=True)
+        grid = torch.cat(grids)
+        tokens = self._tokenizer(self._prompt(step.instruction, grid), return_tensors="pt").to(self._device)
+        ids = tokens["input_ids"]
+        hidden = self._model(
+            input_ids=ids,
+            attention_mask=tokens["attention_mask"],
+            mm_token_type_ids=(ids == self._model.config.image_token_id).int(),
+            pixel_values=torch.cat(patches),
+            image_grid_thw=grid,
+            use_cache=False,
+        ).last_hidden_state
+        pooled = hidden.mean(dim=1, keepdim=True).to(torch.float16)
+        # Inference tensors refuse later use in autograd.
+        with torch.inference_mode(mode=False):
+            return torch.empty(pooled.shape, dtype=pooled.dtype).copy_(pooled)
+
+    def _patches(self, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        on_device = torch.tensor(image).to(self._device)  # a copy: Ray hands out read-only arrays
+        return self._spec.preprocess.patchify(self._table(on_device[None])[0])
+
+    def _prompt(self, instruction: str, grid: torch.Tensor) -> str:
+        """Return the chat text with one placeholder per image token that the model will make."""
+        content = [{"type": "image"}] * len(grid) + [{"type": "text", "text": instruction}]
+        text: str = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self._spec.chat_template,
+            tokenize=False,
+            add_generation_prompt=False,
+        )
+        pieces = text.split(IMAGE_PLACEHOLDER)
+        if len(pieces) != len(grid) + 1:
+            raise EncoderError(
+                f"the prompt has {len(pieces) - 1} image placeholders for {len(grid)} images; the instruction must not "
+                f"hold {IMAGE_PLACEHOLDER}, and the chat template must write one per image"
+            )
+        counts = (grid.prod(dim=1) // self._merge).tolist()
+        expanded = [piece + IMAGE_PLACEHOLDER * count for piece, count in zip(pieces, counts, strict=False)]
+        return "".join(expanded) + pieces[-1]
+
+
+def qwen2_5_vl_spec(
+    model: str,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+) -> Qwen25VlSpec:
+    """Describe `model`: `small`, a Qwen2.5-VL checkpoint folder, or a hub id.
+
+    Raises:
+        EncoderError: there is no such model, or it is no complete Qwen2.5-VL checkpoint.
+    """
+    bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    quiet_transformers()
+    if model == "small":
+        return Qwen25VlSpec(
+            family="qwen2_5_vl",
+            preprocess=QwenImagePreprocess.from_config(small_models.QWEN_PROCESSOR, **bounds),
+            width=int(small_models.QWEN["text_config"]["hidden_size"]),  # type: ignore[index]
+            dtype=checked_dtype(dtype or "float32"),
+            chat_template=small_models.QWEN_CHAT_TEMPLATE,
+            folder=None,
+        )
+    folder = find_checkpoint(model, revision)
+    config = read_json(folder, "config.json")
+    if config.get("model_type") != "qwen2_5_vl":
+        raise EncoderError(f"{model} is no Qwen2.5-VL checkpoint: its model_type is {config.get('model_type')!r}")
+    tensor_files(folder)  # fails early on a folder without weights
+    from transformers import Qwen2_5_VLConfig
+
+    return Qwen25VlSpec(
+        family="qwen2_5_vl",
+        preprocess=QwenImagePreprocess.from_config(read_json(folder, "preprocessor_config.json"), **bounds),
+        width=int(Qwen2_5_VLConfig.from_dict(config).text_config.hidden_size),
+        dtype=checked_dtype(dtype or stored_dtype(folder, config)),
+        chat_template=_chat_template(folder),
+        folder=folder,
+    )
+
+
+def _chat_template(folder: Path) -> str:
+    """Return the template that the checkpoint's processor uses: its own file, else the tokenizer's."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.json").is_file():
+        return str(read_json(folder, "chat_template.json").get("chat_template", ""))
+    template = _load_tokenizer(folder).chat_template
+    if not isinstance(template, str):
+        raise EncoderError(f"{folder} has no chat template, neither of its own nor in the tokenizer's configuration")
+    return template
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as exc:
+        raise EncoderError(f"{folder} has no usable tokenizer: {str(exc).splitlines()[0][:200]}") from exc
+
+
+def _load_model(folder: Path, dtype: str) -> Any:
+    from transformers import Qwen2_5_VLModel
+
+    try:
+        model, info = Qwen2_5_VLModel.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below by name
+        )
+    except Exception as exc:
+        raise EncoderError(f"{folder} cannot be loaded: {str(exc).splitlines()[0][:200]}") from exc
+    check_complete(str(folder), info)
+    return model
+
+
+def _small_model(dtype: str) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+    with torch.random.fork_rng(devices=[]):
+        model = Qwen2_5_VLModel._from_config(Qwen2_5_VLConfig(**small_models.QWEN), attn_implementation=ATTENTION)
+    small_models.fill_from_seed(model, seed=0, dtype=DTYPES[dtype])
+    return model

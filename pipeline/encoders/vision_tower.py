@@ -1,0 +1,89 @@
+"""What the video encoders share: one tower's forward over the frames of one video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.encoders.checkpoint import DTYPES
+from pipeline.errors import EncoderError
+from pipeline.vision.preprocessing import PixelTable
+
+# Named instead of left to the library: eager, SDPA and flash attention round differently.
+ATTENTION = "sdpa"
+
+
+class TowerEncoder:
+    """A vision tower on one device; see `pipeline.encoders.base.VideoEncoder`."""
+
+    def __init__(
+        self,
+        tower: torch.nn.Module,
+        *,
+        device: str,
+        dtype: str,
+        table: PixelTable,
+        frames_per_forward: int | None,
+        select: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Move `tower`, already in `dtype`, to `device`.
+
+        `select` picks the stored tokens of its last hidden state [n, tokens, width].
+        """
+        self._tower = tower.to(device).eval().requires_grad_(False)
+        self._device = device
+        self._dtype = DTYPES[dtype]
+        self._table = table
+        self._frames_per_forward = frames_per_forward
+        self._select = select
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> torch.Tensor:
+        """Encode one video: uint8 [frames, height, width, 3] to a CPU tensor [frames, tokens, width], own storage."""
+        step = self._frames_per_forward or len(pixels)
+        parts = [self._forward(pixels[start : start + step]) for start in range(0, len(pixels), step)]
+        features = torch.cat(parts) if len(parts) > 1 else parts[0]
+        # A slice would be saved with the storage of what it was cut from; inference tensors refuse later use
+        # in autograd.
+        with torch.inference_mode(mode=False):
+            return torch.empty(features.shape, dtype=features.dtype).copy_(features)
+
+    def _forward(self, pixels: np.ndarray) -> torch.Tensor:
+        on_device = torch.tensor(pixels).to(self._device)  # a copy: Ray hands out read-only arrays
+        values = self._table(on_device).to(self._dtype)
+        return self._select(self._tower(pixel_values=values).last_hidden_state)
+
+
+def check_complete(what: str, info: dict[str, Any], *, harmless: Iterable[str] = ()) -> None:
+    """Check transformers' report on a load: every parameter came from the checkpoint.
+
+    Args:
+        what: the checkpoint, for the message.
+        info: `output_loading_info` of `from_pretrained`.
+        harmless: parts of names that may be missing, for they do not touch the features.
+
+    Raises:
+        EncoderError: a tensor is missing or of another shape; transformers would fill it with random numbers.
+    """
+    missing = sorted(str(name) for name in info.get("missing_keys", ()) if not any(part in name for part in harmless))
+    wrong = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get("mismatched_keys", ()))
+    if missing or wrong:
+        named = ", ".join((missing + wrong)[:5])
+        raise EncoderError(
+            f"{what} lacks {len(missing)} tensors of the model and has {len(wrong)} of another shape ({named}, ...); "
+            "it is incomplete or of another architecture"
+        )
+
+
+def checked_frames_per_forward(frames: int | None) -> int | None:
+    """Return `frames` if it is None (all frames of a video at once) or at least 1.
+
+    Raises:
+        EncoderError: it is not.
+    """
+    if frames is not None and frames < 1:
+        raise EncoderError(f"frames_per_forward must be at least 1, got {frames}")
+    return frames
