@@ -23,6 +23,6 @@ def local_ray():
     """One Ray cluster of two CPUs for every test that needs no cluster of its own: starting it costs seconds."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     yield
     ray.shutdown()

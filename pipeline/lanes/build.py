@@ -1,0 +1,54 @@
+"""Run a plan on Ray: connect, shape the lanes, schedule, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from cache_store import FeatureStore
+from pipeline.encode_unit import UnitFailure
+from pipeline.lanes.cluster import connection, shape_lanes
+from pipeline.lanes.report import BuildReport, Progress
+from pipeline.lanes.scheduler import Scheduler, TimeLimits
+from pipeline.work_plan import Plan
+
+
+def run_build(
+    plan: Plan,
+    store: FeatureStore,
+    *,
+    address: str | None = None,
+    lanes: int | None = None,
+    decoders_per_lane: int | None = None,
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    limits: TimeLimits | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> BuildReport:
+    """Build what the plan holds; returns the report, in which every failed unit has its name and reason.
+
+    Ray is joined at `address` or $RAY_ADDRESS, else started on this machine for the length of the call; a plan with
+    nothing to do starts nothing. `should_stop` is asked about twice a second; a reason ends the build after the units
+    in flight.
+
+    Raises:
+        BuildRefused: no cluster answers, or it has not what `device` asks for.
+        EncoderError: the model cannot be loaded where it is to run.
+    """
+    if plan.todo == 0:
+        failed = [UnitFailure(name, "source", reason) for name, reason in plan.problems]
+        report = BuildReport(skipped=plan.skipped, failed=failed)
+    else:
+        with connection(address):
+            shape = shape_lanes(lanes=lanes, decoders_per_lane=decoders_per_lane, device=device)
+            scheduler = Scheduler(
+                plan,
+                store,
+                shape,
+                limits=limits or TimeLimits(),
+                on_progress=on_progress,
+                should_stop=should_stop,
+            )
+            report = scheduler.run()
+    report.ignored = [(str(file.path), file.reason) for file in plan.source.ignored()]
+    return report

@@ -1,0 +1,138 @@
+"""Ray itself: join or start a cluster, and cut its GPUs and CPUs into lanes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import BuildRefused
+from pipeline.lanes.processes import DecoderProcess, EncoderProcess
+from pipeline.work_plan import BuildTask
+
+# One call writes, one is on the device, one waits with its pixels already local.
+ENCODER_DEPTH = 3
+# One call runs, one waits, so that a decoder never idles for the driver's round trip.
+DECODER_DEPTH = 2
+CONNECT_S = 10.0
+
+
+@contextmanager
+def connection(address: str | None) -> Iterator[None]:
+    """Join the cluster at `address`, or at $RAY_ADDRESS (set inside `ray job submit`); else start Ray on this machine.
+
+    A cluster that was started here is stopped at the end; a connection that was open before is left open.
+
+    Raises:
+        BuildRefused: no cluster answers at `address`.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    joining = address or os.environ.get("RAY_ADDRESS")
+    if joining:
+        _require_listener(joining)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if joining:
+            ray.init(address=joining, **options)
+        else:
+            # "local", or else Ray would look for a cluster of some other user of this machine.
+            ray.init(address="local", include_dashboard=False, **options)
+    except (ConnectionError, ValueError, RuntimeError) as exc:
+        raise BuildRefused(f"no Ray cluster to use at {joining or 'this machine'}: {exc}") from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Refuse an address where nobody listens: `ray.init` would wait there for minutes without a word."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # "auto" and the like: Ray finds the address itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as exc:
+        raise BuildRefused(f"no Ray cluster answers at {address}: {exc}") from exc
+
+
+@dataclass(frozen=True)
+class LaneShape:
+    """What each lane of a build asks of the cluster."""
+
+    lanes: int
+    decoders_per_lane: int
+    gpus_per_encoder: int  # 0 or 1
+    cpus_per_process: float  # what Ray reserves for each process; below 1 where lanes outnumber the CPUs
+    cpu_threads: int  # torch threads of an encoder on the CPU
+    lane_bytes: int  # limit of the decoded bytes in flight of one lane
+
+
+def shape_lanes(
+    *,
+    lanes: int | None,
+    decoders_per_lane: int | None,
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+) -> LaneShape:
+    """Fit lanes to the cluster: one per GPU where there are any (or one on the CPU), decoders beside each.
+
+    Raises:
+        BuildRefused: `device="gpu"` on a cluster that shows no GPU, without a number of lanes to wait for.
+    """
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), max(1.0, resources.get("CPU", 1.0))
+    if device == "gpu" and not gpus and lanes is None:
+        raise BuildRefused("the cluster has no GPU now; pass --lanes to wait for an autoscaler, or --device cpu")
+    on_gpu = device == "gpu" or (device == "auto" and gpus > 0)
+    count = lanes or (gpus if on_gpu else 1)
+    decoders = decoders_per_lane or (4 if on_gpu else 1)
+    # Rounded down to Ray's resolution is not enough: 0.0001 would be, but hundredths read better in `ray status`.
+    share = math.floor(100 * min(1.0, cpus / (count * (decoders + 1)))) / 100
+    objects = resources.get("object_store_memory", 2 * 2**30)
+    return LaneShape(
+        lanes=count,
+        decoders_per_lane=decoders,
+        gpus_per_encoder=1 if on_gpu else 0,
+        cpus_per_process=max(share, 0.01),
+        cpu_threads=max(1, int(cpus) // count),
+        lane_bytes=int(objects * 0.5 / count),
+    )
+
+
+def start_encoder(task: BuildTask, shape: LaneShape) -> Any:
+    """Start one encoder process; Ray restarts it wherever it dies, and never repeats a call by itself."""
+    return (
+        ray.remote(EncoderProcess)
+        .options(
+            num_gpus=shape.gpus_per_encoder,
+            num_cpus=shape.cpus_per_process,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=ENCODER_DEPTH,
+        )
+        .remote(task, shape.cpu_threads)
+    )
+
+
+def start_decoder(task: BuildTask, shape: LaneShape, *, near_node: str) -> Any:
+    """Start one decoder process, on the encoder's node if there is room, else anywhere."""
+    return (
+        ray.remote(DecoderProcess)
+        .options(
+            num_cpus=shape.cpus_per_process,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(near_node, soft=True),
+        )
+        .remote(task)
+    )

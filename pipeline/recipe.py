@@ -1,0 +1,48 @@
+"""Everything that changes the numbers of a feature, as one mapping; `cache_store.recipe_fingerprint` digests it.
+
+The recipe is what was asked for. What happened (the decoder that was used, the sampled frames, library versions) is
+provenance: stored, shown, never compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from pipeline.encoders.base import Json, StepEncoderSpec, VideoEncoderSpec
+
+RECIPE_VERSION = 1
+
+# Which decoder reads which file changes pixels, so `pipeline.vision.decoding`'s choice is part of what was asked for.
+DECODER_POLICY = "decord where its seeks are exact, else PyAV"
+
+
+def video_recipe(spec: VideoEncoderSpec, *, nframe: int, sampling: str) -> dict[str, Json]:
+    """Return the recipe of every video of one build: the model's own part, the sampling rule and the decoder."""
+    return {
+        "version": RECIPE_VERSION,
+        "encoder": dict(spec.recipe()),
+        "frames": {"sampling": sampling, "nframe": nframe, "decoder": DECODER_POLICY},
+    }
+
+
+def step_recipe(spec: StepEncoderSpec, *, instruction: str, views: Sequence[str], from_video: bool) -> dict[str, Json]:
+    """Return the recipe of one VLM step: the model's own part, the views in their order, and the instruction's digest.
+
+    `from_video` says that the images are frames of a video file, so that the decoder is part of the recipe.
+    """
+    return {
+        "version": RECIPE_VERSION,
+        "encoder": dict(spec.recipe()),
+        "images": {"views": list(views), "decoder": DECODER_POLICY if from_video else "PIL"},
+        "prompt": {"instruction_sha256": hashlib.sha256(instruction.encode()).hexdigest()},
+    }
+
+
+def named_difference(recipe: Mapping[str, Json]) -> str:
+    """Return the few words that tell one recipe from another at a glance: family, dtype and sampling."""
+    encoder = recipe.get("encoder", {})
+    words = [str(encoder.get("family", "?")), str(encoder.get("dtype", "?"))]
+    if "frames" in recipe:
+        words.append(f"{recipe['frames']['nframe']} frames by {recipe['frames']['sampling']}")
+    return ", ".join(words)

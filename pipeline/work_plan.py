@@ -1,0 +1,164 @@
+"""The plan: samples minus what the store holds, in the source's order, cut into shards.
+
+Of a planned sample one byte is kept, so that a plan of a million units costs a megabyte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, cast
+
+from cache_store import FeatureKey, FeatureStore, RecipeMismatch, StepKey, VideoKey
+from pipeline.encoders.base import EncoderSpec, Json, StepEncoderSpec, VideoEncoderSpec
+from pipeline.errors import BuildRefused
+from pipeline.recipe import step_recipe, video_recipe
+from pipeline.sources import Sample, Source, StepSample, VideoFrame, VideoSample
+from pipeline.vision import SamplingRule
+
+SHARD_UNITS = 64
+
+
+@dataclass(frozen=True)
+class BuildTask:
+    """What one build was asked to do. Picklable: every process of the build holds the same copy."""
+
+    spec: EncoderSpec
+    store_root: str
+    run_id: str
+    nframe: int = 128
+    sampling: SamplingRule = field(default_factory=lambda: SamplingRule.parse("source"))
+    # Building a recipe for each of a million steps of a few instructions would cost more than asking the store.
+    _recipes: dict[tuple[object, ...], dict[str, Json]] = field(default_factory=dict, compare=False, repr=False)
+
+    def key(self, sample: Sample) -> FeatureKey:
+        """Return the store's key of a sample."""
+        if isinstance(sample, VideoSample):
+            signature = cast(VideoEncoderSpec, self.spec).model_signature
+            return VideoKey(sample.dataset, sample.video_id, self.nframe, signature)
+        return StepKey(sample.dataset, sample.vlm_idx)
+
+    def recipe(self, sample: Sample) -> dict[str, Json]:
+        """Return the recipe of a sample's feature. The caller must not change it: equal samples share one object."""
+        asked: tuple[object, ...] = ()
+        if isinstance(sample, StepSample):
+            views = tuple(image.view for image in sample.images)
+            asked = (sample.instruction, views, any(isinstance(image, VideoFrame) for image in sample.images))
+        if asked not in self._recipes:
+            self._recipes[asked] = self._new_recipe(sample, *asked)
+        return self._recipes[asked]
+
+    def _new_recipe(self, sample: Sample, *asked: Any) -> dict[str, Json]:
+        if isinstance(sample, VideoSample):
+            spec = cast(VideoEncoderSpec, self.spec)
+            return video_recipe(spec, nframe=self.nframe, sampling=self.sampling.name)
+        instruction, views, from_video = asked
+        spec_of_steps = cast(StepEncoderSpec, self.spec)
+        return step_recipe(spec_of_steps, instruction=instruction, views=views, from_video=from_video)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One sample with its name in reports: the unit of work, of retry, of commit and of blame."""
+
+    name: str  # the video id, or `<episode>_vlm<idx>`
+    key: FeatureKey
+    sample: Sample
+
+    @property
+    def group(self) -> str:
+        """What must stay in one shard: an episode's steps; a video stands alone."""
+        return self.sample.dataset if isinstance(self.sample, StepSample) else self.name
+
+
+class Decision(IntEnum):
+    """What the plan says of one sample."""
+
+    TODO = 0
+    SKIP = 1  # the store has it
+    FAILED = 2  # the source says why it cannot be built
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is to be done with each sample of a source, one byte a sample."""
+
+    source: Source
+    task: BuildTask
+    overwrite: bool
+    decisions: bytearray  # a `Decision` for each sample, in the source's order
+    problems: list[tuple[str, str]]  # (name, reason) of the samples that the source calls impossible
+
+    @property
+    def todo(self) -> int:
+        """How many units are to be built."""
+        return self.decisions.count(Decision.TODO)
+
+    @property
+    def skipped(self) -> int:
+        """How many samples the store already holds."""
+        return self.decisions.count(Decision.SKIP)
+
+    def units(self) -> Iterator[Unit]:
+        """Yield the units to build, lazily and in the source's order."""
+        for sample, decision in zip(self.source, self.decisions, strict=True):
+            if decision == Decision.TODO:
+                yield Unit(unit_name(sample), self.task.key(sample), sample)
+
+
+def plan_build(source: Source, task: BuildTask, store: FeatureStore, *, overwrite: bool) -> Plan:
+    """Decide for every sample of the source whether it is to be built.
+
+    Skipped samples are marked as used by this run, so that the size limit cannot evict them while it lasts.
+
+    Raises:
+        BuildRefused: the store holds a sample under another recipe and `overwrite` is not set.
+    """
+    plan = Plan(source, task, overwrite, bytearray(), [])
+    for sample in source:
+        decision = Decision.TODO
+        if sample.problem is not None:
+            plan.problems.append((unit_name(sample), sample.problem))
+            decision = Decision.FAILED
+        elif not overwrite and _is_present(sample, task, store):
+            store.protect([task.key(sample)], recipe=task.recipe(sample))
+            decision = Decision.SKIP
+        plan.decisions.append(decision)
+    return plan
+
+
+def _is_present(sample: Sample, task: BuildTask, store: FeatureStore) -> bool:
+    key, recipe = task.key(sample), task.recipe(sample)
+    state = store.state_of(key, recipe=recipe)
+    # Another recipe's video lies in another folder, so both can be kept; a step has one name for all recipes.
+    if state == "stale" and isinstance(key, StepKey):
+        try:
+            store.get(key, recipe=recipe)
+        except RecipeMismatch as exc:
+            raise BuildRefused(
+                f"{unit_name(sample)}: {exc}; pass --overwrite to build it again, or another --store"
+            ) from exc
+    return state == "present"
+
+
+def unit_name(sample: Sample) -> str:
+    """Return a sample's name in reports."""
+    if isinstance(sample, VideoSample):
+        return sample.video_id
+    return f"{sample.dataset}_vlm{sample.vlm_idx}"
+
+
+def shards(units: Iterable[Unit], *, size: int = SHARD_UNITS) -> Iterator[list[Unit]]:
+    """Cut units into contiguous shards of about `size`; units of one group (an episode's steps) are never parted.
+
+    A shard is closed at the first group border after `size` units, so an episode of more steps makes a longer shard.
+    """
+    shard: list[Unit] = []
+    for unit in units:
+        if len(shard) >= size and unit.group != shard[-1].group:
+            yield shard
+            shard = []
+        shard.append(unit)
+    if shard:
+        yield shard

@@ -1,0 +1,115 @@
+"""A step encoder whose images tell it what to do: the top-left pixel's red value chooses a fault.
+
+A real spec in every respect but the numbers, so that lanes are tested with real processes, real Ray and a real store.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.encoders.base import StepInput
+from pipeline.errors import EncoderError
+from pipeline.sources import IgnoredFile, ImageFile, StepSample
+
+GOOD = 1
+DECODER_RAISES = 10
+DECODER_DIES = 11
+DECODER_HANGS = 12
+ENCODER_RAISES = 20
+ENCODER_DIES = 21
+ENCODER_DIES_ONCE = 22  # as a preempted node would: the next try succeeds
+ENCODER_WAITS_TO_BE_KILLED = 23  # until the test kills it
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FaultyPreprocess:
+    """Hands images on, unless their first pixel asks for a fault of the decoder."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        fault = image[0, 0, 0]
+        if fault == DECODER_RAISES:
+            raise ValueError("this image asked the decoder to raise")
+        if fault == DECODER_DIES:
+            _die()
+        if fault == DECODER_HANGS:
+            threading.Event().wait()
+        return image
+
+
+class FaultyEncoder:
+    """Returns the mean colour of the first image, [1, 1, 3], unless its first pixel asks for a fault."""
+
+    def __init__(self, marks: Path) -> None:
+        self._marks = marks
+
+    def encode(self, step: StepInput) -> torch.Tensor:
+        image = step.images[0]
+        fault, number = image[0, 0, 0], int(image[0, 0, 1])
+        if fault == ENCODER_RAISES:
+            raise ValueError("this image asked the encoder to raise")
+        if fault == ENCODER_DIES:
+            _die()
+        if fault in (ENCODER_DIES_ONCE, ENCODER_WAITS_TO_BE_KILLED):
+            mark = self._marks / f"{number}"
+            if not mark.exists():
+                # The rename makes the process id appear whole to the test that waits for it.
+                mark.with_suffix(".new").write_text(str(os.getpid()))
+                mark.with_suffix(".new").rename(mark)
+                if fault == ENCODER_DIES_ONCE:
+                    _die()
+                threading.Event().wait()
+        return torch.from_numpy(image.astype(np.float32).mean(axis=(0, 1))).to(torch.float16).reshape(1, 1, 3)
+
+
+@dataclass(frozen=True)
+class FaultySpec:
+    """The spec of `FaultyEncoder`."""
+
+    marks: Path  # where faults that happen once leave their mark
+    loads: bool = True
+    family: str = "faulty"
+    preprocess: FaultyPreprocess = field(default_factory=FaultyPreprocess, compare=False)
+
+    def recipe(self) -> Mapping[str, Any]:
+        return {"family": self.family, "dtype": "float16", "weights": "none"}
+
+    def feature_bytes(self) -> int:
+        return 6
+
+    def load(self, device: str) -> FaultyEncoder:
+        if not self.loads:
+            raise EncoderError("this model never loads")
+        return FaultyEncoder(self.marks)
+
+
+class FaultySource:
+    """One step for each fault named, in order: image k has the fault in its red value and k in its green value."""
+
+    def __init__(self, folder: Path, faults: list[int]) -> None:
+        self._samples = []
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, fault in enumerate(faults):
+            pixels = np.full((8, 8, 3), number % 256, np.uint8)
+            pixels[0, 0] = (fault, number % 256, 0)
+            path = folder / f"{number:05d}.png"
+            Image.fromarray(pixels).save(path)
+            self._samples.append(StepSample("episode_1", number, (ImageFile("front", path),), "pick the block"))
+
+    def __iter__(self):
+        return iter(self._samples)
+
+    def ignored(self) -> list[IgnoredFile]:
+        return []

@@ -1,0 +1,191 @@
+"""The build's loop with real processes that fail in every way: nothing is lost, and only the culprit is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cache_store import FeatureStore, StepKey
+from pipeline.errors import EncoderError
+from pipeline.lanes import BuildReport, TimeLimits, run_build
+from pipeline.work_plan import BuildTask, plan_build
+from tests.pipeline.lanes.faulty_encoder import (
+    DECODER_DIES,
+    DECODER_HANGS,
+    DECODER_RAISES,
+    ENCODER_DIES,
+    ENCODER_DIES_ONCE,
+    ENCODER_RAISES,
+    ENCODER_WAITS_TO_BE_KILLED,
+    GOOD,
+    FaultySource,
+    FaultySpec,
+)
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Bench:
+    """A source, a store and a spec in one folder, and a way to build them."""
+
+    def __init__(self, folder: Path, faults: list[int], *, limit_bytes: int | None = None, loads: bool = True) -> None:
+        (folder / "marks").mkdir()
+        self.marks = folder / "marks"
+        self.source = FaultySource(folder / "images", faults)
+        self.store = FeatureStore(folder / "store", limit_bytes=limit_bytes, run_id="test")
+        self.task = BuildTask(FaultySpec(self.marks, loads=loads), str(self.store.root), "test")
+
+    def build(self, **options) -> BuildReport:
+        plan = plan_build(self.source, self.task, self.store, overwrite=False)
+        return run_build(plan, self.store, **options)
+
+    def names(self) -> list[int]:
+        return sorted(key.vlm_idx for key in self.store.keys())
+
+
+@pytest.fixture
+def bench(tmp_path):
+    benches = []
+
+    def make(faults: list[int], **options) -> Bench:
+        benches.append(Bench(tmp_path, faults, **options))
+        return benches[-1]
+
+    yield make
+    for made in benches:
+        assert made.store.verify().problems == []
+
+
+def failed_keys(report: BuildReport) -> list[str]:
+    return sorted(failure.key for failure in report.failed)
+
+
+def test_every_sample_gets_its_feature(bench):
+    made = bench([GOOD] * 150)
+    report = made.build()
+    assert (report.done, report.skipped, report.failed, report.not_started) == (150, 0, [], 0)
+    assert made.names() == list(range(150))
+    assert report.exit_status == 0
+
+
+def test_a_second_build_skips_everything_and_does_not_start_lanes(bench):
+    made = bench([GOOD] * 5)
+    made.build()
+    moments = []
+    report = made.build(on_progress=moments.append)
+    assert (report.done, report.skipped) == (0, 5)
+    assert moments == []
+
+
+def test_an_exception_in_the_decoder_or_the_encoder_names_its_unit_alone(bench):
+    made = bench([GOOD, DECODER_RAISES, GOOD, ENCODER_RAISES, GOOD])
+    report = made.build()
+    assert [(f.key, f.stage) for f in sorted(report.failed, key=lambda f: f.key)] == [
+        ("episode_1_vlm1", "decode"),
+        ("episode_1_vlm3", "encode"),
+    ]
+    assert "asked the decoder to raise" in min(report.failed, key=lambda f: f.key).reason
+    assert made.names() == [0, 2, 4]
+    assert report.exit_status == 1
+
+
+def test_a_decoder_that_dies_costs_no_neighbour(bench):
+    made = bench([GOOD] * 10 + [DECODER_DIES] + [GOOD] * 10)
+    report = made.build()
+    assert failed_keys(report) == ["episode_1_vlm10"]
+    assert report.done == 20
+    assert "died" in report.failed[0].reason
+
+
+def test_an_encoder_that_dies_on_one_unit_costs_no_neighbour(bench):
+    made = bench([GOOD] * 10 + [ENCODER_DIES] + [GOOD] * 10)
+    report = made.build()
+    assert failed_keys(report) == ["episode_1_vlm10"]
+    assert report.done == 20
+
+
+def test_an_encoder_that_dies_once_loses_nothing(bench):
+    made = bench([GOOD] * 6 + [ENCODER_DIES_ONCE] + [GOOD] * 6)
+    report = made.build()
+    assert report.failed == []
+    assert made.names() == list(range(13))
+    assert report.restarts >= 1
+
+
+def test_an_encoder_killed_in_the_middle_from_outside_loses_and_repeats_nothing(bench):
+    made = bench([GOOD] * 4 + [ENCODER_WAITS_TO_BE_KILLED] + [GOOD] * 4)
+
+    def kill_when_it_waits() -> None:
+        mark = made.marks / "4"
+        while not mark.exists():
+            time.sleep(0.01)
+        os.kill(int(mark.read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_it_waits, daemon=True)
+    killer.start()
+    report = made.build()
+    killer.join()
+    assert (report.done, report.failed, report.not_started) == (9, [], 0)
+    assert made.names() == list(range(9))
+
+
+def test_a_decoder_that_hangs_is_killed_and_named(bench):
+    made = bench([GOOD, DECODER_HANGS, GOOD, GOOD])
+    report = made.build(limits=TimeLimits(decode_s=2.0))
+    assert failed_keys(report) == ["episode_1_vlm1"]
+    assert report.failed[0].reason == "no result after 2 s"
+    assert made.names() == [0, 2, 3]
+
+
+def test_three_lanes_share_one_plan(bench):
+    made = bench([GOOD] * 200)
+    per_lane = {}
+
+    def note(progress) -> None:
+        per_lane.update({lane.name: lane.done for lane in progress.lanes})
+
+    report = made.build(lanes=3, on_progress=note)
+    assert report.done == 200
+    assert sum(per_lane.values()) == 200
+    assert len(per_lane) == 3
+
+
+def test_a_model_that_does_not_load_is_an_error_with_its_own_words(bench):
+    made = bench([GOOD], loads=False)
+    with pytest.raises(EncoderError, match="this model never loads"):
+        made.build()
+
+
+def test_a_full_store_stops_the_build_and_counts_the_rest_as_not_started(bench):
+    first = bench([GOOD] * 1)
+    first.build()
+    one_file = first.store.stats().bytes
+    made_store = FeatureStore(first.store.root, limit_bytes=one_file * 3 + 10, run_id="test")
+    first.store = made_store
+    first.source = FaultySource(first.marks.parent / "more", [GOOD] * 30)
+    report = first.build()
+    assert report.exit_status == 1
+    assert "limit" in report.stopped
+    assert report.done + len(report.failed) + report.not_started + report.skipped == 30
+    assert report.not_started > 0
+    assert made_store.contains(StepKey("episode_1", 0))
+
+
+def test_a_stop_asked_for_finishes_what_is_in_flight_and_counts_the_rest(bench):
+    made = bench([GOOD] * 300)
+    asked = []
+
+    def stop_after_a_while() -> str | None:
+        asked.append(None)
+        return "stopped by the test" if len(asked) > 5 else None
+
+    report = made.build(should_stop=stop_after_a_while)
+    assert report.stopped == "stopped by the test"
+    assert report.done + report.not_started == 300
+    assert made.names() == sorted(made.names())
+    assert len(made.names()) == report.done
