@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import numpy as np
 from PIL import Image
 
 FPS = 12
+
+# The AV1 encoder prints its settings for every file unless told to report errors alone.
+os.environ.setdefault("SVT_LOG", "1")
 
 
 @dataclass(frozen=True)

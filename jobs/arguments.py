@@ -1,0 +1,217 @@
+"""The command line: one parser, a subcommand for each job, every flag with its default and an example each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jobs.sizes import parse_age, parse_size, positive_int
+from pipeline.version import VERSION
+
+SOURCES = ("folder", "video-mme", "vla", "lerobot")
+ENCODERS = ("longva", "qwen2_5_vl", "huggingface")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, and keeps the examples' line breaks."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # "(default: None)" tells nobody anything.
+        if action.default in (None, False, []):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `vlm-cache`; the chosen subcommand is in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="vlm-cache",
+        description="Encode videos and robot episodes once, keep the exact features, read them back everywhere.",
+        epilog="exit status: 0 done, 1 some items failed (each is named), 2 wrong usage or refused",
+    )
+    parser.add_argument("--version", action="version", version=f"vlm-cache {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_build(commands)
+    _add_stats(commands)
+    _add_ls(commands)
+    _add_show(commands)
+    _add_verify(commands)
+    _add_prune(commands)
+    _add_clear(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=summary, description=summary, epilog=f"example:\n  {example}", formatter_class=_Help
+    )
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", required=True, type=Path, metavar="ROOT", help="folder of the feature store")
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "build",
+        "Encode what the store does not hold yet. The same command again resumes, and skips what is done.",
+        "vlm-cache build --source video-mme --data /data/Video-MME --encoder longva \\\n"
+        "      --model /models/LongVA-7B --store /cache/longva --limit 200GiB\n"
+        "  vlm-cache build --source vla --data /data/insertion --encoder qwen2_5_vl \\\n"
+        "      --model Qwen/Qwen2.5-VL-3B-Instruct --store /cache/vla",
+    )
+    what = parser.add_argument_group("what to encode")
+    what.add_argument("--source", required=True, choices=SOURCES, help="how the input is laid out")
+    what.add_argument("--data", required=True, type=Path, metavar="PATH", help="folder of the input")
+    what.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="video-mme: parquet, JSON or TSV with the videos"
+    )
+    what.add_argument("--dataset", metavar="NAME", help="name in the store, instead of the source's own")
+    what.add_argument("--instruction", metavar="TEXT", help="vla, lerobot: instead of the episodes' own")
+    what.add_argument("--views", metavar="A,B", help="vla, lerobot: only these cameras")
+    what.add_argument(
+        "--vlm-reuse-count", type=positive_int, default=3, metavar="N", help="samples that share a VLM step"
+    )
+    what.add_argument(
+        "--action-expert-hz", type=positive_int, default=10, metavar="HZ", help="vla: rate of the actions"
+    )
+    what.add_argument(
+        "--horizon", type=positive_int, default=8, metavar="N", help="vla, old format: actions of a sample"
+    )
+
+    how = parser.add_argument_group("how to encode (all of it is part of the recipe)")
+    how.add_argument("--encoder", required=True, choices=ENCODERS, help="encoder family")
+    how.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH_OR_ID|small",
+        help="checkpoint folder, hub id, or the built-in random model",
+    )
+    how.add_argument("--revision", metavar="REV", help="revision of a hub id")
+    how.add_argument("--nframe", type=positive_int, default=128, metavar="N", help="frames of a video at most")
+    how.add_argument(
+        "--sampling",
+        default="source",
+        metavar="RULE",
+        help="source, longva, lmms-eval-pyav, vlmevalkit or fps:<rate>",
+    )
+    how.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        help="of the tower; longva: float16, others: the checkpoint's own",
+    )
+    how.add_argument(
+        "--frames-per-forward", type=positive_int, metavar="N", help="instead of a whole video in one forward"
+    )
+
+    where = parser.add_argument_group("where")
+    _add_store(where)  # type: ignore[arg-type]
+    where.add_argument(
+        "--limit",
+        type=parse_size,
+        metavar="SIZE",
+        help="size limit of the store, kept for later: 50GiB; 0 lifts it",
+    )
+    where.add_argument("--overwrite", action="store_true", help="build again what the store already holds")
+    where.add_argument("--report", type=Path, metavar="DIR", help="write report.json and failed.jsonl there")
+
+    cluster = parser.add_argument_group("Ray")
+    cluster.add_argument("--address", metavar="ADDRESS", help="cluster to join, else $RAY_ADDRESS, else this machine")
+    cluster.add_argument(
+        "--lanes", type=positive_int, metavar="N", help="encoders at once; one per GPU, or one on the CPU"
+    )
+    cluster.add_argument("--decoders-per-lane", type=positive_int, metavar="N", help="4 beside a GPU, 1 on the CPU")
+    cluster.add_argument(
+        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto takes GPUs where there are any"
+    )
+    cluster.add_argument(
+        "--unit-timeout", type=parse_age, default="10m", metavar="AGE", help="longest decode of one unit"
+    )
+
+
+def _add_stats(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "stats",
+        "Show what the store holds, by data set.",
+        "vlm-cache stats --store /cache/longva --json",
+    )
+    _add_store(parser)
+
+
+def _add_ls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "ls",
+        "List the features of the store.",
+        "vlm-cache ls --store /cache/vla --dataset recv_all_20251027",
+    )
+    _add_store(parser)
+    parser.add_argument("--dataset", metavar="NAME", help="only this data set")
+
+
+def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "show",
+        "Show one feature file: its tensors, its recipe and its provenance.",
+        "vlm-cache show /cache/vla/recv_all_20251027_170308_vlm30.pt",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .pt file, inside a store or not")
+    _add_json(parser)
+
+
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        "Check the checksums of every feature of the store. Exit status 1 if a file is damaged.",
+        "vlm-cache verify --store /cache/longva",
+    )
+    _add_store(parser)
+
+
+def _add_prune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "prune",
+        "Delete features by data set, age or last use, or the least recently used ones down to a size.",
+        "vlm-cache prune --store /cache/vla --unused-for 30d --dry-run",
+    )
+    _add_store(parser)
+    parser.add_argument("--dataset", action="append", metavar="NAME", help="only this data set; may be repeated")
+    parser.add_argument("--older-than", type=parse_age, metavar="AGE", help="written longer ago: 30d, 12h")
+    parser.add_argument("--unused-for", type=parse_age, metavar="AGE", help="neither read nor written for as long")
+    parser.add_argument(
+        "--down-to", type=parse_size, metavar="SIZE", help="least recently used first, until the store fits"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="delete nothing, say what would be deleted")
+
+
+def _add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands, "clear", "Delete every feature of the store.", "vlm-cache clear --store /cache/vla --yes"
+    )
+    _add_store(parser)
+    parser.add_argument("--yes", action="store_true", help="really delete; without it nothing is deleted")
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        "Make sample videos and robot episodes, build both caches with small random models, read them back.",
+        "vlm-cache demo --folder demo_run",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("demo_run"), metavar="DIR", help="where; made anew each time"
+    )

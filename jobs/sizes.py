@@ -1,0 +1,70 @@
+"""Bytes and durations as people write and read them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+# GB = 10^9, GiB = 2^30 bytes; a bare number is bytes.
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgtp", start=1):
+    _UNITS[f"{_letter}b"] = 1000**_power
+    _UNITS[f"{_letter}ib"] = 1024**_power
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `50GiB`, `1.5 TB` or `4096`.
+
+    Raises:
+        argparse.ArgumentTypeError: no number, or an unknown unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 50GiB, 1.5TB or 4096")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_age(text: str) -> float:
+    """Return the seconds of `30d`, `12h`, `90m` or `45s`.
+
+    Raises:
+        argparse.ArgumentTypeError: no number, or an unknown unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no age; write for example 30d, 12h or 90m")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def positive_int(text: str) -> int:
+    """Return a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def format_size(num_bytes: float) -> str:
+    """Return bytes with a binary unit and three significant digits: `144 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if num_bytes < 1000 or unit == "TiB":
+            break
+        num_bytes /= 1024
+    if unit == "B" or num_bytes >= 100:
+        return f"{num_bytes:.0f} {unit}"
+    return f"{num_bytes:.{2 if num_bytes < 10 else 1}f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as `1h 02m`, `3m 20s` or `4.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    return f"{minutes // 60}h {minutes % 60:02d}m"

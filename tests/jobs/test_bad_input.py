@@ -1,0 +1,183 @@
+"""Wrong usage gets exit status 2 and a message that says what to change, before Ray starts."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from jobs.__main__ import main
+from tests.media import write_new_episode, write_video
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    write_video(tmp_path / "videos" / "a.mp4")
+    return tmp_path / "videos"
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Run a build that must be refused; returns what it said."""
+
+    def run(**changes: object) -> str:
+        options: dict[str, object] = {
+            "source": "folder",
+            "data": tmp_path / "videos",
+            "encoder": "longva",
+            "model": "small",
+            "store": tmp_path / "store",
+            **changes,
+        }
+        argv = ["build"]
+        for name, value in options.items():
+            argv += [f"--{name.replace('_', '-')}", str(value)]
+        ray_was_up = ray.is_initialized()
+        try:
+            status = main(argv)
+        except SystemExit as exc:
+            status = exc.code
+        said = capsys.readouterr().err
+        assert status == 2, said
+        assert "Traceback" not in said
+        assert ray.is_initialized() == ray_was_up
+        return said
+
+    return run
+
+
+def test_missing_folder(refused, tmp_path):
+    assert str(tmp_path / "nowhere") in refused(data=tmp_path / "nowhere")
+
+
+def test_empty_folder(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in refused(data=tmp_path / "empty")
+
+
+def test_unknown_encoder_names_those_there_are(refused, videos):
+    said = refused(encoder="longvla")
+    assert "longvla" in said
+    assert "qwen2_5_vl" in said
+
+
+def test_unknown_sampling_rule_names_those_there_are(refused, videos):
+    said = refused(sampling="every-nth")
+    assert "every-nth" in said
+    assert "vlmevalkit" in said
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../up", ".hidden", "x@1234", ""])
+def test_a_data_set_name_that_is_no_folder_name(refused, videos, name):
+    refused(dataset=name)
+
+
+def test_a_limit_below_one_feature(refused, videos):
+    said = refused(limit="1KiB")
+    assert "limit" in said
+    assert "1.00 KiB" in said
+
+
+def test_a_checkpoint_without_a_tower(refused, videos, tmp_path):
+    from transformers import GPT2Config, GPT2Model
+
+    GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=11, n_positions=8)).save_pretrained(tmp_path / "gpt")
+    assert "tower" in refused(model=tmp_path / "gpt")
+
+
+def test_a_model_folder_that_is_not_there(refused, videos, tmp_path):
+    assert "no-such-model" in refused(model=tmp_path / "no-such-model")
+
+
+def test_an_encoder_that_does_not_fit_the_source(refused, videos):
+    said = refused(encoder="qwen2_5_vl")
+    assert "folder" in said
+    assert "longva" in said
+
+
+def test_an_option_that_the_source_would_ignore(refused, videos):
+    assert "--instruction" in refused(instruction="pick it up")
+
+
+def test_two_videos_under_one_id_are_both_named(refused, videos):
+    write_video(videos / "a.mkv")
+    said = refused()
+    assert "a.mp4" in said
+    assert "a.mkv" in said
+
+
+def test_two_episodes_of_one_name_are_both_named(refused, tmp_path):
+    for parent in ("first", "second"):
+        write_new_episode(tmp_path / "robots" / parent / "episode_1")
+    said = refused(source="vla", data=tmp_path / "robots", encoder="qwen2_5_vl")
+    assert "first" in said
+    assert "second" in said
+
+
+def test_a_store_that_is_a_file(refused, videos, tmp_path):
+    (tmp_path / "file").write_text("not a store")
+    assert str(tmp_path / "file") in refused(store=tmp_path / "file")
+
+
+def build_in_its_own_process(*options: str, videos: Path, **run: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs", "build", "--source", "folder", "--data", str(videos)]
+    command += ["--encoder", "longva", "--model", "small", *options]
+    return subprocess.run(command, capture_output=True, text=True, **run)
+
+
+def test_no_ray_cluster_at_the_address(videos, tmp_path):
+    done = build_in_its_own_process("--store", str(tmp_path / "store"), "--address", "127.0.0.1:1", videos=videos)
+    assert done.returncode == 2, done.stderr
+    assert "127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def without_roots_power_to_write_everywhere() -> None:
+    """Before the child's exec: take CAP_DAC_OVERRIDE (1) out of its bounding set (PR_CAPBSET_DROP, 24)."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_no_write_permission(videos, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    options = ["--store", str(locked / "store")]
+    done = build_in_its_own_process(*options, videos=videos, preexec_fn=without_roots_power_to_write_everywhere)
+    assert done.returncode == 2, done.stderr
+    assert str(locked) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_shows_an_example_of_every_command(capsys):
+    for name in ("build", "stats", "ls", "show", "verify", "prune", "clear", "demo"):
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert stopped.value.code == 0
+        said = capsys.readouterr().out
+        assert "example:" in said
+        assert f"vlm-cache {name}" in said
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("vlm-cache 0.")
+
+
+def test_clear_without_yes_deletes_nothing(tmp_path, capsys):
+    import torch
+
+    from cache_store import FeatureStore, StepKey
+
+    with FeatureStore(tmp_path / "store") as store:
+        store.put(StepKey("episode_1", 0), torch.zeros(1, 1, 4, dtype=torch.float16))
+    assert main(["clear", "--store", str(tmp_path / "store")]) == 2
+    assert "--yes" in capsys.readouterr().err
+    assert main(["clear", "--store", str(tmp_path / "store"), "--yes"]) == 0
+    assert not list((tmp_path / "store").rglob("*.pt"))
