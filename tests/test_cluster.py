@@ -1,0 +1,134 @@
+"""A real cluster, a real `ray job submit`, with Ray's token authentication on; and the example cluster file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.media import write_video
+
+REPOSITORY = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """A head started as an operator would start it; yields (environment, dashboard address)."""
+    token = tmp_path_factory.mktemp("token") / "auth_token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    port, dashboard = _free_port(), _free_port()
+    head = subprocess.Popen(
+        [
+            *[str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"],
+            *["--num-cpus=2", "--disable-usage-stats", "--include-dashboard=true"],
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        for line in head.stdout:
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail("the head did not start")
+        yield environment, f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
+    finally:
+        # `ray start --block` ends every process of the node when it is told to end.
+        head.send_signal(signal.SIGTERM)
+        head.wait(timeout=30)
+
+
+def test_a_build_submitted_as_a_ray_job(cluster, tmp_path):
+    environment, dashboard, _ = cluster
+    for number in range(3):
+        write_video(tmp_path / "videos" / f"clip_{number}.mp4", seed=number)
+    arguments = ["--source", "folder", "--data", str(tmp_path / "videos"), "--encoder", "longva", "--model", "small"]
+    submit = [
+        *[
+            str(BIN / "ray"),
+            "job",
+            "submit",
+            "--address",
+            dashboard,
+            "--working-dir",
+            str(_small_working_dir(tmp_path)),
+        ],
+        *["--", sys.executable, "-m", "jobs", "build", *arguments, "--nframe", "4", "--store", str(tmp_path / "store")],
+    ]
+    refused = subprocess.run(
+        submit, env={**environment, "RAY_AUTH_TOKEN_PATH": _other_token(tmp_path)}, capture_output=True, text=True
+    )
+    assert refused.returncode != 0, "a wrong token was let in"
+    assert not (tmp_path / "store").exists()
+
+    done = subprocess.run([*submit, "--json"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"done"')]
+    assert [(report["done"], report["failed"]) for report in reports] == [(3, [])]
+    assert len(list((tmp_path / "store" / "videos").glob("*.pt"))) == 3
+
+
+def test_a_build_that_joins_the_cluster_by_address(cluster, tmp_path):
+    environment, _, address = cluster
+    write_video(tmp_path / "videos" / "clip.mp4")
+    done = subprocess.run(
+        [
+            *[sys.executable, "-m", "jobs", "build", "--source", "folder", "--data", str(tmp_path / "videos")],
+            *["--encoder", "longva", "--model", "small", "--nframe", "4", "--store", str(tmp_path / "store")],
+            *["--address", address, "--json"],
+        ],
+        env=environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["done"] == 1
+
+
+def _small_working_dir(tmp_path: Path) -> Path:
+    """The packages alone, as a checkout without its virtual environment would be uploaded."""
+    folder = tmp_path / "working_dir"
+    folder.mkdir()
+    for package in ("pipeline", "cache_store", "consumers", "jobs"):
+        (folder / package).symlink_to(REPOSITORY / package)
+    return folder
+
+
+def _other_token(tmp_path: Path) -> str:
+    path = tmp_path / "other_token"
+    path.write_text(secrets.token_hex(32))
+    return str(path)
+
+
+def test_the_cluster_file_fits_rays_schema():
+    import jsonschema
+
+    cluster_file = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+    schema = json.loads(resources.files("ray.autoscaler").joinpath("ray-schema.json").read_text())
+    jsonschema.validate(cluster_file, schema)
+    kinds = [node["resources"] for node in cluster_file["available_node_types"].values()]
+    assert any("GPU" in kind for kind in kinds)
+    assert any("GPU" not in kind and kind["CPU"] > 0 for kind in kinds)
