@@ -92,7 +92,6 @@ class Accounts:
             tail.owner = Owner(host, int(pid), started, run_id)
         elif kind == b"c":
             tail.is_closed = True
-            tail.reserved.clear()
 
     def _put(self, tail: Tail, event: Event) -> None:
         size, written_us, fingerprint8, runs, reserved, name = (part.decode() for part in event[3:9])
@@ -125,11 +124,17 @@ class Accounts:
         if entry is not None:
             self.entries[name] = entry._replace(runs=_joined(entry.runs, run_id))
 
-    def finish(self, silent_s: Mapping[str, float]) -> None:
-        """Release what dead or closed processes had reserved; `silent_s` tells each journal's silence."""
-        for name, tail in self.tails.items():
-            if tail.reserved and tail.is_finished(silent_s.get(name, float("inf"))):
+    def finish(self, silent_s: Mapping[str, float]) -> set[str]:
+        """Release what dead or closed processes had reserved, and return the names they were writing.
+
+        `silent_s` tells each journal's silence. The files may have been published without a line to say so.
+        """
+        names: set[str] = set()
+        for journal, tail in self.tails.items():
+            if tail.reserved and tail.is_finished(silent_s.get(journal, float("inf"))):
+                names.update(tail.reserved)
                 tail.reserved.clear()
+        return names
 
     def keep_runs(self, active: set[str]) -> None:
         """Forget finished runs, whose entries anyone may evict."""

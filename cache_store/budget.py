@@ -106,8 +106,7 @@ class Budget:
         """Unlink least recently used entries until the total fits; False when too little may go."""
         self._ledger.load()
         accounts = self._ledger.accounts
-        silences = self._ledger.silences_s(file_system_now_s(self._root))
-        accounts.finish(silences)
+        silences = self._ledger.settle(file_system_now_s(self._root))
         active = accounts.active_runs(silences) | ({self._run_id} if self._run_id else set())
         kept_names = {writing}.union(*(tail.reserved for tail in accounts.tails.values()))
         low_water = int(limit_bytes * LOW_WATER)

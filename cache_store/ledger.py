@@ -8,10 +8,11 @@ for it.
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from cache_store import naming, snapshot
-from cache_store.accounts import Accounts, Event, Tail, parsed
+from cache_store.accounts import Accounts, Entry, Event, Tail, parsed
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal
 
@@ -25,6 +26,7 @@ class Ledger:
     """A view of the accounting under `root`, as of the last `refresh` or `load`. One thread at a time."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._snapshot = root / naming.SNAPSHOT
         self._journals = root / naming.JOURNALS
         self._signature: Signature | None = None
@@ -74,6 +76,21 @@ class Ledger:
         """As `refresh`, and know every entry."""
         self._read(with_entries=True)
 
+    def settle(self, now_s: float) -> dict[str, float]:
+        """Take over from dead writers in the loaded accounts; returns how long each journal has been silent.
+
+        `now_s` is the file system's clock. A writer killed between its rename and its journal line has
+        published a file that only its reservation names.
+        """
+        silences = self.silences_s(now_s)
+        for name in self.accounts.finish(silences):
+            entry = entry_on_disk(self._root / name)
+            if entry is None:
+                self.accounts.forget_entry(name)
+            else:
+                self.accounts.set_entry(name, entry)
+        return silences
+
     def silences_s(self, now_s: float) -> dict[str, float]:
         """How long each journal has not been touched, by the file system's clock `now_s`."""
         silences = {}
@@ -94,8 +111,7 @@ class Ledger:
             StoreWriteError: the operating system refused.
         """
         accounts = self.accounts
-        silences = self.silences_s(now_s)
-        accounts.finish(silences)
+        silences = self.settle(now_s)
         accounts.keep_runs(accounts.active_runs(silences))
         for name in accounts.tails.keys() - silences.keys():
             del accounts.tails[name]  # folded and removed earlier
@@ -173,6 +189,19 @@ class Ledger:
             except ValueError:
                 # A torn line of a crashed writer; the scan of `stats` and `verify` finds what it meant.
                 continue
+
+
+def entry_on_disk(path: Path) -> Entry | None:
+    """An entry as its file alone tells it; None when there is no regular file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        # Deleted since its name was read.
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    written_us = status.st_mtime_ns // 1000
+    return Entry(status.st_size, written_us, written_us, "", "")
 
 
 def _signature(path: Path) -> Signature | None:

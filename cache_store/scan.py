@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from cache_store import naming
-from cache_store.accounts import Accounts, Entry
+from cache_store.accounts import Accounts
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal
 from cache_store.lease import lease
-from cache_store.ledger import Ledger
+from cache_store.ledger import Ledger, entry_on_disk
 
 _STRAY_AFTER_S = 24 * 3600.0
 
@@ -42,7 +41,8 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> None:
         # Listed before the journals are read: what appears in between is known from them.
         on_disk = set(feature_names(root))
         ledger.load()
-        changed = _correct(root, ledger.accounts, on_disk)
+        ledger.settle(now_s)
+        changed = _correct(root, ledger.accounts, on_disk) or ledger.error_of_sum != 0
         if not is_held:
             return
         if changed or ledger.needs_folding or not ledger.has_snapshot:
@@ -92,25 +92,13 @@ def _folders(root: Path) -> list[str]:
 def _correct(root: Path, accounts: Accounts, on_disk: set[str]) -> bool:
     changed = False
     for name in on_disk - accounts.entries.keys():
-        entry = _entry_of(root / name)
+        entry = entry_on_disk(root / name)
         if entry is not None:
             accounts.set_entry(name, entry)
             changed = True
     for name in accounts.entries.keys() - on_disk:
         # It may have been published after the listing.
-        if _entry_of(root / name) is None:
+        if entry_on_disk(root / name) is None:
             accounts.forget_entry(name)
             changed = True
     return changed
-
-
-def _entry_of(path: Path) -> Entry | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        # Deleted since the listing.
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    written_us = status.st_mtime_ns // 1000
-    return Entry(status.st_size, written_us, written_us, "", "")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class FeatureStore:
         self._pid = os.getpid()
         self._books = Books(self.root, self.run_id, limit_bytes)
         self._reader = Reader(self.root, self._books.journal, self._books.usage)
-        weakref.finalize(self, _write_the_rest, self._books)
+        # Not weakref.finalize: workers of a DataLoader end without running what atexit would run.
+        Finalize(self, _write_the_rest, args=(self._books,), exitpriority=0)
 
     def _begin(self) -> None:
         # A forked child must neither write into its parent's journal nor wait for its parent's threads'

@@ -134,6 +134,29 @@ def test_what_a_killed_writer_had_reserved_comes_back(open_store):
     assert kept(store) == [0, 1]
 
 
+def test_what_a_writer_published_just_before_it_was_killed_counts(open_store, monkeypatch):
+    store = open_store(limit_bytes=2 * SIZE)
+    store.put(key(0), tensor(0))
+    real = Journal.append
+
+    def die_after_the_rename(journal, *lines):
+        if any(raw.startswith(b"p\t") for raw in lines):
+            os._exit(9)
+        real(journal, *lines)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", die_after_the_rename)
+        context = multiprocessing.get_context("fork")
+        dying = context.Process(target=store.put, args=(key(7), tensor(7)))
+        dying.start()
+        dying.join()
+    assert dying.exitcode == 9
+    assert kept(store) == [0, 7]
+    store.put(key(1), tensor(1))
+    assert kept(store) == [1, 7]
+    assert published_bytes(store.root) == 2 * SIZE
+
+
 def test_an_entry_that_is_being_written_is_not_evicted(open_store):
     store = open_store(limit_bytes=2 * SIZE + 1)
     store.put(key(0), tensor(0))
