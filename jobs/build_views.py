@@ -69,6 +69,7 @@ def _render(title: str, progress: Progress) -> Group:
     lanes = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
     lanes.add_column("lane")
     lanes.add_column("state")
+    lanes.add_column("device")
     for heading in ("built", "waiting", "in flight", "restarts"):
         lanes.add_column(heading, justify="right")
     for lane in progress.lanes:
@@ -76,14 +77,18 @@ def _render(title: str, progress: Progress) -> Group:
         lanes.add_row(
             lane.name,
             f"[{colour}]{lane.state}[/]",
+            lane.device,
             str(lane.done),
             str(lane.queued),
             format_size(lane.bytes_in_flight),
             str(lane.restarts or ""),
         )
-    parts: list[Text | ProgressBar | Table] = [
+    # In a grid, because a bar alone does not end its line.
+    bar = Table.grid()
+    bar.add_row(ProgressBar(total=max(progress.todo, 1), completed=progress.done + progress.failed, width=60))
+    parts: list[Text | Table] = [
         Text(title, style="bold"),
-        ProgressBar(total=max(progress.todo, 1), completed=progress.done, width=60),
+        bar,
         Text(_headline(progress)),
         lanes,
     ]
@@ -110,6 +115,8 @@ def print_report(report: BuildReport) -> None:
             console.print(f"  {escape(path)}: {escape(reason)}", soft_wrap=True)
         if len(report.ignored) > 10:
             console.print("  ... (all of them with --json or --report)")
+    if report.warning:
+        console.print(f"[bold yellow]warning:[/] {escape(report.warning)}", soft_wrap=True)
     if report.stopped:
         console.print(f"[bold red]stopped early:[/] {escape(report.stopped)}", soft_wrap=True)
     counts = (

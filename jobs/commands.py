@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from importlib import import_module
 
 from cache_store import CacheStoreError
-from jobs import store_commands
-from jobs.build_command import build
-from jobs.demo_command import demo
-from pipeline.errors import PipelineError
+from pipeline.errors import BuildRefused, PipelineError
 
 # What a person can mend by asking differently; anything else is a fault of ours and keeps its traceback.
 REFUSALS = (PipelineError, CacheStoreError)
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "build": build,
-    "stats": store_commands.stats,
-    "ls": store_commands.ls,
-    "show": store_commands.show,
-    "verify": store_commands.verify,
-    "prune": store_commands.prune,
-    "clear": store_commands.clear,
-    "demo": demo,
+# Imported when called, because a reading install has neither ray nor decoders and still looks after its stores.
+_MODULES = {
+    "build": "jobs.build_command",
+    "demo": "jobs.demo_command",
+    "stats": "jobs.store_commands",
+    "ls": "jobs.store_commands",
+    "show": "jobs.store_commands",
+    "verify": "jobs.store_commands",
+    "prune": "jobs.store_commands",
+    "clear": "jobs.store_commands",
 }
+_BUILD_ONLY = ("ray", "transformers", "av", "PIL", "safetensors")
 
 
 def command(args: argparse.Namespace) -> int:
-    """Run the command that `args.command` names; returns its exit status."""
-    return _COMMANDS[args.command](args)
+    """Run the command that `args.command` names; returns its exit status.
+
+    Raises:
+        BuildRefused: the command needs packages of the `build` extra that are not installed.
+    """
+    try:
+        module = import_module(_MODULES[args.command])
+    except ModuleNotFoundError as exc:
+        if exc.name not in _BUILD_ONLY:
+            raise
+        raise BuildRefused(f"the package {exc.name} is not installed; pip install 'vlm-cache[build]'") from exc
+    status: int = getattr(module, args.command)(args)
+    return status

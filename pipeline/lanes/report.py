@@ -23,6 +23,7 @@ class LaneProgress:
 
     name: str
     state: str  # "starting", "running", "recovering" or "idle"
+    device: str  # "cpu", "cuda:0"; empty until the model is loaded
     done: int
     queued: int  # units pulled and not yet decoded
     bytes_in_flight: int  # decoded or being decoded, not yet encoded
@@ -55,6 +56,7 @@ class BuildReport:
     seconds: float = 0.0
     restarts: int = 0  # processes that died and came back
     stopped: str | None = None  # why the build ended before its plan did
+    warning: str | None = None  # what the operator should know though every unit may be done
     stage_seconds: StageSeconds = field(default_factory=StageSeconds)
     ignored: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of what the source passed over
 
@@ -74,6 +76,7 @@ class BuildReport:
             "seconds": round(self.seconds, 3),
             "restarts": self.restarts,
             "stopped": self.stopped,
+            "warning": self.warning,
             "stage_seconds": {stage: round(s, 3) for stage, s in asdict(self.stage_seconds).items()},
             "ignored": [{"path": path, "reason": reason} for path, reason in self.ignored],
         }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,13 +14,15 @@ from cache_store import FeatureStore
 from pipeline.encode_unit import Stage, UnitDone, UnitFailure
 from pipeline.errors import EncoderError
 from pipeline.lanes.cluster import DECODER_DEPTH, ENCODER_DEPTH, LaneShape, start_decoder, start_encoder
+from pipeline.lanes.lane import Lane
 from pipeline.lanes.processes import DecodeOutcome, ProcessInfo
-from pipeline.lanes.report import BuildReport, LaneProgress, Progress
+from pipeline.lanes.report import BuildReport, Progress
 from pipeline.lanes.worker import DEATHS_WITHOUT_RESULT, PROCESS_LOST, State, Work, Worker
 from pipeline.work_plan import Plan, Unit, shards
 
 TICK_S = 0.5
 CLOSE_S = 10.0
+MOST_WAITING = 2 * ENCODER_DEPTH  # decoded units of one lane that wait for its encoder
 FIRST_GUESS_BYTES = 16 * 2**20  # of a decoded unit, before the first one is known
 
 
@@ -35,24 +36,6 @@ class TimeLimits:
     def of(self, kind: str) -> float:
         """Return the limit of the stage `kind`."""
         return self.decode_s if kind == "decode" else self.encode_s
-
-
-@dataclass(eq=False)
-class Lane:
-    """One encoder with its decoders and the work between them."""
-
-    name: str
-    encoder: Worker
-    decoders: list[Worker] = field(default_factory=list)
-    queue: deque[Work] = field(default_factory=deque)  # pulled, not yet decoded
-    decoded: deque[Work] = field(default_factory=deque)  # waiting for the encoder
-    bytes_in_flight: int = 0
-    done: int = 0
-
-    @property
-    def workers(self) -> list[Worker]:
-        """Every process of the lane, the encoder first."""
-        return [self.encoder, *self.decoders]
 
 
 class BuildStopped(Exception):
@@ -166,7 +149,7 @@ class Scheduler:
         return in_flight or waiting or self._refill(self._lanes[0])
 
     def _feed(self, lane: Lane) -> None:
-        while work := lane.encoder.admit(lambda: lane.decoded.popleft() if lane.decoded else None):
+        while work := lane.encoder.admit(lambda: self._next_to_encode(lane)):
             self._start(lane, lane.encoder, work, lane.encoder.actor.encode.remote(work.pixels))
         for decoder in lane.decoders:
             while work := decoder.admit(lambda: self._next_to_decode(lane)):
@@ -177,7 +160,24 @@ class Scheduler:
         worker.started(call, work)
         self._calls[call] = (lane, worker)
 
+    def _next_to_encode(self, lane: Lane) -> Work | None:
+        if lane.decoded:
+            return lane.decoded.popleft()
+        if lane.encoder.in_flight:
+            return None
+        # This encoder idles: take what waits for another one. The pixels move to wherever they are asked for.
+        richest = max(self._lanes, key=lambda other: len(other.decoded))
+        if not richest.decoded:
+            return None
+        work = richest.decoded.pop()
+        richest.bytes_in_flight -= work.nbytes
+        lane.bytes_in_flight += work.nbytes
+        return work
+
     def _next_to_decode(self, lane: Lane) -> Work | None:
+        # More would only wait here, where no other lane's decoders can share the work.
+        if len(lane.decoded) >= MOST_WAITING:
+            return None
         guess = self._largest_bytes or FIRST_GUESS_BYTES
         # One unit larger than the limit still passes, alone: a limit must slow a build down, not stop it.
         if lane.bytes_in_flight and lane.bytes_in_flight + guess > self._shape.lane_bytes:
@@ -234,11 +234,18 @@ class Scheduler:
                 raise exc.cause from exc
             raise EncoderError(f"{lane.name} cannot load the model: {_last_line(exc)}") from exc
         worker.answered()
+        if worker is lane.encoder:
+            self._note_device(lane, info.device)
         if worker is lane.encoder and not lane.decoders:
             for _ in range(self._shape.decoders_per_lane):
                 actor = start_decoder(self._task, self._shape, near_node=info.node_id)
                 lane.decoders.append(Worker(actor, "decode", DECODER_DEPTH))
                 self._ask_ready(lane, lane.decoders[-1])
+
+    def _note_device(self, lane: Lane, device: str) -> None:
+        lane.device = device
+        if self._shape.gpus_per_encoder and device == "cpu":
+            self._report.warning = f"{lane.name} holds a GPU of Ray's, but torch sees none there: it encodes on the CPU"
 
     def _take_decoded(self, lane: Lane, work: Work, outcome: DecodeOutcome) -> None:
         lane.bytes_in_flight -= work.nbytes
@@ -341,19 +348,10 @@ class Scheduler:
                 failed=len(report.failed),
                 bytes_written=report.bytes,
                 seconds=seconds,
-                lanes=tuple(_lane_progress(lane) for lane in self._lanes),
+                lanes=tuple(lane.progress() for lane in self._lanes),
                 last_failure=report.failed[-1] if report.failed else None,
             )
         )
-
-
-def _lane_progress(lane: Lane) -> LaneProgress:
-    restarts = sum(worker.restarts for worker in lane.workers)
-    if lane.encoder.state is not State.READY:
-        state = "recovering" if lane.encoder.restarts else "starting"
-    else:
-        state = "running" if any(worker.in_flight for worker in lane.workers) else "idle"
-    return LaneProgress(lane.name, state, lane.done, len(lane.queue), lane.bytes_in_flight, restarts)
 
 
 def _last_line(exc: Exception) -> str:

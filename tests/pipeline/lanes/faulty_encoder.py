@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ GOOD = 1
 DECODER_RAISES = 10
 DECODER_DIES = 11
 DECODER_HANGS = 12
+ENCODER_TELLS_ITS_GPU = 2
 ENCODER_RAISES = 20
 ENCODER_DIES = 21
 ENCODER_DIES_ONCE = 22  # as a preempted node would: the next try succeeds
@@ -58,6 +60,11 @@ class FaultyEncoder:
     def encode(self, step: StepInput) -> torch.Tensor:
         image = step.images[0]
         fault, number = image[0, 0, 0], int(image[0, 0, 1])
+        if fault == ENCODER_TELLS_ITS_GPU:
+            (self._marks / f"gpu {os.environ['CUDA_VISIBLE_DEVICES']}").touch()
+            # Wait for the other lane, or the first one to come up would do all the work.
+            while len(list(self._marks.iterdir())) < 2:
+                time.sleep(0.01)
         if fault == ENCODER_RAISES:
             raise ValueError("this image asked the encoder to raise")
         if fault == ENCODER_DIES:

@@ -1,0 +1,63 @@
+"""The base install reads: without ray, transformers, decord, PyAV and Pillow the store, the loaders and `stats` work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from cache_store import FeatureStore, StepKey
+
+HIDE = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "transformers", "decord", "av", "PIL", "safetensors", "tokenizers"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def run_without_build_packages(code: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[1]
+    return subprocess.run([sys.executable, "-c", HIDE + code], capture_output=True, text=True, cwd=root)
+
+
+def test_a_feature_is_read_and_stats_are_printed(tmp_path):
+    with FeatureStore(tmp_path) as store:
+        store.put(StepKey("episode_1", 0), torch.ones(1, 1, 2), recipe={"version": 1})
+    done = run_without_build_packages(
+        "from cache_store import FeatureStore, StepKey, VLACacheManager\n"
+        "from consumers.training import FeatureDataset\n"
+        "from pipeline.sources import open_source\n"
+        "from pipeline.vision import SamplingRule\n"
+        "import pipeline.recipe\n"
+        "from jobs.__main__ import main\n"
+        f"print(FeatureDataset({str(tmp_path)!r}, [StepKey('episode_1', 0)])[0].sum())\n"
+        f"sys.exit(main(['stats', '--store', {str(tmp_path)!r}]))\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tensor(2.)" in done.stdout
+    assert "1 features" in done.stdout
+
+
+def test_a_build_says_which_extra_is_missing(tmp_path):
+    arguments = [
+        "build",
+        "--source",
+        "folder",
+        "--data",
+        ".",
+        "--encoder",
+        "longva",
+        "--model",
+        "small",
+        "--store",
+        "x",
+    ]
+    done = run_without_build_packages(f"from jobs.__main__ import main\nsys.exit(main({arguments!r}))\n")
+    assert done.returncode == 2
+    assert "vlm-cache[build]" in done.stderr
+    assert "Traceback" not in done.stderr
