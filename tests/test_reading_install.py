@@ -1,4 +1,4 @@
-"""The base install reads: without ray, transformers, decord, PyAV and Pillow the store, the loaders and `stats` work."""
+"""The base install reads: store, loaders and `stats` work without ray, transformers, decord, PyAV and Pillow."""
 
 from __future__ import annotations
 
