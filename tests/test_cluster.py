@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -35,11 +36,12 @@ def cluster(tmp_path_factory):
     token.chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, agent = _free_port(), _free_port(), _free_port()
     head = subprocess.Popen(
         [
             *[str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"],
-            *["--num-cpus=2", "--disable-usage-stats", "--include-dashboard=true"],
+            # With its usual port the agent that takes jobs could not start beside another cluster of this machine.
+            *["--num-cpus=2", "--disable-usage-stats", f"--dashboard-agent-listen-port={agent}"],
         ],
         env=environment,
         stdout=subprocess.PIPE,
@@ -65,6 +67,7 @@ def test_a_build_submitted_as_a_ray_job(cluster, tmp_path):
     for number in range(3):
         write_video(tmp_path / "videos" / f"clip_{number}.mp4", seed=number)
     arguments = ["--source", "folder", "--data", str(tmp_path / "videos"), "--encoder", "longva", "--model", "small"]
+    # The repository itself is the working directory: Ray leaves out what .gitignore names, such as .venv.
     submit = [
         *[
             str(BIN / "ray"),
@@ -73,7 +76,7 @@ def test_a_build_submitted_as_a_ray_job(cluster, tmp_path):
             "--address",
             dashboard,
             "--working-dir",
-            str(_small_working_dir(tmp_path)),
+            str(REPOSITORY),
         ],
         *["--", sys.executable, "-m", "jobs", "build", *arguments, "--nframe", "4", "--store", str(tmp_path / "store")],
     ]
@@ -83,7 +86,7 @@ def test_a_build_submitted_as_a_ray_job(cluster, tmp_path):
     assert refused.returncode != 0, "a wrong token was let in"
     assert not (tmp_path / "store").exists()
 
-    done = subprocess.run([*submit, "--json"], env=environment, capture_output=True, text=True)
+    done = _submit([*submit, "--json"], environment)
     assert done.returncode == 0, done.stdout + done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"done"')]
     assert [(report["done"], report["failed"]) for report in reports] == [(3, [])]
@@ -108,13 +111,14 @@ def test_a_build_that_joins_the_cluster_by_address(cluster, tmp_path):
     assert json.loads(done.stdout)["done"] == 1
 
 
-def _small_working_dir(tmp_path: Path) -> Path:
-    """The packages alone, as a checkout without its virtual environment would be uploaded."""
-    folder = tmp_path / "working_dir"
-    folder.mkdir()
-    for package in ("pipeline", "cache_store", "consumers", "jobs"):
-        (folder / package).symlink_to(REPOSITORY / package)
-    return folder
+def _submit(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Submit as soon as the head takes jobs: its agent comes up some seconds after the head says that it started."""
+    for _ in range(60):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if "No available agent to submit job" not in done.stdout + done.stderr:
+            break
+        time.sleep(1)
+    return done
 
 
 def _other_token(tmp_path: Path) -> str:

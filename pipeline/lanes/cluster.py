@@ -90,14 +90,15 @@ def shape_lanes(
         BuildRefused: `device="gpu"` on a cluster that shows no GPU, without a number of lanes to wait for.
     """
     resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), max(1.0, resources.get("CPU", 1.0))
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0.0)
     if device == "gpu" and not gpus and lanes is None:
         raise BuildRefused("the cluster has no GPU now; pass --lanes to wait for an autoscaler, or --device cpu")
     on_gpu = device == "gpu" or (device == "auto" and gpus > 0)
     count = lanes or (gpus if on_gpu else 1)
     decoders = decoders_per_lane or (4 if on_gpu else 1)
-    # Rounded down to Ray's resolution is not enough: 0.0001 would be, but hundredths read better in `ray status`.
-    share = math.floor(100 * min(1.0, cpus / (count * (decoders + 1)))) / 100
+    # Where lanes outnumber the CPUs they share them, or the last ones would wait for ever. A cluster without any
+    # CPU has an autoscaler to ask. Hundredths, because they read well in `ray status`.
+    share = math.floor(100 * min(1.0, cpus / (count * (decoders + 1)))) / 100 if cpus else 1.0
     objects = resources.get("object_store_memory", 2 * 2**30)
     return LaneShape(
         lanes=count,
