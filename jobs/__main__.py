@@ -19,6 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     except REFUSALS as exc:
         print(f"vlm-cache {args.command}: {exc}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"vlm-cache {args.command}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # `vlm-cache ls | head` closed the pipe; Python would complain once more while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import uuid
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from cache_store import FeatureStore, canonical_dataset_name
+from cache_store import FeatureStore, StepKey, canonical_dataset_name
 from jobs.build_views import BuildView, print_report
 from jobs.sizes import format_size
 from pipeline.encoders import EncoderSpec, StepEncoderSpec, load_spec
@@ -37,6 +38,8 @@ def build(args: argparse.Namespace) -> int:
     run_id = uuid.uuid4().hex
     with FeatureStore(args.store, limit_bytes=args.limit, run_id=run_id) as store:
         _check_limit(args, spec, store)
+        if args.dataset is not None:
+            store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
         task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling)
         plan = plan_build(source, task, store, overwrite=args.overwrite)
         with _stop_on_signal() as should_stop, BuildView(title=_title(args)) as view:
@@ -86,11 +89,14 @@ def _sampling(text: str) -> SamplingRule:
 
 
 def _open_source(args: argparse.Namespace) -> Source:
+    dataset = args.dataset
+    if dataset is None and args.source == "folder":
+        dataset = Path(os.path.abspath(args.data)).name
     return open_source(
         args.source,
         args.data,
         annotations=args.annotations,
-        dataset=canonical_dataset_name(args.dataset) if args.dataset is not None else None,
+        dataset=canonical_dataset_name(dataset) if dataset is not None else None,
         instruction=args.instruction,
         views=args.views.split(",") if args.views else None,
         vlm_reuse_count=args.vlm_reuse_count,

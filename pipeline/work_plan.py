@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, cast
 
-from cache_store import FeatureKey, FeatureStore, RecipeMismatch, StepKey, VideoKey
+from cache_store import FeatureKey, FeatureStore, InvalidKey, RecipeMismatch, StepKey, VideoKey
 from pipeline.encoders.base import EncoderSpec, Json, StepEncoderSpec, VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.recipe import step_recipe, video_recipe
@@ -118,14 +118,30 @@ def plan_build(source: Source, task: BuildTask, store: FeatureStore, *, overwrit
     plan = Plan(source, task, overwrite, bytearray(), [])
     for sample in source:
         decision = Decision.TODO
-        if sample.problem is not None:
-            plan.problems.append((unit_name(sample), sample.problem))
+        problem = sample.problem or _problem_of_name(sample, task, store)
+        if problem is not None:
+            plan.problems.append((unit_name(sample), problem))
             decision = Decision.FAILED
         elif not overwrite and _is_present(sample, task, store):
             store.protect([task.key(sample)], recipe=task.recipe(sample))
             decision = Decision.SKIP
         plan.decisions.append(decision)
     return plan
+
+
+def _problem_of_name(sample: Sample, task: BuildTask, store: FeatureStore) -> str | None:
+    """Return why an episode's name cannot be part of a file name: one such episode must not stop the others.
+
+    Raises:
+        InvalidKey: the name of a whole video data set is of that kind.
+    """
+    try:
+        store.path_of(task.key(sample))
+    except InvalidKey as exc:
+        if isinstance(sample, VideoSample):
+            raise
+        return str(exc)
+    return None
 
 
 def _is_present(sample: Sample, task: BuildTask, store: FeatureStore) -> bool:

@@ -77,6 +77,13 @@ def test_a_data_set_name_that_is_no_folder_name(refused, videos, name):
     refused(dataset=name)
 
 
+def test_a_folder_named_by_a_harness_alias_is_built_under_the_canonical_name(tmp_path, local_ray):
+    write_video(tmp_path / "Video-MME_128frame" / "a.mp4", frames=4)
+    arguments = ["--source", "folder", "--data", str(tmp_path / "Video-MME_128frame"), "--encoder", "longva"]
+    assert main(["build", *arguments, "--model", "small", "--store", str(tmp_path / "store")]) == 0
+    assert [path.parent.name for path in (tmp_path / "store").rglob("*.pt")] == ["Video-MME"]
+
+
 def test_a_limit_below_one_feature(refused, videos):
     said = refused(limit="1KiB")
     assert "limit" in said

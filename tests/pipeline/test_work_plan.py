@@ -65,6 +65,13 @@ def test_a_step_of_another_instruction_refuses_the_build_and_names_the_differenc
     assert plan_build(Listed(step(0)), steps, store, overwrite=True).todo == 1
 
 
+def test_an_episode_whose_name_cannot_be_a_files_fails_alone(store, steps):
+    odd = StepSample("episode@2", 0, (ImageFile("left", Path("x.jpg")),), "lift")
+    plan = plan_build(Listed(odd, step(0)), steps, store, overwrite=False)
+    assert list(plan.decisions) == [Decision.FAILED, Decision.TODO]
+    assert "episode@2" in plan.problems[0][1]
+
+
 def test_a_step_of_the_old_scripts_is_skipped(store, steps):
     torch.save(torch.zeros(1, 1, 4), store.root / "episode_1_vlm0.pt")
     assert plan_build(Listed(step(0)), steps, store, overwrite=False).skipped == 1
