@@ -7,7 +7,7 @@ provenance: stored, shown, never compared.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pipeline.encoders.base import Json, StepEncoderSpec, VideoEncoderSpec
 
@@ -37,12 +37,3 @@ def step_recipe(spec: StepEncoderSpec, *, instruction: str, views: Sequence[str]
         "images": {"views": list(views), "decoder": DECODER_POLICY if from_video else "PIL"},
         "prompt": {"instruction_sha256": hashlib.sha256(instruction.encode()).hexdigest()},
     }
-
-
-def named_difference(recipe: Mapping[str, Json]) -> str:
-    """Return the few words that tell one recipe from another at a glance: family, dtype and sampling."""
-    encoder = recipe.get("encoder", {})
-    words = [str(encoder.get("family", "?")), str(encoder.get("dtype", "?"))]
-    if "frames" in recipe:
-        words.append(f"{recipe['frames']['nframe']} frames by {recipe['frames']['sampling']}")
-    return ", ".join(words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cache_store import model_signature
 from pipeline.encoders import small_models
 from pipeline.encoders.base import Json
 from pipeline.encoders.checkpoint import (
@@ -150,7 +150,7 @@ def huggingface_spec(
     name = model.rstrip("/").rsplit("/", 1)[-1]
     return HuggingfaceSpec(
         family="huggingface",
-        model_signature=hashlib.md5(f"{name}:layer-1".encode()).hexdigest()[:8],
+        model_signature=model_signature(name, -1),
         preprocess=preprocess,
         config_json=json.dumps(kept, sort_keys=True),
         tokens=tokens,

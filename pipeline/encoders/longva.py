@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from cache_store import model_signature
 from pipeline.encoders import small_models
 from pipeline.encoders.base import Json
 from pipeline.encoders.checkpoint import (
@@ -204,7 +204,7 @@ def longva_spec(
         raise EncoderError(f"{tower.folder} holds no vision tower: no tensor is named {tower.prefix}*")
     return LongvaSpec(
         family="longva",
-        model_signature=hashlib.md5(f"{tower.name}:layer{layer}".encode()).hexdigest()[:8],
+        model_signature=model_signature(tower.name, layer),
         preprocess=preprocess,
         architecture={key: getattr(config, key) for key in ARCHITECTURE_KEYS},
         select_layer=layer,
