@@ -161,7 +161,7 @@ class Budget:
             return
         except OSError as exc:
             raise StoreWriteError(str(path), exc) from exc
-        self._usage.evicted()
+        self._usage.evicted(name)
         self._journal.append(line("d", -entry.bytes, name))
         # At once, though the line will be read back: reading it after each victim would cost more than the
         # unlink.

@@ -83,7 +83,7 @@ class Reader:
             if isinstance(outcome, _Found):
                 self._usage.hit(stale.name)
                 return outcome.value
-        self._usage.missed()
+        self._usage.missed(naming.relative_path(key))
         if wanted.fingerprint is None and isinstance(key, VideoKey):
             self._hint_at_second_recipes(key)
         return None
@@ -129,7 +129,7 @@ class Reader:
         return None
 
     def _set_aside(self, name: str, reason: str, size: int) -> None:
-        self._usage.damaged()
+        self._usage.damaged(name)
         target = self._root / naming.quarantine_name(name)
         try:
             make_folder(target.parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -22,11 +22,43 @@ class EntryInfo:
 
 
 @dataclass(frozen=True)
+class ModelStats:
+    """The part of a data set that one recipe made."""
+
+    model: str | None  # as its recipe names it; None when the files do not say
+    recipe_fingerprint8: str | None
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class DatasetStats:
-    """What one data set or episode takes up."""
+    """What one data set or episode takes up, and what was asked of it. Times are seconds since 1970."""
 
     entries: int
     bytes: int
+    models: list[ModelStats] = field(default_factory=list)
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    damaged: int = 0
+    planned: int | None = None  # features that the last build over it wanted; None when no build said so
+    planned_present: int | None = None  # how many of those are there
+    oldest_write: float | None = None
+    newest_write: float | None = None
+    last_use: float | None = None
+
+
+@dataclass(frozen=True)
+class PinInfo:
+    """Entries that are kept from eviction for a while."""
+
+    id: str
+    datasets: list[str]
+    entries: int  # single entries named beside the data sets
+    expires: float | None  # seconds since 1970; None: until it is removed
+    holder: str | None  # "host pid" of the reader that holds a lease; None for a pin that a person set
+    note: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +75,9 @@ class StoreStats:
     damaged: int  # damaged files met by readers
     oldest: float | None  # least recent use, seconds since 1970
     newest: float | None
+    soft_limit_bytes: int | None = None
+    evicted_unread: int = 0  # evicted without having been read since they were written
+    pins: list[PinInfo] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,18 +85,20 @@ class StoreStats:
 
 @dataclass(frozen=True)
 class Problem:
-    """One file that `verify` found wrong; `path` is relative to the root."""
+    """One file that `verify` found wrong; paths are relative to the root."""
 
     path: str
     reason: str
+    quarantined_to: str | None = None
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` read and what was wrong with it."""
+    """What `verify` read and what was wrong with it; with `repair`, where the damaged files were set aside."""
 
     checked: int
     problems: list[Problem]
+    repaired: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

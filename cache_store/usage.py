@@ -42,17 +42,17 @@ class Usage:
         if is_due:
             self.flush()
 
-    def missed(self) -> None:
+    def missed(self, name: str) -> None:
         self._begin()
         with self._lock:
             self._misses += 1
 
-    def evicted(self) -> None:
+    def evicted(self, name: str) -> None:
         self._begin()
         with self._lock:
             self._evictions += 1
 
-    def damaged(self) -> None:
+    def damaged(self, name: str) -> None:
         self._begin()
         with self._lock:
             self._damaged += 1
