@@ -1,18 +1,20 @@
-"""All that the journals say when they are read in full: entries, reservations, runs and counters."""
+"""What the journals say has happened since the last snapshot: changed entries, reads, marks, grants and counters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cache_store.naming import is_small
 from cache_store.processes import Owner, is_alive
 
-Event = list[bytes]  # the fields of one journal line
+Event = tuple[int, list[str]]  # time in microseconds, and the fields of one journal line
 
 
 class Entry(NamedTuple):
-    """One feature as the journals know it; times in microseconds since 1970."""
+    """One feature as the store's books know it; times in microseconds since 1970."""
 
     bytes: int
     written_us: int
@@ -23,18 +25,20 @@ class Entry(NamedTuple):
 
 @dataclass
 class Counters:
-    """Events since the store's statistics began."""
+    """Events of one data set since the store's statistics began."""
 
     hits: int = 0
     misses: int = 0
     evictions: int = 0
     damaged: int = 0
+    unread: int = 0  # evictions, soon after they were written, of entries that nobody had read
 
-    def add(self, hits: int, misses: int, evictions: int, damaged: int) -> None:
+    def add(self, hits: int, misses: int, evictions: int, damaged: int, unread: int) -> None:
         self.hits += hits
         self.misses += misses
         self.evictions += evictions
         self.damaged += damaged
+        self.unread += unread
 
 
 @dataclass
@@ -42,9 +46,11 @@ class Tail:
     """How far one journal has been read, and what it has open."""
 
     offset: int = 0
+    sum: int = 0  # of the changes up to there
+    granted: int = 0  # bytes of room that its process may still fill
     owner: Owner | None = None
     is_closed: bool = False
-    reserved: dict[str, int] = field(default_factory=dict)  # name -> bytes of entries being written
+    writing: set[str] = field(default_factory=set)  # files announced and neither published nor given up
 
     def is_finished(self, silent_s: float) -> bool:
         """Whether nothing more is to be expected in this journal."""
@@ -55,93 +61,109 @@ class Tail:
         return not is_alive(self.owner, silent_s=silent_s)
 
 
-class Accounts:
-    """Entries by relative path and journals by name, changed by events in the order of their time."""
+class Changes:
+    """The journals' events on top of a snapshot, applied in the order of their time."""
 
     def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, Entry | None] = {}  # written or, with None, deleted
+        self.used: dict[str, int] = {}  # entries of the snapshot that were read, and when last
+        self.runs: dict[str, str] = {}  # entries of the snapshot that runs protect
         self.tails: dict[str, Tail] = {}
-        self.counters = Counters()
-        self.published_bytes = 0
+        self.counters: dict[str, Counters] = {}
+        self.published_bytes = 0  # the snapshot's and these; as exact as the journals
+        self.small_bytes = 0  # the part of it in small entries
 
     @property
-    def reserved_bytes(self) -> int:
-        return sum(sum(tail.reserved.values()) for tail in self.tails.values())
+    def granted_bytes(self) -> int:
+        """Room that writers may still fill."""
+        return sum(tail.granted for tail in self.tails.values())
 
-    def apply(self, tail: Tail, event: Event) -> None:
+    @property
+    def being_written(self) -> set[str]:
+        return set().union(*(tail.writing for tail in self.tails.values()))
+
+    def apply(self, tail: Tail, fields: list[str]) -> None:
         """Let one event change the view.
 
         Raises:
-            ValueError: a field that a crash or a full disk tore; nothing else of the event counts.
+            ValueError, IndexError: a line that a crash or a full disk tore; nothing of it counts.
         """
-        kind, change, time_us = event[0], int(event[1]), int(event[2])
-        if kind == b"p":
-            self._put(tail, event)
-        elif kind in (b"r", b"x"):
-            _reserve(tail, event[3].decode(), change)
-        elif kind == b"d":
-            self.forget_entry(event[3].decode())
-        elif kind == b"u":
-            self._used(event[3].decode(), time_us)
-        elif kind == b"m":
-            self._protect(event[4].decode(), event[3].decode())
-        elif kind == b"n":
-            self.counters.add(*map(int, event[3:7]))
-        elif kind == b"o":
-            host, pid, started, run_id = (part.decode() for part in event[3:7])
-            tail.owner = Owner(host, int(pid), started, run_id)
-        elif kind == b"c":
-            tail.is_closed = True
+        kind, change = fields[0], int(fields[1])
+        if kind == "p":
+            self._put(tail, fields)
+        elif kind == "u":
+            first_us = int(fields[3]) - len(fields)
+            for position, name in enumerate(fields[4:]):
+                self._used(name, first_us + position)
+        elif kind == "w":
+            tail.writing.update(fields[4:])
+        elif kind == "x":
+            tail.writing.difference_update(fields[4:])
+        elif kind == "r":
+            tail.granted += change
+        elif kind == "d":
+            self.entries[fields[4]] = None
+            self.used.pop(fields[4], None)
+            self.runs.pop(fields[4], None)
+            self._count_bytes(change, -change)
+        elif kind == "m":
+            for name in fields[5:]:
+                self._protect(name, fields[4])
+        elif kind == "n":
+            self.counters.setdefault(fields[4], Counters()).add(*map(int, fields[5:10]))
+        elif kind == "k":
+            self.published_bytes += int(fields[4])
+        elif kind == "o":
+            tail.owner = Owner(fields[4], int(fields[5]), fields[6], fields[7])
+        elif kind == "c":
+            tail.is_closed, tail.granted = True, 0
+            tail.writing.clear()
 
-    def _put(self, tail: Tail, event: Event) -> None:
-        size, written_us, fingerprint8, runs, reserved, name = (part.decode() for part in event[3:9])
-        if int(reserved):
-            _reserve(tail, name, -int(reserved))
-        entry = Entry(int(size), int(written_us), int(event[2]), fingerprint8, runs)
+    def _put(self, tail: Tail, fields: list[str]) -> None:
+        _, change, _, _, size, written, fingerprint8, run_id, granted, name = fields
+        new_bytes, used_grant, written_us = int(size), int(granted), int(written)
+        tail.granted -= used_grant
+        tail.writing.discard(name)
+        runs = joined(self.runs.pop(name, ""), run_id)
         old = self.entries.get(name)
-        if old is not None and old.runs and old.runs != runs:
-            entry = entry._replace(runs=_joined(old.runs, runs))
-        self.set_entry(name, entry)
+        if old is not None:
+            runs = joined(old.runs, runs)
+        self.entries[name] = Entry(new_bytes, written_us, written_us, fingerprint8, runs)
+        self.used.pop(name, None)
+        self._count_bytes(int(change) + used_grant, new_bytes)
 
-    def set_entry(self, name: str, entry: Entry) -> None:
-        """Correct one entry in this view."""
-        old = self.entries.get(name)
-        self.published_bytes += entry.bytes - (old.bytes if old else 0)
-        self.entries[name] = entry
-
-    def forget_entry(self, name: str) -> None:
-        """Drop one entry from this view; unknown names are fine."""
-        old = self.entries.pop(name, None)
-        self.published_bytes -= old.bytes if old else 0
+    def _count_bytes(self, change: int, size: int) -> None:
+        self.published_bytes += change
+        if is_small(size):
+            self.small_bytes += change
 
     def _used(self, name: str, time_us: int) -> None:
         entry = self.entries.get(name)
-        if entry is not None and entry.used_us < time_us:
-            self.entries[name] = entry._replace(used_us=time_us)
+        if entry is not None:
+            if entry.used_us < time_us:
+                self.entries[name] = entry._replace(used_us=time_us)
+        elif name not in self.entries and self.used.get(name, 0) < time_us:
+            self.used[name] = time_us
 
     def _protect(self, name: str, run_id: str) -> None:
         entry = self.entries.get(name)
         if entry is not None:
-            self.entries[name] = entry._replace(runs=_joined(entry.runs, run_id))
+            self.entries[name] = entry._replace(runs=joined(entry.runs, run_id))
+        elif name not in self.entries:
+            self.runs[name] = joined(self.runs.get(name, ""), run_id)
 
     def finish(self, silent_s: Mapping[str, float]) -> set[str]:
-        """Release what dead or closed processes had reserved, and return the names they were writing.
+        """Take back what dead or closed processes had been granted; returns the files they were writing.
 
         `silent_s` tells each journal's silence. The files may have been published without a line to say so.
         """
         names: set[str] = set()
         for journal, tail in self.tails.items():
-            if tail.reserved and tail.is_finished(silent_s.get(journal, float("inf"))):
-                names.update(tail.reserved)
-                tail.reserved.clear()
+            if (tail.granted or tail.writing) and tail.is_finished(silent_s.get(journal, float("inf"))):
+                names |= tail.writing
+                tail.writing = set()
+                tail.granted = 0
         return names
-
-    def keep_runs(self, active: set[str]) -> None:
-        """Forget finished runs, whose entries anyone may evict."""
-        for name, entry in self.entries.items():
-            if entry.runs and not active.issuperset(entry.runs.split(",")):
-                kept = ",".join(run_id for run_id in entry.runs.split(",") if run_id in active)
-                self.entries[name] = entry._replace(runs=kept)
 
     def active_runs(self, silent_s: Mapping[str, float]) -> set[str]:
         """The runs that still have a process at work."""
@@ -152,28 +174,39 @@ class Accounts:
         }
 
 
-def _joined(runs: str, run_id: str) -> str:
-    return ",".join(sorted({*runs.split(","), *run_id.split(",")} - {""}))
+def joined(runs: str, run_id: str) -> str:
+    """Two lists of run ids as one."""
+    if not run_id or runs == run_id:
+        return runs
+    return ",".join(sorted({*runs.split(","), *run_id.split(",")} - {""})) if runs else run_id
 
 
-def _reserve(tail: Tail, name: str, change: int) -> None:
-    remaining = tail.reserved.get(name, 0) + change
-    if remaining > 0:
-        tail.reserved[name] = remaining
-    else:
-        tail.reserved.pop(name, None)
+_FIELDS = {"o": 8, "r": 5, "p": 10, "d": 5, "n": 10, "k": 5, "c": 5}
+_LISTS = ("w", "x", "u", "m")  # of any number of names
 
 
-_FIELDS = {b"o": 7, b"r": 4, b"x": 4, b"p": 9, b"d": 4, b"m": 5, b"u": 4, b"n": 7, b"k": 3, b"c": 3}
+def events(chunk: bytes) -> Iterator[Event]:
+    """The whole lines of a piece of a journal; torn and foreign ones are left out."""
+    for raw in chunk.decode("utf-8", errors="replace").split("\n"):
+        fields = raw.split("\t")
+        kind = fields[0]
+        if _FIELDS.get(kind) != len(fields) and not (kind in _LISTS and len(fields) > 4):
+            continue
+        try:
+            yield int(fields[3]), fields
+        except ValueError:
+            continue
 
 
-def parsed(raw: bytes) -> Event | None:
-    """A line's fields, or None for one that a crash or a full disk tore."""
-    event = raw.split(b"\t")
-    if _FIELDS.get(event[0]) != len(event):
-        return None
-    try:
-        int(event[1]), int(event[2])
-    except ValueError:
-        return None
-    return event
+def in_order_of_time(streams: Iterable[tuple[Tail, Iterable[Event]]]) -> Iterator[tuple[Tail, list[str]]]:
+    """Merge several journals' events; each journal's own order stays, whatever its host's clock does."""
+    tagged = [_tagged(number, tail, stream) for number, (tail, stream) in enumerate(streams)]
+    for _, _, _, tail, fields in heapq.merge(*tagged):
+        yield tail, fields
+
+
+def _tagged(number: int, tail: Tail, stream: Iterable[Event]) -> Iterator[tuple[int, int, int, Tail, list[str]]]:
+    latest_us = 0
+    for position, (time_us, fields) in enumerate(stream):
+        latest_us = max(latest_us, time_us)
+        yield latest_us, number, position, tail, fields

@@ -3,41 +3,88 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
-from collections.abc import Iterable
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 from cache_store import naming
-from cache_store.errors import StoreWriteError
+from cache_store.errors import EntryExists, StoreWriteError
+from cache_store.file_systems import is_on_local_disk
 
 Bytes = bytes | memoryview
+_WRITEV_BUFFERS = 64
+_SYNCFS_FROM_FILES = 8  # below, flushing the few files alone does not wait for other programs' data
 
 
-def publish(buffers: Iterable[Bytes], path: Path) -> None:
-    """Write the buffers one after another to a temporary file and rename it to `path`, replacing the old.
+def publish(buffers: Iterable[Bytes], path: Path, *, create_only: bool = False) -> None:
+    """Write the buffers one after another to a temporary file and give it the name `path`, replacing the old.
 
     File and folder are flushed to the disk before this returns. Missing folders are created. Permissions are
     what the umask gives. On any error the old file is untouched.
 
     Raises:
+        EntryExists: with `create_only`, when the name is taken.
         StoreWriteError: the operating system refused; nothing was published.
     """
     try:
         temp, fd = _open_temp(path.parent)
         try:
             try:
-                for buffer in buffers:
-                    _write_all(fd, buffer)
+                _write_all(fd, buffers)
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            os.replace(temp, path)
+            if create_only:
+                # A link, because O_EXCL on the final name would show readers an empty file for a moment.
+                os.link(temp, path)
+                _remove_quietly(temp)
+            else:
+                os.replace(temp, path)
         except BaseException:
             _remove_quietly(temp)
             raise
         flush_folder(path.parent)
+    except FileExistsError as exc:
+        raise EntryExists(str(path)) from exc
     except OSError as exc:
         raise StoreWriteError(str(path), exc) from exc
+
+
+def publish_many(files: Sequence[tuple[Iterable[Bytes], Path]], *, published: Callable[[int], None]) -> None:
+    """Publish files with one flush for all contents, then the renames, then one flush for each folder.
+
+    `published(position)` is called after each rename. On an error files not yet renamed are removed.
+
+    Raises:
+        StoreWriteError: the operating system refused; what `published` was not called for is as it was.
+    """
+    temps: list[tuple[str, int]] = []
+    done = 0
+    path = Path()
+    try:
+        for buffers, path in files:
+            temps.append(_open_temp(path.parent))
+            _write_all(temps[-1][1], buffers)
+        _flush_all([fd for _, fd in temps])
+        for (temp, _), (_, path) in zip(temps, files, strict=True):
+            os.replace(temp, path)
+            done += 1
+            published(done - 1)
+        for folder in sorted({path.parent for _, path in files}):
+            path = folder
+            flush_folder(folder)
+    except OSError as exc:
+        raise StoreWriteError(str(path), exc) from exc
+    finally:
+        for _, fd in temps:
+            os.close(fd)
+        for temp, _ in temps[done:]:
+            _remove_quietly(temp)
 
 
 def create_only(content: bytes, path: Path) -> bool:
@@ -50,7 +97,7 @@ def create_only(content: bytes, path: Path) -> bool:
         temp, fd = _open_temp(path.parent)
         try:
             try:
-                _write_all(fd, content)
+                _write_all(fd, [content])
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -88,14 +135,47 @@ def flush_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as exc:
+        # Some network file systems cannot flush a folder, and keep its entries safe by themselves.
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)
+
+
+def _flush_all(fds: Sequence[int]) -> None:
+    """Flush several open files of one file system; in one call where that is known to report errors."""
+    if len(fds) >= _SYNCFS_FROM_FILES and _syncfs(fds[0]):
+        return
+    for fd in fds:
+        os.fsync(fd)
+
+
+def _syncfs(fd: int) -> bool:
+    # Linux reports write errors from syncfs since 5.8; anywhere else each file is flushed by itself.
+    if _libc_syncfs is None or not is_on_local_disk(fd):
+        return False
+    return bool(_libc_syncfs(fd) == 0)
+
+
+def _find_syncfs() -> Callable[[int], int] | None:
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if sys.platform != "linux" or version is None or (int(version[1]), int(version[2])) < (5, 8):
+        return None
+    try:
+        function = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return None
+    return cast("Callable[[int], int]", function)
+
+
+_libc_syncfs = _find_syncfs()
 
 
 def _open_temp(folder: Path) -> tuple[str, int]:
     # In the target folder, because a rename is atomic within one file system only.
     for attempt in range(5):
-        temp = os.path.join(folder, naming.temp_name())
+        temp = f"{folder}/{naming.temp_name()}"
         try:
             return temp, os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
@@ -106,11 +186,15 @@ def _open_temp(folder: Path) -> tuple[str, int]:
     raise AssertionError("the loop returns or raises")
 
 
-def _write_all(fd: int, buffer: Bytes) -> None:
-    view = memoryview(buffer).cast("B")
-    while view.nbytes:
-        # Linux writes at most 2 GiB per call, and a nearly full disk less.
-        view = view[os.write(fd, view) :]
+def _write_all(fd: int, buffers: Iterable[Bytes]) -> None:
+    views = [memoryview(buffer).cast("B") for buffer in buffers]
+    while views:
+        # Linux writes at most 2 GiB and 1024 buffers per call, and a nearly full disk less.
+        written = os.writev(fd, views[:_WRITEV_BUFFERS])
+        while views and written >= views[0].nbytes:
+            written -= views.pop(0).nbytes
+        if written:
+            views[0] = views[0][written:]
 
 
 def _remove_quietly(temp: str) -> None:

@@ -1,4 +1,4 @@
-"""One process's hand on the accounting: what it writes is reserved, published and deleted through here."""
+"""One process's hand on the accounting: what it writes is claimed, published and deleted through here."""
 
 from __future__ import annotations
 
@@ -6,31 +6,50 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from cache_store import naming
-from cache_store.accounts import Accounts
-from cache_store.atomic import publish
-from cache_store.budget import Budget
+from cache_store.accounts import Changes
+from cache_store.atomic import Bytes, publish, publish_many
+from cache_store.budget import Budget, Growth
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
-from cache_store.journal import Journal, line, now_us
+from cache_store.journal import Journal, Line, line, now_us
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
-from cache_store.scan import load_known, reconcile
+from cache_store.scan import reconcile, table_for_folding
 from cache_store.usage import Usage
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 _FOLD_CHECK_EVERY_PUTS = 1024
 
 logger = logging.getLogger("cache_store")
 
 
+class NewFile(NamedTuple):
+    """A feature file before it is written: relative path, content, and its recipe's first 8 hex digits or ""."""
+
+    name: str
+    buffers: Sequence[Bytes]
+    fingerprint8: str
+
+
+class View(NamedTuple):
+    """The store as the files are: all entries, and the counters and runs of the journals."""
+
+    table: Table
+    changes: Changes
+
+
 class Books:
     """Journal, usage, ledger and budget of one store in one process. For its threads, not a forked child."""
 
-    def __init__(self, root: Path, run_id: str | None, limit_bytes: int | None) -> None:
+    def __init__(self, root: Path, run_id: str | None) -> None:
         self._root = root
         self._run_id = run_id
         self._lock = threading.RLock()
@@ -38,46 +57,67 @@ class Books:
         self.journal = Journal(root / naming.JOURNALS, run_id)
         self.usage = Usage(self.journal)
         self._ledger = Ledger(root)
-        self._budget = Budget(root, self._ledger, self.journal, self.usage, run_id)
-        self._budget.limit_bytes = limit_bytes
+        self.budget = Budget(root, self._ledger, self.journal, self.usage, run_id)
         if run_id is not None:
             # The open journal is what makes a run active, also for a driver that itself puts nothing. A
             # reader of a read-only store has no entries to protect.
             with contextlib.suppress(StoreWriteError):
                 self.journal.append()
 
-    @property
-    def limit_bytes(self) -> int | None:
-        return self._budget.limit_bytes
-
-    @limit_bytes.setter
-    def limit_bytes(self, limit_bytes: int | None) -> None:
-        self._budget.limit_bytes = limit_bytes
-
-    def publish(self, name: str, data: memoryview, fingerprint8: str) -> None:
+    def publish(self, file: NewFile, *, create_only: bool = False) -> None:
         """Write a feature under its name within the limit, and journal it.
 
         Raises:
+            EntryExists: with `create_only`, when the name is taken.
             StoreFull, StoreWriteError: nothing was published.
         """
-        path = self._root / name
-        new_bytes = data.nbytes
+        with self._published([file]) as published:
+            publish(file.buffers, self._root / file.name, create_only=create_only)
+            published.append(file.name)
+
+    def publish_many(self, files: Sequence[NewFile]) -> None:
+        """As `publish` for several files with one flush to the disk; in an error's case some may be published.
+
+        Raises:
+            StoreFull: nothing was published.
+            StoreWriteError: the disk failed, perhaps after some of the files.
+        """
+        with self._published(files) as published:
+            targets = [(file.buffers, self._root / file.name) for file in files]
+            publish_many(targets, published=lambda position: published.append(files[position].name))
+
+    @contextmanager
+    def _published(self, files: Sequence[NewFile]) -> Iterator[list[str]]:
+        sizes = [sum(memoryview(buffer).nbytes for buffer in file.buffers) for file in files]
         with self._lock:
-            if self._budget.limit_bytes is not None:
+            if self.budget.limits.limit_bytes is not None:
                 self._know_files()
-            reserved = self._budget.reserve(name, new_bytes=new_bytes, old_bytes=size_of(path))
+            growths = [
+                Growth(
+                    file.name, max(0, size - size_of(self._root / file.name)) if self.budget.limits.limit_bytes else 0
+                )
+                for file, size in zip(files, sizes, strict=True)
+            ]
+            self.budget.claim(growths)
+        olds = [size_of(self._root / file.name) for file in files]
+        published: list[str] = []
         try:
-            old_bytes = size_of(path)
-            publish([data], path)
-        except BaseException:
-            self._budget.release(name, reserved)
-            raise
-        change = new_bytes - old_bytes - reserved
-        run_id = self._run_id or ""
-        self.journal.append(
-            line("p", change, new_bytes, now_us(), fingerprint8, run_id, reserved, name),
-        )
-        self._count_put()
+            yield published
+        finally:
+            done = set(published)
+            rows = list(zip(files, sizes, olds, growths, strict=True))
+            lines = [self._line_of(*row) for row in rows if row[0].name in done]
+            given_up = [growth for growth in growths if growth.name not in done]
+            if given_up:
+                with self._lock:
+                    self.budget.release(given_up)
+            if lines:
+                self.journal.append(*lines)
+                self._count_puts(len(lines))
+
+    def _line_of(self, file: NewFile, size: int, old_bytes: int, growth: Growth) -> Line:
+        change = size - old_bytes - growth.bytes
+        return line("p", change, size, now_us(), file.fingerprint8, self._run_id or "", growth.bytes, file.name)
 
     def delete(self, name: str) -> bool:
         """Unlink a feature and journal it; False when there was none.
@@ -96,26 +136,19 @@ class Books:
         self.journal.append(line("d", -size, name))
         return True
 
-    def protect(self, names: list[str], run_id: str) -> None:
-        """Mark existing entries as the run's."""
-        with self.loaded():
-            # Loaded first: a mark on an entry that the accounts do not know would be lost.
-            self.journal.append(*(line("m", 0, run_id, name) for name in names))
+    def protect(self, names: Iterable[str], run_id: str) -> None:
+        """Mark existing entries as the run's, as long as a process of it is at work."""
+        listed = list(names)
+        if listed:
+            self.journal.append(line("m", 0, run_id, *listed))
 
     @contextmanager
-    def loaded(self) -> Iterator[Accounts]:
-        """All accounts as the journals tell them; the files are listed only if nobody ever did."""
-        with self._lock:
-            load_known(self._root, self._ledger, self.journal)
-            yield self._ledger.accounts
-
-    @contextmanager
-    def reconciled(self) -> Iterator[Accounts]:
-        """All accounts, corrected by a listing of the files."""
+    def reconciled(self) -> Iterator[View]:
+        """All entries, corrected by a listing of the files."""
         self.usage.flush()
         with self._lock:
-            reconcile(self._root, self._ledger, self.journal)
-            yield self._ledger.accounts
+            table = reconcile(self._root, self._ledger, self.journal)
+            yield View(table, self._ledger.changes)
 
     def close(self) -> None:
         """Write what is in memory and say that this process is done; a later event opens a new journal."""
@@ -123,23 +156,22 @@ class Books:
         with self._lock:
             self._ledger.refresh()
             self._fold_if_due()
-        self.journal.close()
+            self.journal.close(self.budget.give_back())
 
     def _know_files(self) -> None:
         # A snapshot's absence means that features may lie here that no journal ever mentioned.
-        if not self._ledger.has_snapshot:
+        if self._ledger.snapshot is None:
             self._ledger.refresh()
-        if not self._ledger.has_snapshot:
+        if self._ledger.snapshot is None:
             reconcile(self._root, self._ledger, self.journal)
 
-    def _count_put(self) -> None:
+    def _count_puts(self, count: int) -> None:
         with self._lock:
-            self._puts += 1
-            if self._budget.limit_bytes is None:
-                if self._puts % _FOLD_CHECK_EVERY_PUTS:
-                    return
+            self._puts += count
+            if self._puts >= _FOLD_CHECK_EVERY_PUTS:
+                self._puts = 0
                 self._ledger.refresh()
-            self._fold_if_due()
+                self._fold_if_due()
 
     def _fold_if_due(self) -> None:
         if not self._ledger.needs_folding:
@@ -149,9 +181,12 @@ class Books:
             if not is_held:
                 return  # whoever holds it does the work
             try:
-                self._ledger.load()
+                self._ledger.read()
                 if self._ledger.needs_folding:
-                    self._ledger.fold(self.journal, file_system_now_s(self._root))
+                    silences_s = self._ledger.silences_s(file_system_now_s(self._root))
+                    self._ledger.settle(silences_s)
+                    table = table_for_folding(self._root, self._ledger, silences_s)
+                    self._ledger.fold(self.journal, table, silences_s)
             except StoreWriteError as exc:
                 # The features are safe, only the journals stay long; a disk that is full fails the next put.
                 logger.warning("the journals could not be folded: %s", exc)

@@ -1,23 +1,27 @@
-"""Keeps the store under its limit: reserves room before a write, evicts what was used least recently."""
+"""Keeps the store under its limit: room is granted before a write, and made by evicting where there is none."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from cache_store import naming
-from cache_store.accounts import Entry
-from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreFull, StoreWriteError
-from cache_store.journal import Journal, line
+from cache_store.journal import Journal, Line, line
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
-from cache_store.scan import load_known
+from cache_store.settings import Settings
 from cache_store.usage import Usage
 
+if TYPE_CHECKING:
+    from cache_store.evictor import Evictor
+
+# Room is granted ahead, for many small puts at once; idle processes hold no more than a thousandth of the limit each.
+_GRANT_BYTES = 16 << 20
+_GRANT_SHARE = 1024
 # Evicting a little more than needed spreads the cost of one pass over many puts.
 LOW_WATER = 0.95
 _LEASE_WAIT_S = 30.0
@@ -25,11 +29,19 @@ _RETRY_FOR_S = 10.0
 _RETRY_EVERY_S = 0.05
 
 
-class Budget:
-    """The limit of one store, as one process enforces it. One thread at a time.
+class Growth(NamedTuple):
+    """A file about to be written, and by how many bytes it grows."""
 
-    Every writer first appends its reservation and then adds up everyone's: of two writers who reserve at the
-    same moment at least one sees the other, so the published bytes never pass the limit.
+    name: str
+    bytes: int
+
+
+class Budget:
+    """The limits of one store, as one process enforces them. One thread at a time.
+
+    The limit is never passed; above the soft limit eviction begins without making a writer wait. Every writer
+    first journals its grant and then adds up everyone's: of two who ask at the same moment at least one sees the
+    other, so the published bytes never pass the limit.
     """
 
     def __init__(self, root: Path, ledger: Ledger, journal: Journal, usage: Usage, run_id: str | None) -> None:
@@ -38,131 +50,110 @@ class Budget:
         self._journal = journal
         self._usage = usage
         self._run_id = run_id
-        self._queue: deque[tuple[int, str]] = deque()  # (last use, name), least recently used first
-        self.limit_bytes: int | None = None
+        self._evictor: Evictor | None = None
+        self._granted = 0
+        self._granted_in = journal.generation
+        self.limits = Settings()
 
-    def reserve(self, name: str, *, new_bytes: int, old_bytes: int) -> int:
-        """Make sure that `name` may grow from `old_bytes` to `new_bytes`; returns the bytes reserved.
-
-        The caller gives them back with its `p` line, or with `release`.
+    def claim(self, files: Sequence[Growth]) -> None:
+        """Make sure that the files may grow, and announce them; the caller publishes and says so, or `release`s.
 
         Raises:
-            StoreFull: larger than the limit, or nothing left that may be evicted. Nothing stays reserved.
+            StoreFull: larger than the limit, or nothing left that may be evicted. Nothing stays claimed.
             StoreWriteError: the journal cannot be written.
         """
-        if self.limit_bytes is None:
-            return 0
-        if new_bytes > self.limit_bytes:
+        if self.limits.limit_bytes is None:
+            return
+        if self._granted_in != self._journal.generation:
+            self._granted = 0  # the journal that said so was taken for a dead process's
+        needed_bytes = sum(file.bytes for file in files)
+        announced = line("w", 0, *(file.name for file in files))
+        missing_bytes = needed_bytes - self._granted
+        if missing_bytes <= 0:
+            self._journal.append(announced)
+        else:
+            self._grant(missing_bytes, announced)
+        self._granted_in = self._journal.generation
+        self._granted -= needed_bytes
+
+    def release(self, files: Iterable[Growth]) -> None:
+        """Give up files that could not be written; never hides the error that made the caller do so."""
+        if self.limits.limit_bytes is None:
+            return
+        self._granted += sum(file.bytes for file in files)
+        # On a full disk they stay announced until this process ends.
+        with contextlib.suppress(StoreWriteError):
+            self._journal.append(line("x", 0, *(file.name for file in files)))
+
+    def give_back(self) -> int:
+        """Give up the grant; returns its bytes, which the journal's last line takes back."""
+        granted = self._granted if self._granted_in == self._journal.generation else 0
+        self._granted = 0
+        return granted
+
+    def _grant(self, missing_bytes: int, announced: Line) -> None:
+        limit_bytes = self.limits.limit_bytes
+        assert limit_bytes is not None, "only called under a limit"
+        if self._granted + missing_bytes > limit_bytes:
             raise StoreFull(
-                "the entry alone is larger than the limit",
-                limit_bytes=self.limit_bytes,
-                needed_bytes=new_bytes,
+                "that alone is larger than the limit",
+                limit_bytes=limit_bytes,
+                needed_bytes=self._granted + missing_bytes,
             )
-        reserved = max(0, new_bytes - old_bytes)
-        self._journal.append(line("r", reserved, name))
+        asked_bytes = max(missing_bytes, min(_GRANT_BYTES, limit_bytes // _GRANT_SHARE))
+        self._journal.append(line("r", asked_bytes), announced)
+        self._granted += asked_bytes
         self._ledger.refresh()
-        if self._ledger.total_bytes > self.limit_bytes:
-            self._make_room(name, reserved)
-        return reserved
+        if self._ledger.total_bytes > limit_bytes and asked_bytes > missing_bytes:
+            self._change_grant(missing_bytes - asked_bytes)
+            self._ledger.refresh()
+        if self._ledger.total_bytes > limit_bytes:
+            self._make_room(missing_bytes, announced)
+        elif self.limits.soft_limit_bytes is not None and self._ledger.total_bytes > self.limits.soft_limit_bytes:
+            with lease(self._root / naming.LEASE, timeout_s=0.0) as is_held:
+                if is_held:  # whoever else holds it does the work
+                    self._evict(self.limits.soft_limit_bytes, announced)
 
-    def release(self, name: str, reserved: int) -> None:
-        """Give a reservation back after a failed write; never hides the error that made the caller do so."""
-        if reserved:
-            # On a full disk the reservation stays in the books until this process ends.
-            with contextlib.suppress(StoreWriteError):
-                self._journal.append(line("x", -reserved, name))
+    def _change_grant(self, change: int) -> None:
+        self._journal.append(line("r", change))
+        self._granted += change
 
-    def _make_room(self, name: str, reserved: int) -> None:
-        limit_bytes = self.limit_bytes
+    def _make_room(self, missing_bytes: int, announced: Line) -> None:
+        limit_bytes = self.limits.limit_bytes
         assert limit_bytes is not None, "only called under a limit"
         self._usage.flush()
-        # A damaged snapshot shows only when its entries are read: without them nothing would seem to be
-        # there.
-        load_known(self._root, self._ledger, self._journal)
         deadline_s = time.monotonic() + _RETRY_FOR_S
         while True:
             with lease(self._root / naming.LEASE, timeout_s=_LEASE_WAIT_S):
                 try:
-                    if self._evict(name, limit_bytes):
+                    if self._evict(limit_bytes, announced):
                         return
                 except BaseException:
-                    self.release(name, reserved)
+                    self._give_up(missing_bytes, announced)
                     raise
-                # Given back while waiting: two writers who each wait for the other's room would wait for
-                # ever.
-                self.release(name, reserved)
-                self._ledger.refresh()
-                others_bytes = self._ledger.accounts.reserved_bytes
+                # Given back while waiting: two writers who each wait for the other's room would wait for ever.
+                self._give_up(missing_bytes, announced)
+                self._ledger.read()
+                others_bytes = self._ledger.changes.granted_bytes
             if not others_bytes or time.monotonic() > deadline_s:
                 raise StoreFull(
-                    "everything else belongs to active runs or is being written",
+                    "everything else is pinned, held by readers, belongs to active runs or is being written",
                     limit_bytes=limit_bytes,
-                    needed_bytes=reserved,
+                    needed_bytes=missing_bytes,
                 )
             time.sleep(_RETRY_EVERY_S)
-            self._journal.append(line("r", reserved, name))
+            self._journal.append(line("r", missing_bytes), announced)
+            self._granted += missing_bytes
 
-    def _evict(self, writing: str, limit_bytes: int) -> bool:
-        """Unlink least recently used entries until the total fits; False when too little may go."""
-        self._ledger.load()
-        accounts = self._ledger.accounts
-        silences = self._ledger.settle(file_system_now_s(self._root))
-        active = accounts.active_runs(silences) | ({self._run_id} if self._run_id else set())
-        kept_names = {writing}.union(*(tail.reserved for tail in accounts.tails.values()))
-        low_water = int(limit_bytes * LOW_WATER)
-        held: list[tuple[int, str]] = []
-        is_fresh = False
-        while self._ledger.total_bytes > low_water:
-            must = self._ledger.total_bytes > limit_bytes
-            if not self._queue:
-                if is_fresh or not must:
-                    break
-                self._queue = deque(sorted((entry.used_us, name) for name, entry in accounts.entries.items()))
-                held.clear()
-                is_fresh = True
-                continue
-            used_us, name = self._queue.popleft()
-            entry = accounts.entries.get(name)
-            if entry is None or entry.used_us != used_us:
-                continue  # gone, or used since the queue was sorted
-            is_kept = name in kept_names or not active.isdisjoint(entry.runs.split(","))
-            if is_kept:
-                held.append((used_us, name))
-                continue
-            if not must and self._ledger.total_bytes - entry.bytes < low_water:
-                # Optional evictions never take more than asked: one more large entry could be a third of the
-                # store.
-                held.append((used_us, name))
-                break
-            self._evict_one(name, entry)
-        self._queue.extendleft(reversed(held))
-        self._ledger.refresh()
-        if self._ledger.error_of_sum:
-            # So that writers who only add up changes see what this pass found out.
-            self._journal.append(line("k", self._ledger.error_of_sum))
-            self._ledger.refresh()
-        return self._ledger.total_bytes <= limit_bytes
+    def _give_up(self, missing_bytes: int, announced: Line) -> None:
+        with contextlib.suppress(StoreWriteError):
+            self._journal.append(announced._replace(kind="x"))
+            self._change_grant(-missing_bytes)
 
-    def _evict_one(self, name: str, entry: Entry) -> None:
-        path = self._root / name
-        accounts = self._ledger.accounts
-        try:
-            status = os.stat(path)
-            if status.st_size != entry.bytes or status.st_mtime_ns // 1000 > entry.written_us + 1_000_000:
-                # Rewritten since the journals last spoke of it: no longer the least recently used.
-                written_us = status.st_mtime_ns // 1000
-                seen = entry._replace(bytes=status.st_size, written_us=written_us, used_us=written_us)
-                accounts.set_entry(name, seen)
-                return
-            os.unlink(path)
-        except FileNotFoundError:
-            # Removed by hand or by another process whose line is still to come: only the books are wrong.
-            accounts.forget_entry(name)
-            return
-        except OSError as exc:
-            raise StoreWriteError(str(path), exc) from exc
-        self._usage.evicted(name)
-        self._journal.append(line("d", -entry.bytes, name))
-        # At once, though the line will be read back: reading it after each victim would cost more than the
-        # unlink.
-        accounts.forget_entry(name)
+    def _evict(self, goal_bytes: int, announced: Line) -> bool:
+        soft_bytes = min(goal_bytes, self.limits.soft_limit_bytes or goal_bytes)
+        if self._evictor is None:
+            from cache_store.evictor import Evictor  # imports Arrow, which a store that is not full does without
+
+            self._evictor = Evictor(self._root, self._ledger, self._journal, self._usage, self._run_id)
+        return self._evictor.make_fit(goal_bytes, int(soft_bytes * LOW_WATER), writing=announced.fields.split("\t"))

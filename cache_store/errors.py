@@ -4,6 +4,7 @@
     ├── InvalidKey          (also a ValueError)  the key cannot be a file name
     ├── RecipeMismatch                           the file was made another way than this run asks for
     ├── StoreFull                                the size limit leaves no room
+    ├── EntryExists         (also a FileExistsError)  create-only, and the name is taken
     ├── StoreWriteError                          the disk failed while writing: a bad disk stops the run
     ├── StoreReadError                           the disk or its permissions failed while reading
     ├── StoreFormatError                         the folder is no store, or of a newer format
@@ -82,6 +83,15 @@ class StoreFull(CacheStoreError):
             limit_bytes=limit_bytes,
             needed_bytes=needed_bytes,
         )
+
+
+class EntryExists(CacheStoreError, FileExistsError):
+    """A create-only put found a file of this name; it was not touched."""
+
+    path: str
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is there already; put without create_only replaces it", path=path)
 
 
 class StoreWriteError(CacheStoreError):

@@ -1,19 +1,20 @@
 """One process's append-only journal of what it did to the store, and the grammar of its lines.
 
-A line is tab-separated UTF-8: kind, change of the store's total in bytes, time in microseconds, then the
-kind's own fields. Whoever needs only the total adds up the second column.
+A line is tab-separated UTF-8: kind, change of the store's total in bytes, the sum of this journal's changes so far,
+time in microseconds, then the kind's own fields. The last whole line of each journal is enough for the total.
 
-    o  0        time  host pid started run     the process opens the journal
-    r  +bytes   time  name                     room is reserved for an entry about to be written
-    x  -bytes   time  name                     the reservation is given back
-    p  change   time  bytes written_us fingerprint8 runs reserved name
-                                               written; change = bytes - bytes replaced - bytes reserved
-    d  -bytes   time  name                     deleted
-    m  0        time  run name                 protected from eviction while the run is active
-    u  0        time  name                     read
-    n  0        time  hits misses evictions damaged   since the last such line
-    k  change   time                           correction of the total by someone who knows all entries
-    c  0        time                           the process closes the journal
+    o  0         host pid started run          the process opens the journal
+    r  +-bytes                                 room is granted to this process, or given back by it
+    w  0         name...                       these files are about to be published
+    x  0         name...                       ... and were not
+    p  change    bytes written_us fingerprint8 run granted name
+                                               published; change = bytes - bytes replaced - bytes of the grant used
+    d  -bytes    name                          deleted
+    m  0         run name...                   protected from eviction while the run is active
+    u  0         name...                       read, in this order, the last at the line's time
+    n  0         dataset hits misses evictions damaged unread    since the last such line
+    k  change    published                     correction of the total, and which part of it is about published files
+    c  -granted                                the process closes the journal
 
 Journals are hints: `reconcile` rebuilds what matters from the files.
 """
@@ -24,7 +25,9 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from cache_store import naming
 from cache_store.atomic import make_folder
@@ -39,10 +42,18 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-def line(kind: str, change: int, *fields: object, time_us: int | None = None) -> bytes:
-    """One journal line. Names carry no tabs or line ends: `naming` refuses them."""
-    when = now_us() if time_us is None else time_us
-    return "\t".join((kind, str(change), str(when), *map(str, fields))).encode() + b"\n"
+class Line(NamedTuple):
+    """A line before it is written: the journal adds its running sum."""
+
+    kind: str
+    change: int
+    fields: str  # joined by tabs; names carry no tabs or line ends, `naming` refuses them
+    time_us: int
+
+
+def line(kind: str, change: int, *fields: object, time_us: int | None = None) -> Line:
+    """One journal line, of now unless `time_us` says otherwise."""
+    return Line(kind, change, "\t".join(map(str, fields)), now_us() if time_us is None else time_us)
 
 
 class Journal:
@@ -54,6 +65,7 @@ class Journal:
     def __init__(self, folder: Path, run_id: str | None) -> None:
         self._folder = folder
         self._run_id = run_id
+        self.generation = 0  # changes when a new file takes the place of this one
         self._forget()
 
     def _forget(self) -> None:
@@ -61,6 +73,7 @@ class Journal:
         self._pid = os.getpid()
         self._fd: int | None = None
         self._name: str | None = None
+        self._sum = 0
         self._touched_s = 0.0
 
     @property
@@ -68,27 +81,35 @@ class Journal:
         """The journal's file name, None before the first append."""
         return self._name if self._pid == os.getpid() else None
 
-    def append(self, *lines: bytes) -> None:
+    def append(self, *lines: Line) -> None:
         """Append whole lines.
 
         Raises:
             StoreWriteError: the operating system refused.
         """
         self._start_over_after_fork()
-        payload = b"".join(lines)
         with self._lock:
             try:
                 fd = self._open()
-                _write_whole(fd, payload)
+                self._write(fd, lines)
                 if os.fstat(fd).st_nlink == 0:
                     # A compactor took us for dead and removed the file: what we just wrote is lost with it.
                     self._drop()
-                    _write_whole(self._open(), payload)
+                    self._write(self._open(), lines)
             except OSError as exc:
                 # A torn line may end the file; the next append must not continue it.
                 self._drop()
                 raise StoreWriteError(str(self._folder), exc) from exc
             self._touched_s = time.monotonic()
+
+    def _write(self, fd: int, lines: Iterable[Line]) -> None:
+        total = self._sum
+        rows = []
+        for kind, change, fields, time_us in lines:
+            total += change
+            rows.append(f"{kind}\t{change}\t{total}\t{time_us}\t{fields}\n")
+        _write_whole(fd, "".join(rows).encode())
+        self._sum = total
 
     def touch(self) -> None:
         """Show other hosts that this process lives; a system call once a minute at most, errors ignored."""
@@ -101,16 +122,18 @@ class Journal:
         with contextlib.suppress(OSError):
             os.utime(self._folder / str(self._name))
 
-    def close(self) -> None:
-        """Say that nothing more will come; a later append opens a new journal. Errors are ignored: a hint."""
+    def close(self, granted: int = 0) -> None:
+        """Say that nothing more will come and give `granted` bytes back; a later append opens a new journal.
+
+        Errors are ignored: a journal without its last line looks like a dead process's, and is handled as one.
+        """
         if self._pid != os.getpid() or self._fd is None:
             return
         with self._lock:
             if self._fd is None:
                 return
-            # On failure the journal looks like a dead process's, which a compactor handles the same way.
             with contextlib.suppress(OSError):
-                _write_whole(self._fd, line("c", 0))
+                self._write(self._fd, [line("c", -granted)])
             self._drop()
 
     def _start_over_after_fork(self) -> None:
@@ -130,7 +153,7 @@ class Journal:
             self._fd = os.open(self._folder / name, flags, 0o666)
             self._name = name
             owner = this_process(self._run_id)
-            _write_whole(self._fd, line("o", 0, owner.host, owner.pid, owner.started, owner.run_id))
+            self._write(self._fd, [line("o", 0, owner.host, owner.pid, owner.started, owner.run_id)])
         return self._fd
 
     def _drop(self) -> None:
@@ -138,6 +161,8 @@ class Journal:
             os.close(self._fd)
         self._fd = None
         self._name = None
+        self._sum = 0
+        self.generation += 1
 
 
 def _write_whole(fd: int, payload: bytes) -> None:

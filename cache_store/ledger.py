@@ -1,8 +1,10 @@
-"""What the store holds, added up from a snapshot and the tails of all processes' journals.
+"""What the store holds, from a snapshot and the tails of all processes' journals, in three depths.
 
-Read in two depths: the total alone (a few system calls and the new lines), which every writer under a limit
-needs before each put, and all accounts, which an evictor, `stats` or a compactor needs. Nobody rescans files
-for it.
+- The total alone, before each grant of room: the snapshot's first line and the last line of every journal.
+- The changes since the snapshot, for an evictor: every new line of every journal.
+- The table of all entries, for `stats`, a plan or a compactor: the whole snapshot as well.
+
+Nobody lists files for any of it.
 """
 
 from __future__ import annotations
@@ -10,86 +12,96 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache_store import naming, snapshot
-from cache_store.accounts import Accounts, Entry, Event, Tail, parsed
+from cache_store.accounts import Changes, Entry, Tail, events, in_order_of_time
 from cache_store.errors import StoreWriteError
-from cache_store.journal import Journal
+from cache_store.journal import Journal, Line, line
+from cache_store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 _FOLD_TAIL_BYTES = 1 << 20
+_FOLD_TAIL_BYTES_PER_ENTRY = 32
 _FOLD_NEW_JOURNALS = 32
+_LAST_LINE_BYTES = 1 << 12
 
 Signature = tuple[int, int, int]
 
 
 class Ledger:
-    """A view of the accounting under `root`, as of the last `refresh` or `load`. One thread at a time."""
+    """A view of the accounting under `root`, as of the last `refresh`, `read` or `table`. One thread at a time."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._snapshot = root / naming.SNAPSHOT
+        self._path = root / naming.SNAPSHOT
         self._journals = root / naming.JOURNALS
-        self._signature: Signature | None = None
         self._is_read = False
-        self._knows_entries = False
-        self._begin()
+        self._begin(None)
 
-    def _begin(self) -> None:
-        self.has_snapshot = False
-        self._accounts = Accounts()
-        self._summed_bytes = 0
-        self._snapshot_bytes = 0
-        self._folded: set[str] = set()
+    def _begin(self, signature: Signature | None) -> None:
+        self._signature = signature
+        self.snapshot: Snapshot | None = None
+        self._changes: Changes | None = None
+        self._base: dict[str, Tail] = {}
+        self._base_bytes = 0
+        self._ends: dict[str, tuple[int, int]] = {}  # journal -> its length when last looked at, its sum there
+        self.total_bytes = 0  # published and granted, as the sums of all journals tell
         self._tail_bytes = 0
 
     @property
-    def accounts(self) -> Accounts:
-        """Entries, reservations and counters; only after `load`."""
-        if not self._knows_entries:
-            raise RuntimeError("load() the ledger before asking for its accounts")
-        return self._accounts
-
-    @property
-    def total_bytes(self) -> int:
-        """Published and reserved bytes: exact after `load`, else the sum of all changes."""
-        if not self._knows_entries:
-            return self._summed_bytes
-        return self._accounts.published_bytes + self._accounts.reserved_bytes
-
-    @property
-    def error_of_sum(self) -> int:
-        """What the sum of changes lacks to be exact, after `load`; races and crashes cause it."""
-        return self.total_bytes - self._summed_bytes
+    def changes(self) -> Changes:
+        """What happened since the snapshot; only after `read`."""
+        if self._changes is None:
+            raise RuntimeError("read() the ledger before asking for its changes")
+        return self._changes
 
     @property
     def needs_folding(self) -> bool:
         """Whether the journals have grown so long that a new snapshot costs little per event."""
-        new_journals = len(self._accounts.tails.keys() - self._folded)
-        tail_limit = max(_FOLD_TAIL_BYTES, self._snapshot_bytes // 2)
-        return self._tail_bytes > tail_limit or new_journals > _FOLD_NEW_JOURNALS
+        entries = self.snapshot.entries if self.snapshot else 0
+        tail_limit = max(_FOLD_TAIL_BYTES, _FOLD_TAIL_BYTES_PER_ENTRY * entries)
+        return self._tail_bytes > tail_limit or len(self._ends.keys() - self._base) > _FOLD_NEW_JOURNALS
 
     def refresh(self) -> None:
-        """Read what was appended anywhere since the last time; cheap."""
-        self._read(with_entries=self._knows_entries)
+        """Find the total anew; a few system calls for each journal."""
+        # A compactor may fold journals into a new snapshot and remove them while we read: then begin again.
+        for _ in range(20):
+            signature = _signature(self._path)
+            if not self._is_read or signature != self._signature:
+                self._read_snapshot(signature)
+            self._sum_up()
+            if _signature(self._path) == self._signature:
+                return
 
-    def load(self) -> None:
-        """As `refresh`, and know every entry."""
-        self._read(with_entries=True)
+    def read(self) -> None:
+        """As `refresh`, and read every new event."""
+        for _ in range(20):
+            self.refresh()
+            if self._changes is None:
+                self._changes = self._changes_at_snapshot()
+            self._read_tails(self._changes)
+            if _signature(self._path) == self._signature:
+                return
 
-    def settle(self, now_s: float) -> dict[str, float]:
-        """Take over from dead writers in the loaded accounts; returns how long each journal has been silent.
+    def table(self) -> Table | None:
+        """All entries as the books know them, after `read`; None when there is no sound snapshot."""
+        from cache_store import entry_table
 
-        `now_s` is the file system's clock. A writer killed between its rename and its journal line has
-        published a file that only its reservation names.
-        """
-        silences = self.silences_s(now_s)
-        for name in self.accounts.finish(silences):
-            entry = entry_on_disk(self._root / name)
-            if entry is None:
-                self.accounts.forget_entry(name)
-            else:
-                self.accounts.set_entry(name, entry)
-        return silences
+        if self.snapshot is None:
+            return None
+        try:
+            parts = [self.snapshot.table(pool) for pool in ("small", "large")]
+        except (OSError, ValueError):
+            # Damaged, or replaced this moment: the files themselves answer.
+            return None
+        return entry_table.merged(entry_table.concatenated(parts), self.changes)
+
+    def forget(self) -> None:
+        """Read everything anew at the next `refresh`."""
+        self._is_read = False
 
     def silences_s(self, now_s: float) -> dict[str, float]:
         """How long each journal has not been touched, by the file system's clock `now_s`."""
@@ -102,42 +114,52 @@ class Ledger:
                 continue
         return silences
 
-    def fold(self, own: Journal, now_s: float) -> None:
-        """Write a snapshot of the loaded accounts and remove the journals of finished processes.
+    def settle(self, silences_s: dict[str, float]) -> list[Line]:
+        """Take over from dead writers, after `read`: a killed one may have published a file without saying so.
+
+        Returns what such a writer would have journalled, for a caller who goes on without writing a snapshot.
+        """
+        lines = []
+        for name in self.changes.finish(silences_s):
+            before = self.changes.entries.get(name)
+            found = self.changes.entries[name] = entry_on_disk(self._root / name)
+            if found is not None and (before is None or before.bytes != found.bytes):
+                change = found.bytes - (before.bytes if before else 0)
+                lines.append(line("p", change, found.bytes, found.written_us, "", "", 0, name))
+        return lines
+
+    def fold(self, own: Journal, table: Table, silences_s: dict[str, float]) -> None:
+        """Write a snapshot of `table`, which is the entries after `settle`, and remove finished journals.
 
         The caller holds the lease, or accepts that another compactor's snapshot is replaced by an equal one.
 
         Raises:
             StoreWriteError: the operating system refused.
         """
-        accounts = self.accounts
-        silences = self.settle(now_s)
-        accounts.keep_runs(accounts.active_runs(silences))
-        for name in accounts.tails.keys() - silences.keys():
-            del accounts.tails[name]  # folded and removed earlier
-        finished = [name for name, tail in accounts.tails.items() if tail.is_finished(silences[name])]
-        snapshot.write(self._snapshot, accounts)
-        self._signature = _signature(self._snapshot)
-        self.has_snapshot = True
-        self._summed_bytes = self.total_bytes
-        self._folded = set(accounts.tails)
-        self._tail_bytes = 0
-        for name in finished:
-            self._remove(name, accounts.tails[name], own)
+        from cache_store import entry_table
+
+        changes = self.changes
+        for name in changes.tails.keys() - silences_s.keys():
+            del changes.tails[name]  # folded and removed earlier
+        finished = {name: tail for name, tail in changes.tails.items() if tail.is_finished(silences_s[name])}
+        table = entry_table.keep_runs(table, changes.active_runs(silences_s))
+        snapshot.write(self._path, table, changes)
+        for name, tail in finished.items():
+            self._remove(name, tail, own)
+        self.forget()
 
     def _remove(self, name: str, tail: Tail, own: Journal) -> None:
         path = self._journals / name
         try:
             with open(path, "rb", buffering=0) as file:
                 os.unlink(path)
-                # A process taken for dead may have written until just now; after the unlink it notices by
-                # itself.
+                # A process taken for dead may have written until just now; after the unlink it notices by itself.
                 file.seek(tail.offset)
-                late = file.read()
+                late = list(events(file.read()))
         except OSError:
             # Another compactor was first, or the store is not ours to tidy: the snapshot is right either way.
             return
-        lines = [raw + b"\n" for raw in late.split(b"\n") if raw[:1] in (b"p", b"d", b"u", b"n", b"m")]
+        lines = [_again(time_us, fields) for time_us, fields in late if fields[0] in ("p", "d", "u", "n", "m")]
         if lines:
             try:
                 own.append(*lines)
@@ -145,54 +167,58 @@ class Ledger:
                 # Hints are lost, features are not; the next scan finds them.
                 return
 
-    def _read(self, *, with_entries: bool) -> None:
-        # A compactor may fold journals into a new snapshot and remove them while we read: then begin again.
-        for _ in range(20):
-            signature = _signature(self._snapshot)
-            if not self._is_read or signature != self._signature or with_entries != self._knows_entries:
-                self._read_snapshot(signature, with_entries)
-            self._read_tails()
-            if _signature(self._snapshot) == self._signature:
-                return
-
-    def _read_snapshot(self, signature: Signature | None, with_entries: bool) -> None:
-        self._begin()
+    def _read_snapshot(self, signature: Signature | None) -> None:
+        self._begin(signature)
         self._is_read = True
-        self._signature = signature
-        self._knows_entries = with_entries
-        found = snapshot.read(self._snapshot, with_entries=with_entries)
-        if found is not None:
-            self.has_snapshot = True
-            self._accounts, self._summed_bytes, self._snapshot_bytes = found
-            self._folded = set(self._accounts.tails)
+        self.snapshot = snapshot.read(self._path)
+        if self.snapshot is not None:
+            self._base = self.snapshot.tails()
+            self._base_bytes = self.snapshot.published_bytes + self.snapshot.granted_bytes
 
-    def _read_tails(self) -> None:
-        events: list[tuple[int, Tail, Event]] = []
+    def _changes_at_snapshot(self) -> Changes:
+        changes = Changes()
+        if self.snapshot is not None:
+            changes.tails = self.snapshot.tails()
+            changes.published_bytes = self.snapshot.published_bytes
+            changes.small_bytes = self.snapshot.small_bytes
+            try:
+                changes.counters = self.snapshot.counters()
+            except (OSError, ValueError):
+                # Statistics only; the entries' own sections are checked where they are read.
+                changes.counters = {}
+        return changes
+
+    def _sum_up(self) -> None:
+        ends: dict[str, tuple[int, int]] = {}
+        total_bytes, tail_bytes = self._base_bytes, 0
         for name in _journal_names(self._journals):
-            tail = self._accounts.tails.setdefault(name, Tail())
+            base = self._base.get(name) or Tail()
+            length, sum_there = _end_of(self._journals / name, self._ends.get(name, (base.offset, base.sum)))
+            ends[name] = (length, sum_there)
+            total_bytes += sum_there - base.sum
+            tail_bytes += length - base.offset
+        self._ends, self.total_bytes, self._tail_bytes = ends, total_bytes, tail_bytes
+
+    def _read_tails(self, changes: Changes) -> None:
+        streams = []
+        for name in self._ends:
+            tail = changes.tails.setdefault(name, Tail())
             chunk = _read_from(self._journals / name, tail.offset)
             complete = chunk.rfind(b"\n") + 1  # a line still being written is read the next time
-            tail.offset += complete
-            self._tail_bytes += complete
-            for raw in chunk[:complete].split(b"\n"):
-                event = parsed(raw)
-                if event is None:
-                    continue
-                self._summed_bytes += int(event[1])
-                if self._knows_entries:
-                    events.append((int(event[2]), tail, event))
-        # In the order of time: one process's delete may follow another's put.
-        events.sort(key=lambda timed: timed[0])
-        for _, tail, event in events:
+            if complete:
+                tail.offset += complete
+                tail.sum = _last_sum(chunk[:complete], tail.sum) or 0
+                streams.append((tail, events(chunk[:complete])))
+        for tail, fields in in_order_of_time(streams):
             try:
-                self._accounts.apply(tail, event)
-            except ValueError:
+                changes.apply(tail, fields)
+            except (ValueError, IndexError):
                 # A torn line of a crashed writer; the scan of `stats` and `verify` finds what it meant.
                 continue
 
 
 def entry_on_disk(path: Path) -> Entry | None:
-    """An entry as its file alone tells it; None when there is no regular file."""
+    """An entry as its file alone tells it, without its recipe; None when there is no regular file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -202,6 +228,13 @@ def entry_on_disk(path: Path) -> Entry | None:
         return None
     written_us = status.st_mtime_ns // 1000
     return Entry(status.st_size, written_us, written_us, "", "")
+
+
+def _again(time_us: int, fields: list[str]) -> Line:
+    change = int(fields[1])
+    if fields[0] == "p":
+        change, fields[8] = change + int(fields[8]), "0"  # the grant that it used is no longer in the books
+    return Line(fields[0], change, "\t".join(fields[4:]), time_us)
 
 
 def _signature(path: Path) -> Signature | None:
@@ -218,6 +251,42 @@ def _journal_names(folder: Path) -> list[str]:
     except OSError:
         # No folder yet: nothing was ever written here.
         return []
+
+
+def _end_of(path: Path, before: tuple[int, int]) -> tuple[int, int]:
+    """The length of a journal's whole lines and the sum in the last one; `before` is what they were."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        # Removed by a compactor since the listing, or unreadable: the next snapshot says what it held.
+        return before
+    try:
+        length = os.fstat(fd).st_size
+        for reach in (_LAST_LINE_BYTES, length):  # a `w` line of a large batch may be longer than the first
+            start = max(before[0], length - reach)
+            chunk = os.pread(fd, max(0, length - start), start)
+            # What lies before the first line end may be half a line.
+            first = 0 if start == before[0] else chunk.find(b"\n") + 1
+            last = _last_sum(chunk[first:], None)
+            if last is not None:
+                return start + chunk.rfind(b"\n") + 1, last
+        return before
+    except OSError:
+        return before
+    finally:
+        os.close(fd)
+
+
+def _last_sum(chunk: bytes, otherwise: int | None) -> int | None:
+    """The running sum of the last sound whole line of `chunk`."""
+    for raw in reversed(chunk[: chunk.rfind(b"\n") + 1].split(b"\n")):
+        fields = raw.split(b"\t", 4)
+        if len(fields) == 5 and len(fields[0]) == 1:
+            try:
+                return int(fields[2])
+            except ValueError:
+                continue
+    return otherwise
 
 
 def _read_from(path: Path, offset: int) -> bytes:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache_store import archive, naming
-from cache_store.accounts import Accounts
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.keys import FeatureKey, StepKey, VideoKey
-from cache_store.reports import DatasetStats, EntryInfo, Problem, StoreStats, VerifyReport
+from cache_store.reports import EntryInfo, Problem, VerifyReport
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 _VERIFY_THREADS = 4  # CRC-32 runs without Python's lock; more threads than this only make a disk seek
 
@@ -54,22 +56,15 @@ class Selection:
         return wanted is None or (record.recipe_fingerprint or "").startswith(wanted)
 
 
-def entry_infos(accounts: Accounts) -> list[EntryInfo]:
+def entry_infos(table: Table) -> Iterator[EntryInfo]:
     """All entries, sorted by name."""
-    infos = []
-    for name in sorted(accounts.entries):
-        entry = accounts.entries[name]
-        infos.append(
-            EntryInfo(
-                name,
-                dataset_shown(name),
-                entry.bytes,
-                entry.written_us / 1e6,
-                entry.used_us / 1e6,
-                entry.fingerprint8 or None,
-            )
+    from cache_store import entry_table
+
+    for name, entry in entry_table.by_name(table):
+        shown = naming.dataset_shown(name)
+        yield EntryInfo(
+            name, shown, entry.bytes, entry.written_us / 1e6, entry.used_us / 1e6, entry.fingerprint8 or None
         )
-    return infos
 
 
 def key_fields(key: FeatureKey) -> dict[str, Any]:
@@ -87,37 +82,6 @@ def recorded_key(path: Path) -> VideoKey | None:
         return VideoKey(fields["dataset"], fields["video_id"], fields["nframe"], fields["model_signature"])
     except (FileNotFoundError, DamagedFeature, KeyError):
         return None
-
-
-def dataset_shown(name: str) -> str:
-    """The data set under which a feature is listed, with "@<fingerprint8>" for a second recipe."""
-    parsed = naming.parse(name)
-    if parsed is None:
-        return ""
-    return parsed.dataset if parsed.fingerprint8 is None else f"{parsed.dataset}@{parsed.fingerprint8}"
-
-
-def summed_up(accounts: Accounts, limit_bytes: int | None) -> StoreStats:
-    """The statistics of all entries."""
-    sums: dict[str, list[int]] = {}
-    for name, entry in accounts.entries.items():
-        of_dataset = sums.setdefault(dataset_shown(name), [0, 0])
-        of_dataset[0] += 1
-        of_dataset[1] += entry.bytes
-    used_us = [entry.used_us for entry in accounts.entries.values()]
-    counters = accounts.counters
-    return StoreStats(
-        entries=len(accounts.entries),
-        bytes=accounts.published_bytes,
-        limit_bytes=limit_bytes,
-        datasets={name: DatasetStats(*sums[name]) for name in sorted(sums)},
-        hits=counters.hits,
-        misses=counters.misses,
-        evictions=counters.evictions,
-        damaged=counters.damaged,
-        oldest=min(used_us) / 1e6 if used_us else None,
-        newest=max(used_us) / 1e6 if used_us else None,
-    )
 
 
 def verify_files(root: Path, names: Iterable[str], progress: Callable[[int, int], None] | None) -> VerifyReport:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache_store import naming
-from cache_store.accounts import Accounts
 from cache_store.atomic import publish
-from cache_store.maintenance import dataset_shown
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 
-def write(root: Path, accounts: Accounts, dtype: str | None) -> None:
+def write(root: Path, table: Table, dtype: str | None) -> None:
     """Replace the summary. `dtype` is that of the features last written, None to keep what the file says.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
+    from cache_store import entry_table
+
     datasets: dict[str, dict[str, int]] = {}
-    for name, entry in accounts.entries.items():
-        parsed = naming.parse(name)
+    for group in entry_table.groups(table):
+        parsed = naming.parse(group.name)
         if parsed is not None and parsed.is_video:
-            sums = datasets.setdefault(dataset_shown(name), {"count": 0, "size_bytes": 0})
-            sums["count"] += 1
-            sums["size_bytes"] += entry.bytes
+            sums = datasets.setdefault(naming.dataset_shown(group.name), {"count": 0, "size_bytes": 0})
+            sums["count"] += group.entries
+            sums["size_bytes"] += group.bytes
     fields = {
         "version": "1.0",
         "dtype": dtype or _dtype_before(root),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import operator
+import os
 import re
 import unicodedata
 import uuid
@@ -18,15 +21,21 @@ SNAPSHOT = f"{STORE_FOLDER}/snapshot"
 LEASE = f"{STORE_FOLDER}/compactor.lock"
 JOURNALS = f"{STORE_FOLDER}/journals"
 RECIPES = f"{STORE_FOLDER}/recipes"
+PLANS = f"{STORE_FOLDER}/plans"
 QUARANTINE = f"{STORE_FOLDER}/quarantine"
+PINS = f"{STORE_FOLDER}/pins"
 META = "cache_meta.json"
 
 SUFFIX = ".pt"
 TEMP_PREFIX = ".vlm-tmp-"
+# A regular expression for what follows the data set in a feature's name.
+GROUP_SUFFIX = r"_vlm[0-9]+\.pt$|/[0-9a-f]{32}\.pt$"
+# Entries below are judged apart from larger ones, so that one large entry does not push out a thousand small ones.
+SMALL_BELOW_BYTES = 1 << 20
 MAX_DATASET_BYTES = 180  # + "_vlm", 20 digits, ".pt" and a recipe's "@12345678" stay under the 255 of a name
 
 _HASH8 = re.compile(r"[0-9a-f]{8}")
-_MD5 = re.compile(r"[0-9a-f]{32}")
+_HEX32 = re.compile(r"[0-9a-f]{32}")  # an MD5, or a UUID without its hyphens
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,80}")
 
@@ -105,7 +114,7 @@ def parse(relative: str) -> ParsedName | None:
     if not name.endswith(SUFFIX) or "/" in folder:
         return None
     stem = name[: -len(SUFFIX)]
-    if folder and _MD5.fullmatch(stem):
+    if folder and _HEX32.fullmatch(stem):
         return _parse_video(folder)
     # Not the other way round: an episode's own name may contain "_vlm".
     dataset, separator, index = stem.rpartition("_vlm")
@@ -123,13 +132,41 @@ def _parse_video(folder: str) -> ParsedName | None:
     return ParsedName(dataset, None, fingerprint8 or None)
 
 
+def is_feature(relative: str) -> bool:
+    """Whether a relative path is a feature's name; what `parse` accepts, at a fraction of its cost."""
+    if not relative.endswith(SUFFIX):
+        return False
+    folder, _, name = relative.rpartition("/")
+    if folder and _HEX32.fullmatch(name, 0, len(name) - len(SUFFIX)):
+        return parse(relative) is not None
+    dataset, separator, index = name[: -len(SUFFIX)].rpartition("_vlm")
+    if not separator or not _INDEX.fullmatch(index) or _dataset_problem(dataset) is not None:
+        return False
+    return not folder or _HASH8.fullmatch(folder) is not None
+
+
+def group_of(name: str) -> str:
+    """What a feature's path has in front of the index or the MD5: equal for all features of one data set's folder."""
+    head, separator, index = name.rpartition("_vlm")
+    return head if separator and "/" not in index else name.rpartition("/")[0]
+
+
+def dataset_shown(name: str) -> str:
+    """The data set under which a feature is listed, with "@<fingerprint8>" for a second recipe; "" for no feature."""
+    parsed = parse(name)
+    if parsed is None:
+        return ""
+    return parsed.dataset if parsed.fingerprint8 is None else f"{parsed.dataset}@{parsed.fingerprint8}"
+
+
+def is_small(size: int) -> bool:
+    """Whether an entry of `size` bytes belongs to the pool of small ones."""
+    return size < SMALL_BELOW_BYTES
+
+
 def is_dataset(name: str) -> bool:
     """Whether `check_dataset` would accept the name."""
-    try:
-        check_dataset(name)
-    except InvalidKey:
-        return False
-    return True
+    return _dataset_problem(name) is None
 
 
 def check_dataset(name: object) -> None:
@@ -138,14 +175,13 @@ def check_dataset(name: object) -> None:
     Raises:
         InvalidKey: says what is wrong with the name.
     """
-    problem = _dataset_problem(name)
+    problem = _dataset_problem(name) if isinstance(name, str) else "is not a string"
     if problem is not None:
         raise InvalidKey(problem, field="dataset", value=name)
 
 
-def _dataset_problem(name: object) -> str | None:
-    if not isinstance(name, str):
-        return "is not a string"
+@functools.lru_cache(maxsize=1 << 16)
+def _dataset_problem(name: str) -> str | None:
     if not name:
         return "is empty"
     if name.startswith("."):
@@ -178,12 +214,32 @@ def temp_name() -> str:
 
     A fixed temporary name lets two writers publish a mixture of their bytes.
     """
-    return f"{TEMP_PREFIX}{uuid.uuid4().hex}"
+    return f"{TEMP_PREFIX}{_process_prefix(os.getpid())}{next(_numbers):x}"
+
+
+@functools.lru_cache(maxsize=1)
+def _process_prefix(pid: int) -> str:
+    # By process id, because a forked child must not repeat its parent's names.
+    return f"{uuid.uuid4().hex}-"
+
+
+_numbers = itertools.count()
 
 
 def journal_name() -> str:
     """A new name for one process's journal."""
     return f"{uuid.uuid4().hex}.journal"
+
+
+def pin_path(pin_id: str) -> str:
+    """Where a pin lies, by its id of 32 hex digits."""
+    return f"{PINS}/{pin_id}.json"
+
+
+def pin_id(file_name: str) -> str | None:
+    """The id of the pin in a file of the pins' folder; None for files that are no pins."""
+    stem, dot, suffix = file_name.partition(".")
+    return stem if (dot, suffix) == (".", "json") and _HEX32.fullmatch(stem) else None
 
 
 def quarantine_name(relative: str) -> str:

@@ -1,18 +1,21 @@
-"""Corrects the accounts by the files themselves: a feature exists if and only if its final name exists."""
+"""Corrects the books by the files themselves: a feature exists if and only if its final name exists."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cache_store import naming
-from cache_store.accounts import Accounts
+from cache_store import naming, pins
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal
 from cache_store.lease import lease
 from cache_store.ledger import Ledger, entry_on_disk
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray, Table
 
 _STRAY_AFTER_S = 24 * 3600.0
 
@@ -27,42 +30,57 @@ def feature_names(root: Path) -> Iterator[str]:
             continue
         for name in names:
             relative = f"{folder}/{name}" if folder else name
-            if naming.parse(relative) is not None:
+            if naming.is_feature(relative):
                 yield relative
 
 
-def reconcile(root: Path, ledger: Ledger, journal: Journal) -> None:
-    """Load the ledger and make its entries those of the files; only unknown and missing files are looked at.
+def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
+    """Every entry, as the files are now; only unknown and missing files are looked at.
 
-    Writes a snapshot and sweeps abandoned temporary files where the store is writable.
+    Writes a snapshot if the books were wrong, and sweeps abandoned files, where the store is writable.
     """
     with lease(root / naming.LEASE, timeout_s=30.0) as is_held:
         now_s = file_system_now_s(root)
-        # Listed before the journals are read: what appears in between is known from them.
-        on_disk = set(feature_names(root))
-        ledger.load()
-        ledger.settle(now_s)
-        changed = _correct(root, ledger.accounts, on_disk) or ledger.error_of_sum != 0
-        if not is_held:
-            return
-        if changed or ledger.needs_folding or not ledger.has_snapshot:
+        table, silences_s, is_changed = _listed(root, ledger, now_s)
+        if is_held and (is_changed or ledger.needs_folding):
             try:
-                ledger.fold(journal, now_s)
+                ledger.fold(journal, table, silences_s)
             except StoreWriteError:
                 # A read-only store: this process knows the truth, others find it themselves.
-                return
-        sweep(root, now_s)
+                return table
+            ledger.read()
+        if is_held:
+            sweep(root, now_s)
+        return table
 
 
-def load_known(root: Path, ledger: Ledger, journal: Journal) -> None:
-    """Load the ledger; list the files only if there is no sound snapshot. Not while holding the lease."""
-    ledger.load()
-    if not ledger.has_snapshot:
-        reconcile(root, ledger, journal)
+def table_for_folding(root: Path, ledger: Ledger, silences_s: dict[str, float]) -> Table:
+    """Every entry as the books tell, after `read` and `settle`; as the files are where the snapshot is not sound."""
+    table = ledger.table()
+    if table is not None:
+        return table
+    # The changes alone would make a full store look nearly empty.
+    return _listed(root, ledger, file_system_now_s(root))[0]
+
+
+def _listed(root: Path, ledger: Ledger, now_s: float) -> tuple[Table, dict[str, float], bool]:
+    """The corrected table, the silences of journals, and whether the books were wrong."""
+    from cache_store import entry_table
+
+    # Listed before the journals are read: what appears in between is known from them.
+    on_disk = _array(feature_names(root))
+    ledger.read()
+    silences_s = ledger.silences_s(now_s)
+    ledger.settle(silences_s)
+    known = ledger.table()
+    books_alone = entry_table.merged(entry_table.from_entries({}), ledger.changes) if known is None else known
+    table, is_corrected = _corrected(root, books_alone, on_disk)
+    total_bytes = entry_table.sum_of_bytes(table) + ledger.changes.granted_bytes
+    return table, silences_s, known is None or is_corrected or total_bytes != ledger.total_bytes
 
 
 def sweep(root: Path, now_s: float) -> None:
-    """Remove temporary files that writers left more than a day ago; `now_s` is the file system's clock."""
+    """Remove temporary files and pins that nobody needs any more; `now_s` is the file system's clock."""
     internal = [naming.STORE_FOLDER, naming.JOURNALS, naming.RECIPES]
     for folder in ("", *_folders(root), *internal):
         try:
@@ -73,6 +91,7 @@ def sweep(root: Path, now_s: float) -> None:
         for name in names:
             if name.startswith(naming.TEMP_PREFIX):
                 _remove_if_stray(root / folder / name, now_s)
+    pins.sweep(root, now_s)
 
 
 def _remove_if_stray(path: Path, now_s: float) -> None:
@@ -89,16 +108,21 @@ def _folders(root: Path) -> list[str]:
         return sorted(item.name for item in listing if item.name[0] != "." and item.is_dir())
 
 
-def _correct(root: Path, accounts: Accounts, on_disk: set[str]) -> bool:
-    changed = False
-    for name in on_disk - accounts.entries.keys():
-        entry = entry_on_disk(root / name)
-        if entry is not None:
-            accounts.set_entry(name, entry)
-            changed = True
-    for name in accounts.entries.keys() - on_disk:
-        # It may have been published after the listing.
-        if entry_on_disk(root / name) is None:
-            accounts.forget_entry(name)
-            changed = True
-    return changed
+def _array(names: Iterator[str]) -> ChunkedArray:
+    import pyarrow as pa
+
+    return pa.chunked_array([pa.array(names, pa.string())])
+
+
+def _corrected(root: Path, table: Table, on_disk: ChunkedArray) -> tuple[Table, bool]:
+    from cache_store import entry_table
+
+    unknown, gone = entry_table.differences(table, on_disk)
+    found = {name: entry for name in unknown if (entry := entry_on_disk(root / name)) is not None}
+    # It may have been published after the listing.
+    lost = [name for name in gone if entry_on_disk(root / name) is None]
+    if lost:
+        table = entry_table.without(table, lost)
+    if found:
+        table = entry_table.concatenated([table, entry_table.from_entries(found)])
+    return table, bool(found or lost)

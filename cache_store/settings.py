@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cache_store import naming
@@ -13,11 +14,36 @@ from cache_store.errors import StoreFormatError
 
 FORMAT = 1
 
+
+@dataclass(frozen=True)
+class Settings:
+    """What a store remembers for every later process; None for no limit."""
+
+    limit_bytes: int | None = None
+    soft_limit_bytes: int | None = None
+
+    def changed(self, limit_bytes: int | None, soft_limit_bytes: int | None) -> Settings:
+        """With other limits: None leaves one as it is, 0 or less means none.
+
+        Raises:
+            ValueError: a soft limit that is not below the limit.
+        """
+        limit = self.limit_bytes if limit_bytes is None else (limit_bytes if limit_bytes > 0 else None)
+        soft = (
+            self.soft_limit_bytes if soft_limit_bytes is None else (soft_limit_bytes if soft_limit_bytes > 0 else None)
+        )
+        if soft is not None and (limit is None or soft >= limit):
+            if soft_limit_bytes is not None:
+                raise ValueError(f"the soft limit of {soft} bytes is not below the limit of {limit} bytes")
+            soft = None
+        return Settings(limit, soft)
+
+
 logger = logging.getLogger("cache_store")
 
 
-def open_root(root: Path) -> int | None:
-    """Make sure that `root` can serve as a store; returns the limit in bytes that it remembers, or None.
+def open_root(root: Path) -> Settings:
+    """Make sure that `root` can serve as a store; returns what it remembers.
 
     Any folder can: features of the earlier scripts may lie in it. A missing one is created.
 
@@ -31,32 +57,33 @@ def open_root(root: Path) -> int | None:
         if (root / naming.STORE_FOLDER).exists() and not (root / naming.STORE_FOLDER).is_dir():
             raise StoreFormatError(str(root), f"{naming.STORE_FOLDER} in it is a file; move it away")
         os.listdir(root)
-        return _remembered_limit(root)
+        return _remembered(root)
     except OSError as exc:
         reason = f"{exc.strerror or exc}; create the folder or give yourself permission"
         raise StoreFormatError(str(root), reason) from exc
 
 
-def _remembered_limit(root: Path) -> int | None:
+def _remembered(root: Path) -> Settings:
     path = root / naming.SETTINGS
     try:
         fields = json.loads(path.read_bytes())
-        version, limit_bytes = fields["format"], fields["limit_bytes"]
+        version = fields["format"]
+        limits = [fields["limit_bytes"], fields.get("soft_limit_bytes")]
     except FileNotFoundError:
-        return None
+        return Settings()
     except (ValueError, KeyError, TypeError) as exc:
         logger.warning("%s is damaged (%s); the store opens without a remembered limit", path, exc)
-        return None
+        return Settings()
     if not isinstance(version, int) or version > FORMAT:
         raise StoreFormatError(str(root), f"its format {version} is newer than {FORMAT}; upgrade vlm-cache")
-    return limit_bytes if isinstance(limit_bytes, int) else None
+    return Settings(*(limit if isinstance(limit, int) else None for limit in limits))
 
 
-def remember_limit(root: Path, limit_bytes: int | None) -> None:
+def remember(root: Path, settings: Settings) -> None:
     """Write the settings for every later process.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
-    fields = {"format": FORMAT, "limit_bytes": limit_bytes}
+    fields = {"format": FORMAT, **asdict(settings)}
     publish([json.dumps(fields, sort_keys=True).encode() + b"\n"], root / naming.SETTINGS)

@@ -1,84 +1,155 @@
-"""The snapshot: the accounts at one moment, so that journals need not be read from their beginning."""
+"""The last known state of the store in one file: totals in its first line, then all entries, oldest use first.
+
+The first line is JSON and all that a writer under a limit needs. Behind it lie three sections: the small and the
+large entries as Parquet, each sorted by last use, so that an evictor begins at the front, and the counters as JSON.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cache_store.accounts import Accounts, Counters, Entry, Tail
+from cache_store.accounts import Changes, Counters, Tail
 from cache_store.atomic import publish
 from cache_store.processes import Owner
 
-_FORMAT = 1
-_CHUNK_LINES = 10_000
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+FORMAT = 2
 
 
-def read(path: Path, *, with_entries: bool) -> tuple[Accounts, int, int] | None:
-    """The accounts in a snapshot, its total (published and reserved bytes) and its own file's bytes.
+@dataclass(frozen=True)
+class Section:
+    """Where a section lies, counted from the end of the first line, and the CRC-32 of its bytes."""
 
-    Without `with_entries` only the first line is read. None when it is missing, damaged or of another format:
-    it is a hint, and a scan of the files replaces it.
-    """
-    accounts = Accounts()
+    offset: int
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A snapshot's first line."""
+
+    path: Path
+    entries: int
+    published_bytes: int
+    small_bytes: int  # the part of it in small entries
+    granted_bytes: int
+    journals: dict[str, dict[str, Any]]
+    sections: dict[str, Section]
+    body_offset: int
+
+    def tails(self) -> dict[str, Tail]:
+        """How far each journal is contained in this snapshot; new objects at each call."""
+        return {name: _tail(fields) for name, fields in self.journals.items()}
+
+    def table(self, pool: str) -> Table:
+        """The entries of the pool "small" or "large", least recently used first.
+
+        Raises:
+            OSError, ValueError: damaged or gone; the caller lists the files instead.
+        """
+        from cache_store import entry_table
+
+        return entry_table.from_parquet(self._content(pool))
+
+    def batches(self, pool: str) -> Iterator[list[tuple[str, int, int, int, str]]]:
+        """Lists of (name, bytes, written_us, used_us, runs) of a pool, least recently used first.
+
+        Raises:
+            OSError, ValueError: as `table`, before the first list.
+        """
+        from cache_store import entry_table
+
+        return entry_table.rows_of_parquet(self._content(pool))
+
+    def counters(self) -> dict[str, Counters]:
+        """Counters by data set.
+
+        Raises:
+            OSError, ValueError: as `table`.
+        """
+        return {dataset: Counters(*values) for dataset, values in json.loads(self._content("counters")).items()}
+
+    def _content(self, name: str) -> bytes:
+        section = self.sections[name]
+        with open(self.path, "rb") as file:
+            if json.loads(file.readline()).get("sections", {}).get(name) != asdict(section):
+                raise ValueError("another snapshot has taken this one's place")
+            file.seek(self.body_offset + section.offset)
+            content = file.read(section.bytes)
+        if len(content) != section.bytes or zlib.crc32(content) != section.crc32:
+            raise ValueError(f"section {name} of {self.path} is damaged")
+        return content
+
+
+def read(path: Path) -> Snapshot | None:
+    """A snapshot's first line; None when it is missing, damaged or of another format: a scan replaces it."""
     try:
         with open(path, "rb") as file:
-            header = json.loads(file.readline())
-            if header["format"] != _FORMAT:
+            first = file.readline()
+            fields = json.loads(first)
+            if fields.pop("format") != FORMAT:
                 return None
-            accounts.counters = Counters(**header["counters"])
-            accounts.tails = {name: _tail(fields) for name, fields in header["journals"].items()}
-            if with_entries:
-                for raw in file:
-                    _, _, used, size, written, fingerprint8, runs, _, name = raw[:-1].decode().split("\t")
-                    accounts.entries[name] = Entry(int(size), int(written), int(used), fingerprint8, runs)
-                accounts.published_bytes = sum(entry.bytes for entry in accounts.entries.values())
-                if accounts.published_bytes != header["published_bytes"]:
-                    return None
-            file.seek(0, 2)
-            return accounts, header["published_bytes"] + header["reserved_bytes"], file.tell()
-    except (OSError, ValueError, KeyError, TypeError):
+            fields["sections"] = {name: Section(**section) for name, section in fields["sections"].items()}
+            found = Snapshot(path=path, body_offset=len(first), **fields)
+            found.tails()
+            return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def write(path: Path, accounts: Accounts) -> None:
-    """Replace the snapshot.
+def write(path: Path, table: Table, changes: Changes) -> None:
+    """Replace the snapshot by the entries of `table` and by the tails and counters of `changes`.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
+    from cache_store import entry_table
+
+    small, large = entry_table.pools(table)
+    contents = {
+        "small": entry_table.to_parquet(small),
+        "large": entry_table.to_parquet(large),
+        "counters": json.dumps(
+            {dataset: list(asdict(counters).values()) for dataset, counters in changes.counters.items()}
+        ).encode(),
+    }
+    sections: dict[str, Section] = {}
+    offset = 0
+    for name, content in contents.items():
+        sections[name] = Section(offset, len(content), zlib.crc32(content))
+        offset += len(content)
     header = {
-        "format": _FORMAT,
-        "published_bytes": accounts.published_bytes,
-        "reserved_bytes": accounts.reserved_bytes,
-        "counters": asdict(accounts.counters),
-        "journals": {name: asdict(tail) for name, tail in accounts.tails.items()},
+        "format": FORMAT,
+        "entries": table.num_rows,
+        "published_bytes": entry_table.sum_of_bytes(table),
+        "small_bytes": entry_table.sum_of_bytes(small),
+        "granted_bytes": changes.granted_bytes,
+        "journals": {name: _fields(tail) for name, tail in changes.tails.items()},
+        "sections": {name: asdict(section) for name, section in sections.items()},
     }
     first = json.dumps(header, separators=(",", ":")).encode() + b"\n"
-    publish(_chunks(first, accounts), path)
+    publish([first, *contents.values()], path)
 
 
-def _chunks(first: bytes, accounts: Accounts) -> Iterator[bytes]:
-    yield first
-    lines: list[str] = []
-    for name, entry in accounts.entries.items():
-        lines.append(
-            f"p\t{entry.bytes}\t{entry.used_us}\t{entry.bytes}\t{entry.written_us}"
-            f"\t{entry.fingerprint8}\t{entry.runs}\t0\t{name}\n"
-        )
-        if len(lines) == _CHUNK_LINES:
-            yield "".join(lines).encode()
-            lines.clear()
-    yield "".join(lines).encode()
+def _fields(tail: Tail) -> dict[str, Any]:
+    return {**asdict(tail), "writing": sorted(tail.writing)}
 
 
 def _tail(fields: dict[str, Any]) -> Tail:
     owner = fields["owner"]
     return Tail(
         fields["offset"],
+        fields["sum"],
+        fields["granted"],
         None if owner is None else Owner(**owner),
         fields["is_closed"],
-        dict(fields["reserved"]),
+        set(fields["writing"]),
     )

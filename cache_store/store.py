@@ -5,28 +5,41 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cache_store import codec, families, maintenance, meta, naming, settings
+from cache_store import codec, families, maintenance, meta, naming, pins, settings
 from cache_store.archive import Record
-from cache_store.books import Books
+from cache_store.books import Books, NewFile
+from cache_store.bulk import KnownRecipes, with_wanted
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
-from cache_store.keys import FeatureKey, VideoKey
-from cache_store.reader import OnStale, Reader, State, Wanted
-from cache_store.reports import EntryInfo, PruneReport, StoreStats, VerifyReport
+from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.reader import OnStale, Reader, State, Wanted, candidates
+from cache_store.reports import EntryInfo, PinInfo, PruneReport, StoreStats, VerifyReport
 from cache_store.scan import feature_names
+from cache_store.settings import Settings
 
 logger = logging.getLogger("cache_store")
+
+
+class PutItem(NamedTuple):
+    """One feature for `put_many`; the fields are `put`'s arguments."""
+
+    key: FeatureKey
+    value: object
+    recipe: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
 
 
 class FeatureStore:
     """Features by key, one atomic file each. Safe for threads, forks and processes; picklable.
 
-    `limit_bytes` is kept for later openings; None takes the kept one, and 0 or less means no limit. Entries
-    put or protected under `run_id` are not evicted while a process of that run is at work.
+    `limit_bytes` is never passed; above `soft_limit_bytes` eviction begins without making a writer wait. Both are kept
+    for later openings; None takes the kept one, and 0 or less means none. Entries put or protected under `run_id` are
+    not evicted while a process of that run is at work.
 
     Raises:
         StoreFormatError: `root` cannot be a store.
@@ -34,7 +47,12 @@ class FeatureStore:
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, limit_bytes: int | None = None, run_id: str | None = None
+        self,
+        root: str | os.PathLike[str],
+        *,
+        limit_bytes: int | None = None,
+        soft_limit_bytes: int | None = None,
+        run_id: str | None = None,
     ) -> None:
         if run_id is not None:
             naming.check_run_id(run_id)
@@ -42,12 +60,13 @@ class FeatureStore:
         self.run_id = run_id
         self._video_dtype: str | None = None  # of the video features put since cache_meta.json was written
         self._assemble(settings.open_root(self.root))
-        if limit_bytes is not None:
-            self.set_limit(limit_bytes)
+        if limit_bytes is not None or soft_limit_bytes is not None:
+            self.set_limit(limit_bytes, soft_limit_bytes=soft_limit_bytes)
 
-    def _assemble(self, limit_bytes: int | None) -> None:
+    def _assemble(self, limits: Settings) -> None:
         self._pid = os.getpid()
-        self._books = Books(self.root, self.run_id, limit_bytes)
+        self._books = Books(self.root, self.run_id)
+        self._books.budget.limits = limits
         self._reader = Reader(self.root, self._books.journal, self._books.usage)
         # Not weakref.finalize: workers of a DataLoader end without running what atexit would run.
         Finalize(self, _write_the_rest, args=(self._books,), exitpriority=0)
@@ -57,7 +76,7 @@ class FeatureStore:
         # locks.
         if self._pid != os.getpid():
             self._video_dtype = None
-            self._assemble(self._books.limit_bytes)
+            self._assemble(self._books.budget.limits)
         self._books.journal.touch()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,21 +94,31 @@ class FeatureStore:
     @property
     def limit_bytes(self) -> int | None:
         """The limit in bytes, None for none."""
-        return self._books.limit_bytes
+        return self._books.budget.limits.limit_bytes
 
-    def set_limit(self, limit_bytes: int, *, remember: bool = True) -> None:
-        """Change the limit; 0 or less means none. The next put evicts what is too much.
+    @property
+    def soft_limit_bytes(self) -> int | None:
+        """Where eviction begins, in bytes; None: at the limit."""
+        return self._books.budget.limits.soft_limit_bytes
 
-        With `remember` later openings take it too, unless the store cannot be written to.
+    def set_limit(
+        self, limit_bytes: int | None = None, *, soft_limit_bytes: int | None = None, remember: bool = True
+    ) -> None:
+        """Change the limits; None leaves one as it is, 0 or less means none. The next put evicts what is too much.
+
+        With `remember` later openings take them too, unless the store cannot be written to.
+
+        Raises:
+            ValueError: a soft limit above the limit.
         """
-        wanted = limit_bytes if limit_bytes > 0 else None
-        if remember and wanted != self.limit_bytes:
+        limits = self._books.budget.limits.changed(limit_bytes, soft_limit_bytes)
+        if remember and limits != self._books.budget.limits:
             try:
-                settings.remember_limit(self.root, wanted)
+                settings.remember(self.root, limits)
             except StoreWriteError as exc:
                 # Readers of a read-only store pass their usual limit; they will never need it.
                 logger.info("the limit is not remembered: %s", exc)
-        self._books.limit_bytes = wanted
+        self._books.budget.limits = limits
 
     def put(
         self,
@@ -98,6 +127,7 @@ class FeatureStore:
         *,
         recipe: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        create_only: bool = False,
     ) -> Path:
         """Store a feature, replacing what the key holds, and return its file; on any error the old one stays.
 
@@ -105,20 +135,27 @@ class FeatureStore:
 
         Raises:
             InvalidKey, TypeError, ValueError: key, value, recipe or provenance cannot be stored.
+            EntryExists: with `create_only`, when a file of this name is there already.
             StoreFull, StoreWriteError: nothing was published.
         """
         self._begin()
-        if value is None:
-            raise TypeError("None cannot be stored: get() returns it for a miss")
-        naming.relative_path(key)
-        wanted = Wanted.of(recipe)
-        record = Record(maintenance.key_fields(key), recipe, wanted.fingerprint, provenance)
-        data = codec.encode(value, record=record)
-        name = self._claimed_name(key, wanted.fingerprint)
-        self._books.publish(name, data, (wanted.fingerprint or "")[:8])
-        if isinstance(key, VideoKey):
-            self._video_dtype = codec.feature_dtype(value) or self._video_dtype
-        return self.root / name
+        file = self._new_file(PutItem(key, value, recipe, provenance))
+        self._books.publish(file, create_only=create_only)
+        return self.root / file.name
+
+    def put_many(self, items: Iterable[PutItem]) -> list[Path]:
+        """Store several features with one flush to the disk, each as `put` would; returns their files in order.
+
+        All are in memory at once. Of several items with one key the last one counts.
+
+        Raises:
+            InvalidKey, TypeError, ValueError, StoreFull: nothing was published.
+            StoreWriteError: the disk failed; some may be published, all others are as they were.
+        """
+        self._begin()
+        files = {file.name: file for file in map(self._new_file, items)}
+        self._books.publish_many(list(files.values()))
+        return [self.root / name for name in files]
 
     def get(
         self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None, on_stale: OnStale = "error"
@@ -145,6 +182,18 @@ class FeatureStore:
         """`"missing"`, `"present"`, or `"stale"` when only another recipe's feature is there."""
         self._begin()
         return self._reader.state(key, Wanted.of(recipe))
+
+    def states(self, asked: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]]) -> Iterator[State]:
+        """As `state_of` for many (key, recipe) pairs, in their order; the files are listed once, at the first.
+
+        A million steps take seconds; of videos each is looked up by itself.
+        """
+        self._begin()
+        with self._books.reconciled() as view:
+            known = KnownRecipes(view.table)
+        for key, wanted in with_wanted(asked):
+            state = known.state(key, wanted) if isinstance(key, StepKey) else None
+            yield self._reader.state(key, wanted) if state is None else state
 
     def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
         """The file that `put` would write now; it need not exist."""
@@ -185,17 +234,65 @@ class FeatureStore:
             if key is not None:
                 yield key
 
-    def entries(self) -> list[EntryInfo]:
-        """Everything stored, sorted by name, as the files are now."""
+    def entries(self) -> Iterator[EntryInfo]:
+        """Everything stored, sorted by name, as the files are now; a few thousand in memory at a time."""
         self._begin()
-        with self._books.reconciled() as accounts:
-            return maintenance.entry_infos(accounts)
+        with self._books.reconciled() as view:
+            table = view.table
+        return maintenance.entry_infos(table)
 
     def stats(self) -> StoreStats:
         """Sizes as the files are now, and counters of all processes up to their last flush."""
+        from cache_store import store_stats
+
         self._begin()
-        with self._books.reconciled() as accounts:
-            return maintenance.summed_up(accounts, self.limit_bytes)
+        with self._books.reconciled() as view:
+            return store_stats.summed_up(view, self.root, self._books.budget.limits, self.pins())
+
+    def remember_plan(self, title: str, keys: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]]) -> None:
+        """Keep which features a build wants, for the coverage in `stats`; a later plan of this title replaces it.
+
+        Raises:
+            StoreWriteError: the operating system refused.
+        """
+        from cache_store import plans
+
+        plans.remember(self.root, title, (self._relative(key, recipe) for key, recipe in keys))
+
+    def pin(self, datasets: Iterable[str], *, for_s: float | None = None, note: str = "") -> PinInfo:
+        """Keep data sets from eviction for `for_s` seconds, None: until `unpin`. Shell patterns (`recv_*`) are fine.
+
+        A person's `prune` spares them too, unless told otherwise.
+
+        Raises:
+            InvalidKey, ValueError: no data set, or an impossible name or duration.
+            StoreWriteError: the operating system refused.
+        """
+        return pins.add(self.root, datasets=datasets, for_s=for_s, note=note).info()
+
+    def unpin(self, which: str) -> int:
+        """Remove the pins with this id, or of this data set; returns how many there were.
+
+        Raises:
+            StoreWriteError: the operating system refused.
+        """
+        return pins.remove(self.root, which)
+
+    def pins(self) -> list[PinInfo]:
+        """The pins and readers' leases that hold now."""
+        return [pin.info() for pin in pins.active(self.root, file_system_now_s(self.root))]
+
+    @contextmanager
+    def reading(self, *, datasets: Iterable[str] = (), keys: Iterable[FeatureKey] = ()) -> Iterator[None]:
+        """Hold a reader's lease for the length of a `with`: what it names is not evicted while this process lives.
+
+        Raises:
+            InvalidKey, ValueError: neither data sets nor keys, or an impossible name.
+            StoreWriteError: the operating system refused.
+        """
+        names = [name for key in keys for name in candidates(key, None)]
+        with pins.held(self.root, datasets=datasets, names=names):
+            yield
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every file and check its checksums; nothing is moved. Calls `progress(done, total)`."""
@@ -231,7 +328,7 @@ class FeatureStore:
         if selection == maintenance.Selection() and down_to_bytes is None:
             raise ValueError("prune() without a condition would delete everything; call clear() for that")
         now_s = file_system_now_s(self.root)
-        everything = self.entries()
+        everything = list(self.entries())
         chosen = [entry for entry in everything if selection.matches(self.root, entry, now_s)]
         if down_to_bytes is not None:
             total_bytes = sum(entry.bytes for entry in everything)
@@ -240,13 +337,13 @@ class FeatureStore:
 
     def clear(self) -> PruneReport:
         """Delete every feature; settings, statistics and what was set aside stay."""
-        return self._delete_all(self.entries(), dry_run=False)
+        return self._delete_all(list(self.entries()), dry_run=False)
 
     def flush_meta(self) -> None:
         """Rewrite `cache_meta.json` from what is stored; `close` does it after video features were put."""
         self._begin()
-        with self._books.loaded() as accounts:
-            meta.write(self.root, accounts, self._video_dtype)
+        with self._books.reconciled() as view:
+            meta.write(self.root, view.table, self._video_dtype)
             self._video_dtype = None
 
     def close(self) -> None:
@@ -255,6 +352,18 @@ class FeatureStore:
         if self._video_dtype is not None:
             self.flush_meta()
         self._books.close()
+
+    def _new_file(self, item: PutItem) -> NewFile:
+        if item.value is None:
+            raise TypeError("None cannot be stored: get() returns it for a miss")
+        naming.relative_path(item.key)
+        wanted = Wanted.of(item.recipe)
+        record = Record(maintenance.key_fields(item.key), item.recipe, wanted.fingerprint, item.provenance)
+        buffers = [codec.encode(item.value, record=record)]
+        if isinstance(item.key, VideoKey):
+            self._video_dtype = codec.feature_dtype(item.value) or self._video_dtype
+        name = self._claimed_name(item.key, wanted.fingerprint)
+        return NewFile(name, buffers, (wanted.fingerprint or "")[:8])
 
     def _claimed_name(self, key: FeatureKey, fingerprint: str | None) -> str:
         if isinstance(key, VideoKey) and fingerprint is not None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cache_store import FeatureStore, StepKey, StoreWriteError, atomic, books, journal, ledger, scan
+from cache_store import FeatureStore, StepKey, StoreWriteError, atomic, books, entry_table, journal, ledger, scan
 from cache_store.journal import Journal, line
 from cache_store.ledger import Ledger
 from cache_store.processes import is_alive, this_process
@@ -32,6 +32,30 @@ def summed(store):
     view = Ledger(store.root)
     view.refresh()
     return view.total_bytes
+
+
+def rows(*lines):
+    """Lines as a journal writes them."""
+    total, written = 0, []
+    for kind, change, fields, time_us in lines:
+        total += change
+        written.append(f"{kind}\t{change}\t{total}\t{time_us}\t{fields}\n".encode())
+    return b"".join(written)
+
+
+def write_journal(store, name, *lines):
+    folder = store.root / ".vlm-cache" / "journals"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "ab") as file:
+        file.write(lines[0] if isinstance(lines[0], bytes) else rows(*lines))
+
+
+def fold(view, own):
+    view.read()
+    silences_s = view.silences_s(0.0)
+    view.settle(silences_s)
+    table = view.table() or entry_table.merged(entry_table.from_entries({}), view.changes)
+    view.fold(own, table, silences_s)
 
 
 def refuse_listing(monkeypatch):
@@ -79,6 +103,7 @@ def test_puts_under_a_limit_never_list_the_files_once_they_are_known(open_store,
 
 def test_compaction_keeps_entries_order_of_use_and_counters(open_store, monkeypatch):
     monkeypatch.setattr(ledger, "_FOLD_TAIL_BYTES", 500)
+    monkeypatch.setattr(ledger, "_FOLD_TAIL_BYTES_PER_ENTRY", 0)
     monkeypatch.setattr(books, "_FOLD_CHECK_EVERY_PUTS", 1)
     store = open_store()
     for index in range(30):
@@ -86,15 +111,14 @@ def test_compaction_keeps_entries_order_of_use_and_counters(open_store, monkeypa
     store.get(key(3))
     store.get(key(99))
     store.close()
-    folded = (store.root / ".vlm-cache" / "snapshot").read_bytes()
-    assert folded.count(b"\n") > 20
     refuse_listing(monkeypatch)
     view = Ledger(store.root)
-    view.load()
-    assert view.error_of_sum == 0
-    assert len(view.accounts.entries) == 30
-    assert view.accounts.published_bytes == published_bytes(store.root)
-    assert max(view.accounts.entries, key=lambda name: view.accounts.entries[name].used_us) == "episode_vlm3.pt"
+    view.read()
+    assert view.snapshot.entries > 20
+    assert view.total_bytes == view.changes.published_bytes == published_bytes(store.root)
+    entries = dict(entry_table.by_name(view.table()))
+    assert len(entries) == 30
+    assert max(entries, key=lambda name: entries[name].used_us) == "episode_vlm3.pt"
     monkeypatch.undo()
     assert (store.stats().hits, store.stats().misses) == (1, 1)
 
@@ -127,21 +151,19 @@ def test_a_journal_that_a_compactor_removed_is_replaced(store):
 
 def test_lines_written_just_before_the_removal_are_written_again(store, monkeypatch):
     late = Journal(store.root / ".vlm-cache" / "journals", None)
-    late.append(line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt"))
+    late.append(line("r", 5), line("p", 0, 5, 1, "", "", 5, "a_vlm0.pt"))
     name = late.name
     late.close()
     real = ledger.snapshot.write
 
-    def write_then_the_closed_process_appends(path, accounts):
-        real(path, accounts)
-        with open(store.root / ".vlm-cache" / "journals" / name, "ab") as file:
-            file.write(line("p", 7, 7, 1, "", "", 0, "b_vlm0.pt"))
+    def write_then_the_closed_process_appends(path, table, changes):
+        real(path, table, changes)
+        write_journal(store, name, line("p", -3, 7, 1, "", "", 10, "b_vlm0.pt"))
 
     monkeypatch.setattr(ledger.snapshot, "write", write_then_the_closed_process_appends)
     own = Journal(store.root / ".vlm-cache" / "journals", None)
     view = Ledger(store.root)
-    view.load()
-    view.fold(own, now_s=0.0)
+    fold(view, own)
     assert name not in [path.name for path in journals_of(store)]
     assert summed(store) == 12
     own.close()
@@ -185,7 +207,7 @@ def test_torn_and_foreign_lines_are_skipped(store):
     store.put(key(0), tensor(0))
     (path,) = journals_of(store)
     with open(path, "ab") as file:
-        file.write(b"p\tx\ty\nd\t-5\np\t0\t0\tnan\t0\t\t\t0\tname\n\xff\t1\n\n" + line("c", 0) + b"p\t99")
+        file.write(b"p\tx\ty\nd\t-5\np\t0\t0\t0\tnan\t0\t\t\t0\tname\n\xff\t1\n\n" + rows(line("k", 0, 0)) + b"p\t99")
     assert store.stats().entries == 1
 
 
@@ -244,31 +266,27 @@ def test_without_any_locking_two_stores_still_keep_the_limit(open_store, monkeyp
         assert published_bytes(first.root) <= 8_000
 
 
-def write_journal(store, name, *lines):
-    folder = store.root / ".vlm-cache" / "journals"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "ab") as file:
-        file.write(b"".join(lines))
-
-
 def test_events_of_several_journals_count_in_the_order_of_their_time(store):
     write_journal(store, "z.journal", line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt", time_us=1))
     write_journal(store, "a.journal", line("d", -5, "a_vlm0.pt", time_us=2))
     view = Ledger(store.root)
-    view.load()
-    assert view.accounts.entries == {}
-    assert view.error_of_sum == 0
+    view.read()
+    assert view.changes.entries == {"a_vlm0.pt": None}
+    assert view.total_bytes == view.changes.published_bytes == 0
 
 
 def test_a_line_that_is_still_being_written_counts_once_it_is_whole(store):
-    whole = line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt")
+    whole = rows(line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt"))
     view = Ledger(store.root)
     write_journal(store, "a.journal", whole[:9])
     view.refresh()
     assert view.total_bytes == 0
-    write_journal(store, "a.journal", whole[9:])
+    write_journal(store, "a.journal", whole[9:] + whole[:4])
     view.refresh()
     assert view.total_bytes == 5
+    write_journal(store, "a.journal", rows(line("k", 5, 0), line("d", -3, "b_vlm0.pt"))[4:])
+    view.refresh()
+    assert view.total_bytes == 2
 
 
 def test_a_compaction_in_the_middle_of_a_reading_loses_nothing(store, monkeypatch):
@@ -280,8 +298,7 @@ def test_a_compaction_in_the_middle_of_a_reading_loses_nothing(store, monkeypatc
         if not folded:
             folded.append(True)
             compactor = Ledger(store.root)
-            compactor.load()
-            compactor.fold(own, now_s=0.0)
+            fold(compactor, own)
         return real(folder)
 
     monkeypatch.setattr(ledger, "_journal_names", names_after_a_compaction)
@@ -289,7 +306,7 @@ def test_a_compaction_in_the_middle_of_a_reading_loses_nothing(store, monkeypatc
     assert "a.journal" not in [path.name for path in journals_of(store)]
 
 
-def test_a_failed_write_gives_its_reservation_back(open_store, monkeypatch):
+def test_what_a_failed_write_had_claimed_is_used_again_and_given_back_at_the_end(open_store, monkeypatch):
     store = open_store(limit_bytes=10**6)
     store.put(key(0), tensor(0))
 
@@ -300,6 +317,14 @@ def test_a_failed_write_gives_its_reservation_back(open_store, monkeypatch):
         patch.setattr(atomic.os, "replace", fail)
         with pytest.raises(StoreWriteError):
             store.put(key(1), tensor(1))
+    assert summed(store) == 2 * published_bytes(store.root)
+    store.put(key(1), tensor(1))
+    assert summed(store) == published_bytes(store.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "replace", fail)
+        with pytest.raises(StoreWriteError):
+            store.put(key(2), tensor(2))
+    store.close()
     assert summed(store) == published_bytes(store.root)
 
 
@@ -317,12 +342,12 @@ def test_a_snapshot_that_lost_lines_does_not_make_a_full_store_look_empty(open_s
         store.put(key(index), tensor(index))
     own = Journal(store.root / ".vlm-cache" / "journals", None)
     view = Ledger(store.root)
-    view.load()
-    view.fold(own, now_s=0.0)
+    fold(view, own)
     for path in journals_of(store):
         path.unlink()
     snapshot = store.root / ".vlm-cache" / "snapshot"
-    snapshot.write_bytes(b"".join(snapshot.read_bytes().splitlines(keepends=True)[:-2]))
+    content = snapshot.read_bytes()
+    snapshot.write_bytes(content[:-200] + b"\0" * 200)
     again = open_store()
     again.put(key(4), tensor(4))
     assert published_bytes(store.root) <= 8_000

@@ -26,7 +26,7 @@ def test_put_keeps_the_old_feature_when_the_writer_dies(store, crash_before_rena
     assert len(left) == 1
 
 
-@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["open", "writev", "fsync", "replace"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_failing_disk_stops_the_put_names_itself_and_leaves_nothing(store, monkeypatch, call, number):
     store.put(KEY, tensor(1))
@@ -45,8 +45,8 @@ def test_a_failing_disk_stops_the_put_names_itself_and_leaves_nothing(store, mon
 
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):
-    real = os.write
-    monkeypatch.setattr(atomic.os, "write", lambda fd, data: real(fd, bytes(data[:3])))
+    real = os.writev
+    monkeypatch.setattr(atomic.os, "writev", lambda fd, buffers: real(fd, [bytes(buffers[0])[:3]]))
     publish([b"0123456789", memoryview(b"abc")], tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == b"0123456789abc"
 

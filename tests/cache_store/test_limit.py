@@ -140,7 +140,7 @@ def test_what_a_writer_published_just_before_it_was_killed_counts(open_store, mo
     real = Journal.append
 
     def die_after_the_rename(journal, *lines):
-        if any(raw.startswith(b"p\t") for raw in lines):
+        if any(new.kind == "p" for new in lines):
             os._exit(9)
         real(journal, *lines)
 
@@ -162,7 +162,7 @@ def test_an_entry_that_is_being_written_is_not_evicted(open_store):
     store.put(key(0), tensor(0))
     store.put(key(1), tensor(1))
     other = Journal(store.root / ".vlm-cache" / "journals", None)
-    other.append(line("r", 1, "episode_vlm0.pt"))
+    other.append(line("r", 1), line("w", 0, "episode_vlm0.pt"))
     store.put(key(2), tensor(2))
     assert 0 in kept(store)
     assert 1 not in kept(store)
@@ -173,12 +173,12 @@ def test_a_writer_waits_for_the_room_that_another_one_holds(open_store, monkeypa
     store = open_store(limit_bytes=2 * SIZE)
     store.put(key(0), tensor(0))
     other = Journal(store.root / ".vlm-cache" / "journals", None)
-    other.append(line("r", 2 * SIZE, "episode_vlm9.pt"))
+    other.append(line("r", 2 * SIZE), line("w", 0, "episode_vlm9.pt"))
     waits = []
 
     def wait(_seconds):
         waits.append(published_bytes(store.root))
-        other.append(line("x", -2 * SIZE, "episode_vlm9.pt"))
+        other.append(line("x", 0, "episode_vlm9.pt"), line("r", -2 * SIZE))
 
     monkeypatch.setattr(budget.time, "sleep", wait)
     store.put(key(1), tensor(1))

@@ -1,0 +1,188 @@
+"""All entries of a store as one Arrow table, because a million Python objects would take a gigabyte.
+
+Columns: name (relative path), bytes, written_us, used_us (microseconds since 1970), fingerprint8 ("" unknown), runs
+(ids joined by ","). Imported where whole stores are handled, not by plain readers and writers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cache_store.accounts import Changes, Entry, joined
+from cache_store.naming import GROUP_SUFFIX, SMALL_BELOW_BYTES
+
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("bytes", pa.int64()),
+        ("written_us", pa.int64()),
+        ("used_us", pa.int64()),
+        ("fingerprint8", pa.string()),
+        ("runs", pa.string()),
+    ]
+)
+_BATCH_ROWS = 1024
+_GROUP_ROWS = 65_536
+
+
+def from_entries(entries: Mapping[str, Entry]) -> pa.Table:
+    """A table of the entries, in their order."""
+    columns = [list(entries), *(list(column) for column in zip(*entries.values(), strict=True))]
+    if len(columns) == 1:
+        return SCHEMA.empty_table()
+    return pa.table(columns, schema=SCHEMA)
+
+
+def concatenated(parts: list[pa.Table]) -> pa.Table:
+    """The rows of several tables as one."""
+    return pa.concat_tables(parts)
+
+
+def sum_of_bytes(table: pa.Table) -> int:
+    return int(pc.sum(table["bytes"]).as_py() or 0)
+
+
+def merged(table: pa.Table, changes: Changes) -> pa.Table:
+    """`table` with the changes applied: rows rewritten, added and dropped, later uses and marks noted."""
+    touched = list({**changes.entries, **changes.used, **changes.runs})
+    if not touched:
+        return table
+    positions = pc.index_in(pa.array(touched, pa.string()), value_set=table["name"])
+    known = dict(zip(touched, positions.to_pylist(), strict=True))
+    rows = dict(_rows(table, [(name, row) for name, row in known.items() if row is not None]))
+    new: dict[str, Entry] = {}
+    for name in touched:
+        entry = changes.entries.get(name)
+        old = rows.get(name)
+        if entry is not None:
+            new[name] = entry if old is None or not old.runs else entry._replace(runs=joined(old.runs, entry.runs))
+        elif old is not None and name not in changes.entries:
+            used_us = max(old.used_us, changes.used.get(name, 0))
+            new[name] = old._replace(used_us=used_us, runs=joined(old.runs, changes.runs.get(name, "")))
+    kept = np.ones(table.num_rows, dtype=bool)
+    kept[[row for row in known.values() if row is not None]] = False
+    return pa.concat_tables([table.filter(pa.array(kept)), from_entries(new)])
+
+
+def _rows(table: pa.Table, wanted: list[tuple[str, int]]) -> Iterator[tuple[str, Entry]]:
+    chosen = table.take(pa.array([row for _, row in wanted], pa.int64()))
+    columns = (chosen[column].to_pylist() for column in SCHEMA.names[1:])
+    for (name, _), *values in zip(wanted, *columns, strict=True):
+        yield name, Entry(*values)
+
+
+def entry_of(table: pa.Table, name: str) -> Entry | None:
+    """One entry; slow, for single questions."""
+    row = pc.index(table["name"], name).as_py()
+    return None if row < 0 else next(_rows(table, [(name, row)]))[1]
+
+
+def without(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """The rows whose names are not among `names`."""
+    return table.filter(pc.invert(pc.is_in(table["name"], value_set=pa.array(names, pa.string()))))
+
+
+def differences(table: pa.Table, on_disk: pa.Array) -> tuple[list[str], list[str]]:
+    """The names on disk that the table lacks, and the table's names that are not on disk."""
+    unknown = on_disk.filter(pc.invert(pc.is_in(on_disk, value_set=table["name"])))
+    if table.num_rows + len(unknown) == len(on_disk):
+        return unknown.to_pylist(), []
+    gone = table["name"].filter(pc.invert(pc.is_in(table["name"], value_set=on_disk)))
+    return unknown.to_pylist(), gone.to_pylist()
+
+
+def keep_runs(table: pa.Table, active: set[str]) -> pa.Table:
+    """The table without marks of runs that are over, whose entries anyone may evict."""
+    marked = pc.unique(table["runs"]).to_pylist()
+    shortened = {runs: ",".join(run for run in runs.split(",") if run in active) for runs in marked}
+    if all(runs == kept for runs, kept in shortened.items()):
+        return table
+    rows = pc.index_in(table["runs"], value_set=pa.array(shortened.keys(), pa.string()))
+    column = pa.array(shortened.values(), pa.string()).take(rows.combine_chunks())
+    return table.set_column(SCHEMA.get_field_index("runs"), "runs", column)
+
+
+def pools(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The small and the large entries, each with the least recently used first."""
+    ordered = table.sort_by([("used_us", "ascending"), ("name", "ascending")])
+    is_small = pc.less(ordered["bytes"], SMALL_BELOW_BYTES)
+    return ordered.filter(is_small), ordered.filter(pc.invert(is_small))
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        row_group_size=_GROUP_ROWS,
+        use_dictionary=["fingerprint8", "runs"],
+        write_statistics=False,
+    )
+    return bytes(sink.getvalue())
+
+
+def from_parquet(content: bytes) -> pa.Table:
+    """Read a section.
+
+    Raises:
+        ValueError: not what `to_parquet` wrote.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(content)).select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, KeyError) as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def rows_of_parquet(content: bytes) -> Iterator[list[tuple[str, int, int, int, str]]]:
+    """Lists of (name, bytes, written_us, used_us, runs) in the section's order; as `from_parquet`."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+    except pa.ArrowException as exc:
+        raise ValueError(str(exc)) from exc
+    columns = ["name", "bytes", "written_us", "used_us", "runs"]
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+        yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+def by_name(table: pa.Table) -> Iterator[tuple[str, Entry]]:
+    """All entries sorted by name, a few thousand in memory at a time."""
+    order = pc.sort_indices(table, [("name", "ascending")])
+    for start in range(0, len(order), _GROUP_ROWS):
+        part = table.take(order.slice(start, _GROUP_ROWS))
+        names, *columns = (part[column].to_pylist() for column in SCHEMA.names)
+        for name, *values in zip(names, *columns, strict=True):
+            yield name, Entry(*values)
+
+
+class Group(NamedTuple):
+    """Entries of one folder or episode that one recipe made; times in microseconds since 1970."""
+
+    name: str  # of one of them
+    fingerprint8: str
+    entries: int
+    bytes: int
+    first_written_us: int
+    last_written_us: int
+    first_used_us: int
+    last_used_us: int
+
+
+def groups(table: pa.Table) -> Iterator[Group]:
+    """Sums by what precedes the index or the MD5 in the name, and by recipe."""
+    prefix = pc.replace_substring_regex(table["name"], pattern=GROUP_SUFFIX, replacement="")
+    # A video's folder and an episode may have one name: the kind keeps them apart.
+    is_video = pc.match_substring_regex(table["name"], pattern=r"/[0-9a-f]{32}\.pt$")
+    grouped = table.append_column("prefix", prefix).append_column("is_video", is_video)
+    wanted = [("name", "min"), ("bytes", "count"), ("bytes", "sum"), ("written_us", "min"), ("written_us", "max"),
+              ("used_us", "min"), ("used_us", "max")]  # fmt: skip
+    sums = grouped.group_by(["prefix", "is_video", "fingerprint8"]).aggregate(wanted)
+    columns = ["name_min", "fingerprint8", *(f"{column}_{function}" for column, function in wanted[1:])]
+    for row in zip(*(sums[column].to_pylist() for column in columns), strict=True):
+        yield Group(*row)

@@ -1,0 +1,225 @@
+"""Unlinks what was used least recently until the store fits, at a cost that does not grow with the store."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from cache_store.clock import file_system_now_s
+from cache_store.errors import StoreWriteError
+from cache_store.journal import Journal, line
+from cache_store.ledger import Ledger, entry_on_disk
+from cache_store.naming import is_small
+from cache_store.pins import Protected, active
+from cache_store.scan import table_for_folding
+from cache_store.snapshot import Snapshot
+from cache_store.usage import Usage
+
+_WARN_FROM = 1000  # evictions of unread entries in one process
+
+logger = logging.getLogger("cache_store")
+
+
+class _Row(NamedTuple):
+    name: str
+    bytes: int
+    written_us: int
+    used_us: int
+    runs: str
+
+
+@dataclass(eq=False)
+class _Guard:
+    """What must not be evicted in this pass."""
+
+    runs: set[str]
+    names: set[str]
+    pins: Protected
+
+    def keeps(self, name: str, runs: str) -> bool:
+        if runs and not self.runs.isdisjoint(runs.split(",")):
+            return True
+        return name in self.names or self.pins.covers(name)
+
+
+@dataclass(eq=False)
+class _Freed:
+    """What a pass has unlinked so far."""
+
+    bytes: int = 0
+    small_bytes: int = 0
+    names: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+
+class _Queue:
+    """The entries of one pool of a snapshot, least recently used first; one may be put back."""
+
+    def __init__(self, rows: Iterator[list[tuple[str, int, int, int, str]]]) -> None:
+        self._rows = rows
+        self._batch: list[tuple[str, int, int, int, str]] = []
+        self._position = 0
+        self._held: _Row | None = None
+
+    def put_back(self, row: _Row) -> None:
+        self._held = row
+
+    def pop(self) -> _Row | None:
+        if self._held is not None:
+            row, self._held = self._held, None
+            return row
+        while self._position >= len(self._batch):
+            batch = next(self._rows, None)
+            if batch is None:
+                return None
+            self._batch, self._position = batch, 0
+        self._position += 1
+        return _Row(*self._batch[self._position - 1])
+
+
+class Evictor:
+    """Evicts from one store in one process. One thread at a time, holding the compactor's lease if possible."""
+
+    def __init__(self, root: Path, ledger: Ledger, journal: Journal, usage: Usage, run_id: str | None) -> None:
+        self._root = root
+        self._ledger = ledger
+        self._journal = journal
+        self._usage = usage
+        self._run_id = run_id
+        self._queues: dict[str, _Queue] = {}
+        self._queues_of: Snapshot | None = None
+        self._evicted = self._unread = 0
+        self._warn_at = _WARN_FROM
+
+    def make_fit(self, limit_bytes: int, low_water_bytes: int, *, writing: Iterable[str] = ()) -> bool:
+        """Evict until the total is at most `limit_bytes`, then on to the low water; False when too little may go.
+
+        Entries named in `writing`, being written, pinned, or of active runs are kept. Small entries go while they
+        hold more than half of the limit, else large ones: a flood of either kind leaves the other its half.
+
+        Raises:
+            StoreWriteError: the operating system refused to unlink.
+        """
+        ledger = self._ledger
+        ledger.read()
+        now_s = file_system_now_s(self._root)
+        silences_s = ledger.silences_s(now_s)
+        left_by_the_dead = ledger.settle(silences_s)
+        if left_by_the_dead:
+            self._journal.append(*left_by_the_dead)
+            ledger.read()
+        guard = _Guard(
+            ledger.changes.active_runs(silences_s) | ({self._run_id} if self._run_id else set()),
+            ledger.changes.being_written.union(writing),
+            Protected(active(self._root, now_s)),
+        )
+        self._pass(limit_bytes, low_water_bytes, guard)
+        if ledger.total_bytes > limit_bytes:
+            # The snapshot's order is used up: bring what was written and read since then into it.
+            ledger.fold(self._journal, table_for_folding(self._root, ledger, silences_s), silences_s)
+            ledger.read()
+            self._pass(limit_bytes, low_water_bytes, guard)
+        return ledger.total_bytes <= limit_bytes
+
+    def _pass(self, limit_bytes: int, low_water_bytes: int, guard: _Guard) -> None:
+        self._open_queues()
+        freed = _Freed()
+        try:
+            self._evict(limit_bytes, low_water_bytes, guard, freed)
+        finally:
+            self._tell(freed)
+        self._correct_total()
+
+    def _evict(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, freed: _Freed) -> None:
+        changes = self._ledger.changes
+        total_bytes = changes.published_bytes + changes.granted_bytes
+        while total_bytes - freed.bytes > low_water_bytes:
+            pool = "small" if changes.small_bytes - freed.small_bytes > limit_bytes // 2 else "large"
+            row = self._next(pool, guard)
+            if row is None:
+                pool = "large" if pool == "small" else "small"
+                row = self._next(pool, guard)
+            if row is None:
+                return
+            rest_bytes = total_bytes - freed.bytes
+            if rest_bytes <= limit_bytes and rest_bytes - row.bytes < low_water_bytes:
+                # Optional evictions never take more than asked: one more large entry could be a third of the store.
+                self._queues[pool].put_back(row)
+                return
+            self._unlink(row, freed)
+
+    def _next(self, pool: str, guard: _Guard) -> _Row | None:
+        changes = self._ledger.changes
+        queue = self._queues[pool]
+        while (row := queue.pop()) is not None:
+            if row.name in changes.entries or changes.used.get(row.name, 0) > row.used_us:
+                continue  # gone, or used since: the next snapshot has it in its new place
+            if not guard.keeps(row.name, row.runs or changes.runs.get(row.name, "")):
+                return row
+        return None
+
+    def _unlink(self, row: _Row, freed: _Freed) -> None:
+        path = f"{self._root}/{row.name}"
+        try:
+            status = os.stat(path)
+            if status.st_size != row.bytes or status.st_mtime_ns // 1000 > row.written_us + 1_000_000:
+                # Rewritten by a program that keeps no journal: no longer the least recently used.
+                self._ledger.changes.entries[row.name] = entry_on_disk(Path(path))
+                return
+            os.unlink(path)
+        except FileNotFoundError:
+            # Removed by hand or by another process whose line is still to come: only the books are wrong.
+            self._ledger.changes.entries[row.name] = None
+            return
+        except OSError as exc:
+            raise StoreWriteError(path, exc) from exc
+        freed.names.append(row.name)
+        freed.sizes.append(row.bytes)
+        freed.bytes += row.bytes
+        if is_small(row.bytes):
+            freed.small_bytes += row.bytes
+        if row.used_us <= row.written_us:
+            freed.unread.append(row.name)
+
+    def _tell(self, freed: _Freed) -> None:
+        if not freed.names:
+            return
+        self._journal.append(*(line("d", -size, name) for name, size in zip(freed.names, freed.sizes, strict=True)))
+        self._usage.evicted(freed.names, unread=freed.unread)
+        self._ledger.read()
+        self._evicted += len(freed.names)
+        self._unread += len(freed.unread)
+        if self._unread >= self._warn_at and 2 * self._unread > self._evicted:
+            self._warn_at = 2 * self._unread
+            logger.warning(
+                "%s: %d of the last %d evicted features had never been read; what is written is thrown away again, "
+                "so the limit is too small for what uses this store: raise it, or pin what matters",
+                self._root,
+                self._unread,
+                self._evicted,
+            )
+
+    def _correct_total(self) -> None:
+        """Write down what the sums of the journals get wrong, for the writers who only add them up."""
+        changes = self._ledger.changes
+        error = changes.published_bytes + changes.granted_bytes - self._ledger.total_bytes
+        if error:
+            self._journal.append(line("k", error, 0))
+        self._ledger.refresh()
+
+    def _open_queues(self) -> None:
+        snapshot = self._ledger.snapshot
+        if snapshot is self._queues_of and snapshot is not None:
+            return
+        try:
+            rows = {pool: snapshot.batches(pool) if snapshot else iter(()) for pool in ("small", "large")}
+        except (OSError, ValueError):
+            # Damaged: an empty order makes `make_fit` list the files and write a new one.
+            rows = {"small": iter(()), "large": iter(())}
+        self._queues = {pool: _Queue(iter(batches)) for pool, batches in rows.items()}
+        self._queues_of = snapshot
