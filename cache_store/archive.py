@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import struct
@@ -15,12 +16,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cache_store import pickle_layout
 from cache_store.errors import DamagedFeature, StoreReadError
+from cache_store.pickle_layout import UnknownLayout
 from cache_store.recipes import canonical_json
 
 RECORD_NAME = "vlm_cache.json"
 RECORD_FORMAT = 1
 _CHUNK_BYTES = 1 << 20
+_SMALL_RECORD_BYTES = 1 << 20
+_LOCAL_BYTES = 30
 # What zipfile raises on bytes that are no sound archive; it has no common class for them.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -50,14 +55,15 @@ class Record:
 
     def to_json(self) -> bytes:
         """Canonical: equal records give equal bytes."""
-        fields = {
-            "format": RECORD_FORMAT,
-            "key": self.key,
-            "provenance": self.provenance,
-            "recipe": self.recipe,
-            "recipe_fingerprint": self.recipe_fingerprint,
-        }
-        return canonical_json(fields).encode("ascii")
+        key, provenance, recipe, fingerprint = (
+            canonical_json(part) for part in (self.key, self.provenance, self.recipe, self.recipe_fingerprint)
+        )
+        # The fingerprint comes last: a fast reader finds it in front of the directory.
+        text = (
+            f'{{"format":{RECORD_FORMAT},"key":{key},"provenance":{provenance},"recipe":{recipe},'
+            f'"recipe_fingerprint":{fingerprint}}}'
+        )
+        return text.encode("ascii")
 
 
 class Archive:
@@ -82,21 +88,80 @@ class Archive:
         except (*_ZIP_ERRORS, OSError, TypeError) as exc:
             raise _translated(self.path, exc, f"record {RECORD_NAME} cannot be read") from exc
 
-    def verify(self) -> None:
-        """Check every record's CRC-32, which `torch.load` never does, and that this is a torch archive."""
+    def verify(self, *, skip_tensors: bool = False) -> None:
+        """Check every record's CRC-32, which `torch.load` never does, and that this is a torch archive.
+
+        With `skip_tensors` the tensors' records are left to whoever reads them.
+        """
         infos = self._zip.infolist()
         names = {info.filename for info in infos}
         if len(names) != len(infos):
             raise DamagedFeature(self.path, "two records share one name")
-        if not any(name.endswith("/data.pkl") for name in names):
-            raise DamagedFeature(self.path, "no data.pkl inside: not written by torch.save")
+        self._root()
         for info in infos:
-            self._verify_one(info)
+            if not (skip_tensors and "/data/" in info.filename):
+                self._verify_one(info)
 
-    def _verify_one(self, info: zipfile.ZipInfo) -> None:
+    def tree(self) -> object | None:
+        """The value with `TensorPlace`s for its tensors; None for a layout that only torch understands."""
+        root = self._root()
+        try:
+            if self._small_record(f"{root}/byteorder", default=b"little") != b"little":
+                return None
+            return _parsed(self._small_record(f"{root}/data.pkl"))
+        except UnknownLayout:
+            return None
+
+    def storage(self, key: str) -> tuple[int, int, int]:
+        """Where the bytes of a storage begin in the file, how many there are, and their CRC-32."""
+        name = f"{self._root()}/data/{key}"
+        try:
+            info = self._zip.getinfo(name)
+        except KeyError as exc:
+            raise DamagedFeature(self.path, f"record {name} is missing") from exc
+        self._check_is_plain(info)
+        # The name and the padding before the data may be longer here than in the directory.
+        header = self._read_at(info.header_offset, _LOCAL_BYTES)
+        if len(header) != _LOCAL_BYTES or header[:4] != b"PK\x03\x04":
+            raise DamagedFeature(self.path, f"record {name} has no header")
+        name_bytes, extra_bytes = struct.unpack_from("<HH", header, _LOCAL_BYTES - 4)
+        offset = info.header_offset + _LOCAL_BYTES + name_bytes + extra_bytes
+        found = self._read_at(info.header_offset + _LOCAL_BYTES, name_bytes)
+        if found != name.encode() or offset + info.file_size > self._zip.start_dir:
+            raise DamagedFeature(self.path, f"record {name} does not lie where the directory says")
+        return offset, info.file_size, info.CRC
+
+    def _root(self) -> str:
+        for name in self._zip.namelist():
+            if name.endswith("/data.pkl"):
+                return name[: -len("/data.pkl")]
+        raise DamagedFeature(self.path, "no data.pkl inside: not written by torch.save")
+
+    def _small_record(self, name: str, default: bytes | None = None) -> bytes:
+        try:
+            info = self._zip.getinfo(name)
+        except KeyError as exc:
+            if default is not None:
+                return default
+            raise DamagedFeature(self.path, f"record {name} is missing") from exc
+        if info.file_size > _SMALL_RECORD_BYTES:
+            raise UnknownLayout(f"{name} has {info.file_size} bytes")
+        self._verify_one(info)
+        return self._zip.read(info)
+
+    def _read_at(self, offset: int, count: int) -> bytes:
+        try:
+            return os.pread(self.file.fileno(), count, offset)
+        except OSError as exc:
+            raise _translated(self.path, exc, "not readable") from exc
+
+    def _check_is_plain(self, info: zipfile.ZipInfo) -> None:
         # torch reads STORED records only, and trusts both sizes to agree.
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise DamagedFeature(self.path, f"record {info.filename} is not stored plainly")
+
+    def _verify_one(self, info: zipfile.ZipInfo) -> None:
+        self._check_is_plain(info)
         try:
             with self._zip.open(info) as stream:
                 remaining = info.file_size
@@ -106,6 +171,12 @@ class Archive:
             raise _translated(self.path, exc, f"record {info.filename} fails its checksum") from exc
         if remaining:
             raise DamagedFeature(self.path, f"record {info.filename} ends {remaining} bytes early")
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(data_pkl: bytes) -> object:
+    # Equal pickles, as of all steps of one model, are taken apart once.
+    return pickle_layout.parse(data_pkl)
 
 
 @contextmanager

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from cache_store import pickle_layout, zip_layout
+from cache_store.archive import RECORD_NAME, Record, append_record, open_archive
+from cache_store.feature_file import load
+from cache_store.pickle_layout import TensorPlace
 
-from cache_store.archive import Archive, Record, append_record, open_archive
-from cache_store.errors import DamagedFeature
+if TYPE_CHECKING:
+    import torch
 
-# torch.save names the archive's folder after the file's stem when it is given a path: a temporary name would
-# change the bytes of every run. Through a buffer it is always this.
-_ROOT = "archive"
 _ALLOWED = "a feature holds tensors, dicts with str or int keys, lists, tuples, str, int, float, bool and None"
+
+logger = logging.getLogger("cache_store")
 
 
 @dataclass(frozen=True)
@@ -51,28 +55,81 @@ class FeatureInfo:
         }
 
 
-def encode(value: object, *, record: Record) -> memoryview:
-    """The file's bytes; `torch.load(path, weights_only=True)` on them returns the value's structure exactly.
+def encode(value: object, *, record: Record) -> list[bytes | memoryview]:
+    """The file's bytes as buffers; `torch.load(path, weights_only=True)` on them returns the value's structure exactly.
 
-    Tensors come back detached, contiguous and on the CPU, with their dtype; a view is cut out of its storage.
-    Equal values and records give equal bytes, whatever their strides, aliasing or history.
+    Tensors come back detached, contiguous and on the CPU, with their dtype; of a view only its own elements are stored.
+    Equal values and records give equal bytes, whatever their strides, aliasing or history. Large tensors are not
+    copied: the buffers share their memory, which must not change before they are written.
 
     Raises:
         TypeError: the value holds something that a feature file cannot carry.
     """
+    preparation = _Preparation()
+    tree = preparation.prepared(value, "value")
+    payloads = [_bytes_of(tensor) for tensor in preparation.tensors]
+    total_bytes = sum(payload.nbytes for payload in payloads)
+    is_plain = all(_dtype_name(tensor) in pickle_layout.STORAGE_OF for tensor in preparation.tensors)
+    if is_plain and total_bytes < zip_layout.LARGEST_BYTES and _torch_reads_our_layout():
+        data_pkl = _emitted(tree) if isinstance(tree, TensorPlace) else pickle_layout.emit(tree)
+        return zip_layout.assemble(data_pkl, payloads, RECORD_NAME, record.to_json())
     buffer = BytesIO()
-    torch.save(_Preparation().prepared(value, "value"), buffer)
-    append_record(buffer, _ROOT, record)
-    return buffer.getbuffer()
+    import torch
+
+    torch.save(pickle_layout.filled(tree, lambda place: preparation.tensors[int(place.storage)].clone()), buffer)
+    append_record(buffer, zip_layout.ROOT, record)
+    return [buffer.getbuffer()]
+
+
+# A bare tensor's pickle depends on its dtype and shape only.
+_emitted = functools.lru_cache(maxsize=256)(pickle_layout.emit)
+
+
+@functools.cache
+def _torch_reads_our_layout() -> bool:
+    """Whether the running torch returns what we write; asked once for each process."""
+    import torch
+
+    sample: dict[str, Any] = {"a": torch.arange(6.0).half().reshape(1, 2, 3), "b": [1, -2.5, "x", None, (True,)]}
+    preparation = _Preparation()
+    tree = preparation.prepared(sample, "sample")
+    payloads = [_bytes_of(tensor) for tensor in preparation.tensors]
+    content = b"".join(zip_layout.assemble(pickle_layout.emit(tree), payloads, RECORD_NAME, b"{}"))
+    try:
+        found = torch.load(BytesIO(content), weights_only=True)
+        is_equal = torch.equal(found["a"], sample["a"]) and found["b"] == sample["b"]
+    except Exception as exc:  # noqa: BLE001 - whatever a future torch raises means that it does not read it
+        logger.info("torch %s does not read our layout: %s", torch.__version__, exc)
+        is_equal = False
+    if not is_equal:
+        logger.warning(
+            "torch %s reads another file layout than ours; torch.save writes the features", torch.__version__
+        )
+    return is_equal
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a dense CPU tensor as bytes, shared."""
+    import torch
+
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 class _Preparation:
-    """Rebuilds a value so that neither its memory layout nor shared objects show in the bytes."""
+    """Takes a value apart into containers with places, and dense tensors of the CPU in their order."""
 
     def __init__(self) -> None:
-        self._storages: set[int] = set()
+        self.tensors: list[torch.Tensor] = []
 
     def prepared(self, value: object, path: str) -> object:
+        import torch
+
         if isinstance(value, torch.Tensor):
             return self._tensor(value, path)
         # Exact types: a subclass would come back as something else, or not at all under weights_only.
@@ -99,74 +156,56 @@ class _Preparation:
             for key, inner in value.items()
         }
 
-    def _tensor(self, tensor: torch.Tensor, path: str) -> torch.Tensor:
+    def _tensor(self, tensor: torch.Tensor, path: str) -> TensorPlace:
+        import torch
+
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             raise TypeError(f"{path} is a {type(tensor).__name__}; call .as_subclass(torch.Tensor) first")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
             raise TypeError(f"{path} is a sparse, quantized or meta tensor; store a dense one")
         plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        # Through one dimension, because a dimension of size 1 may carry any stride and strides are written.
-        plain = plain.view(-1).view(plain.shape)
-        storage = plain.untyped_storage()
-        is_view = storage.nbytes() != plain.numel() * plain.element_size()
-        if is_view or storage.data_ptr() in self._storages:
-            plain = plain.clone()  # a view would drag its whole storage into the file
-        self._storages.add(plain.untyped_storage().data_ptr())
-        return plain
-
-
-def load(archive: Archive) -> object:
-    """Verify every checksum of an open archive, then unpickle it with `weights_only=True`.
-
-    Raises:
-        DamagedFeature: content that cannot be trusted or loaded.
-        StoreReadError: the disk.
-    """
-    archive.verify()
-    archive.file.seek(0)
-    try:
-        return torch.load(archive.file, map_location="cpu", weights_only=True)
-    except Exception as exc:
-        reason = str(exc).strip().splitlines()[0][:200] if str(exc).strip() else type(exc).__name__
-        raise DamagedFeature(archive.path, f"torch.load refuses it ({reason})") from exc
+        self.tensors.append(plain)
+        return TensorPlace(str(len(self.tensors) - 1), _dtype_name(plain), tuple(plain.shape))
 
 
 def decode(path: str | os.PathLike[str]) -> object:
     """The feature in a `.pt` file, every checksum verified.
 
     Raises:
-        FileNotFoundError, DamagedFeature, StoreReadError: as `archive.open_archive` and `load`.
+        FileNotFoundError, DamagedFeature, StoreReadError: as `archive.open_archive` and `feature_file.load`.
     """
     with open_archive(path) as archive:
         return load(archive)
 
 
 def describe(path: str | os.PathLike[str]) -> FeatureInfo:
-    """What a `.pt` file holds, wherever it lies; verifies it on the way.
+    """What a `.pt` file holds, wherever it lies; verifies it on the way, and needs torch for foreign layouts only.
 
     Raises:
         FileNotFoundError, DamagedFeature, StoreReadError: as `decode`.
     """
     with open_archive(path) as archive:
-        value = load(archive)
+        archive.verify()
+        tree = archive.tree()
+        tensors = list(_tensors(load(archive) if tree is None else tree, ""))
         size = os.fstat(archive.file.fileno()).st_size
-        return FeatureInfo(archive.path, size, list(_tensors(value, "")), archive.record())
+        return FeatureInfo(archive.path, size, tensors, archive.record())
 
 
-def _tensors(value: object, path: str) -> list[TensorInfo]:
-    if isinstance(value, torch.Tensor):
-        return [TensorInfo(path, str(value.dtype).removeprefix("torch."), tuple(value.shape))]
-    found: list[TensorInfo] = []
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            found += _tensors(inner, f"{path}[{key!r}]")
+def _tensors(value: object, path: str) -> Iterable[TensorInfo]:
+    parts: Sequence[tuple[object, object]] = ()
+    if isinstance(value, TensorPlace):
+        yield TensorInfo(path, value.dtype, value.shape)
+    elif isinstance(value, dict):
+        parts = list(value.items())
     elif isinstance(value, list | tuple):
-        for position, inner in enumerate(value):
-            found += _tensors(inner, f"{path}[{position}]")
-    return found
+        parts = list(enumerate(value))
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        yield TensorInfo(path, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+    for key, inner in parts:
+        yield from _tensors(inner, f"{path}[{key!r}]")
 
 
 def feature_dtype(value: object) -> str | None:
     """The dtype of a feature's first tensor as in `float16`; None when it holds none."""
-    tensors = _tensors(value, "")
-    return tensors[0].dtype if tensors else None
+    return next((tensor.dtype for tensor in _tensors(value, "")), None)

@@ -15,7 +15,7 @@ from cache_store import naming
 from cache_store.archive import read_record
 from cache_store.atomic import create_only
 from cache_store.errors import DamagedFeature, StoreReadError
-from cache_store.keys import VideoKey
+from cache_store.keys import FeatureKey, VideoKey
 
 
 def owner_of(root: Path, key: VideoKey) -> str | None:
@@ -24,6 +24,19 @@ def owner_of(root: Path, key: VideoKey) -> str | None:
     Read from the marker, or from the first file of the family when someone removed the marker.
     """
     return _marked(root / naming.family_marker(key)) or _first_in_folder(root, key)
+
+
+def claimed_name(root: Path, key: FeatureKey, fingerprint: str | None) -> str:
+    """The relative path that a put of this recipe writes; the first recipe of a video family becomes its owner.
+
+    Raises:
+        InvalidKey: the key cannot be a file name.
+        StoreWriteError: as `claim`.
+    """
+    if not isinstance(key, VideoKey) or fingerprint is None:
+        return naming.relative_path(key)
+    owner = claim(root, key, fingerprint)
+    return naming.relative_path(key, second_recipe=None if owner == fingerprint else fingerprint)
 
 
 def claim(root: Path, key: VideoKey, fingerprint: str) -> str:

@@ -111,13 +111,11 @@ class Journal:
         _write_whole(fd, "".join(rows).encode())
         self._sum = total
 
-    def touch(self) -> None:
-        """Show other hosts that this process lives; a system call once a minute at most, errors ignored."""
-        if self._pid != os.getpid() or self._fd is None:
+    def tick(self, now_s: float) -> None:
+        """Show other hosts that this process lives, once a minute; errors ignored. `now_s` is the monotonic clock."""
+        if self._pid != os.getpid() or self._fd is None or now_s - self._touched_s < _TOUCH_EVERY_S:
             return
-        if time.monotonic() - self._touched_s < _TOUCH_EVERY_S:
-            return
-        self._touched_s = time.monotonic()
+        self._touched_s = now_s
         # Removed by a compactor? The next append notices and starts a new file.
         with contextlib.suppress(OSError):
             os.utime(self._folder / str(self._name))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cache_store import archive, naming
 from cache_store.errors import DamagedFeature, StoreReadError
-from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.keys import FeatureKey, VideoKey
 from cache_store.reports import EntryInfo, Problem, VerifyReport
 
 if TYPE_CHECKING:
@@ -67,9 +67,14 @@ def entry_infos(table: Table) -> Iterator[EntryInfo]:
         )
 
 
-def key_fields(key: FeatureKey) -> dict[str, Any]:
-    """A key as the record of its file keeps it."""
-    return {"kind": "step" if isinstance(key, StepKey) else "video", **asdict(key)}
+def stored_keys(root: Path, names: Iterable[str], dataset: str | None) -> Iterator[FeatureKey]:
+    """The keys of the named files, of one data set or all, sorted by path; without files that do not tell their key."""
+    for name in sorted(names):
+        parsed = naming.parse(name)
+        if parsed is not None and dataset in (None, parsed.dataset):
+            key = parsed.key or recorded_key(root / name)
+            if key is not None:
+                yield key
 
 
 def recorded_key(path: Path) -> VideoKey | None:
@@ -109,12 +114,21 @@ def _check(path: Path) -> tuple[bool, str | None]:
         return True, f"cannot be read: {exc.reason}"
 
 
-def least_recent_down_to(entries: Iterable[EntryInfo], total_bytes: int, down_to_bytes: int) -> list[EntryInfo]:
-    """The least recently used of `entries` that must go until `total_bytes` is at most `down_to_bytes`."""
-    chosen = []
-    for entry in sorted(entries, key=lambda entry: (entry.last_use, entry.name)):
+def selected(
+    root: Path, entries: Iterable[EntryInfo], selection: Selection, now_s: float, down_to_bytes: int | None
+) -> list[EntryInfo]:
+    """The entries that meet the selection; of those, with `down_to_bytes`, the least recently used that must go."""
+    chosen, total_bytes = [], 0
+    for entry in entries:
+        total_bytes += entry.bytes
+        if selection.matches(root, entry, now_s):
+            chosen.append(entry)
+    if down_to_bytes is None:
+        return chosen
+    going = []
+    for entry in sorted(chosen, key=lambda entry: (entry.last_use, entry.name)):
         if total_bytes <= down_to_bytes:
             break
-        chosen.append(entry)
+        going.append(entry)
         total_bytes -= entry.bytes
-    return chosen
+    return going

@@ -37,6 +37,8 @@ MAX_DATASET_BYTES = 180  # + "_vlm", 20 digits, ".pt" and a recipe's "@12345678"
 _HASH8 = re.compile(r"[0-9a-f]{8}")
 _HEX32 = re.compile(r"[0-9a-f]{32}")  # an MD5, or a UUID without its hyphens
 _INDEX = re.compile(r"0|[1-9][0-9]*")
+_SAFE_DATASETS: set[str] = set()  # names that passed; a reader asks for the same ones a million times
+_MAX_SAFE_DATASETS = 1 << 16
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,80}")
 
 
@@ -80,7 +82,11 @@ def relative_path(key: FeatureKey, *, second_recipe: str | None = None) -> str:
 
 
 def _step_path(key: StepKey) -> str:
+    if key.prompt_hash is None and type(key.vlm_idx) is int and key.vlm_idx >= 0 and key.dataset in _SAFE_DATASETS:
+        return f"{key.dataset}_vlm{key.vlm_idx}.pt"
     check_dataset(key.dataset)
+    if len(_SAFE_DATASETS) < _MAX_SAFE_DATASETS:
+        _SAFE_DATASETS.add(key.dataset)
     index = _whole_number(key.vlm_idx, field="vlm_idx", minimum=0)
     name = f"{key.dataset}_vlm{index}{SUFFIX}"
     if key.prompt_hash is None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cache_store import codec, naming
+from cache_store import naming
 from cache_store.archive import Record, open_archive, read_record
 from cache_store.atomic import make_folder
 from cache_store.dataset_names import names_to_search
 from cache_store.errors import DamagedFeature, RecipeMismatch, StoreWriteError
+from cache_store.fast_read import FastReader
+from cache_store.feature_file import PLAINLY, How, load
 from cache_store.journal import Journal, line
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.recipes import differences, recipe_fingerprint
@@ -34,12 +36,15 @@ class Wanted:
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any] | None) -> Wanted:
-        return cls(recipe, None if recipe is None else recipe_fingerprint(recipe))
+        return ANY if recipe is None else cls(recipe, recipe_fingerprint(recipe))
 
     def fits(self, record: Record | None) -> bool:
         if self.fingerprint is None or record is None or record.recipe_fingerprint is None:
             return True
         return record.recipe_fingerprint == self.fingerprint
+
+
+ANY = Wanted(None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +63,33 @@ class Reader:
 
     def __init__(self, root: Path, journal: Journal, usage: Usage) -> None:
         self._root = root
+        self._prefix = f"{root}/"
         self._journal = journal
         self._usage = usage
+        self._fast = FastReader()
         self._hinted: set[str] = set()
 
-    def read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale) -> object | None:
+    def read_step(self, name: str, fingerprint: str | None) -> object | None:
+        """The feature of this relative path in the shortest way; None where `read` has to look with care."""
+        try:
+            value = self._fast.read(self._prefix + name, fingerprint)
+        except OSError:
+            return None
+        if value is not None:
+            self._usage.hit(name)
+        return value
+
+    def read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, how: How = PLAINLY) -> object | None:
         """The feature, or None for a counted miss; a damaged file is set aside and is a miss.
 
         Raises:
             RecipeMismatch: only another recipe's feature is there, and `on_stale` is "error".
             StoreReadError: the disk.
+            ValueError, IndexError: `how` does not fit what is stored.
         """
         stale: _Stale | None = None
         for name in candidates(key, wanted.fingerprint):
-            outcome = self._read_one(name, wanted)
+            outcome = self._read_one(name, wanted, how)
             if isinstance(outcome, _Found):
                 self._usage.hit(name)
                 return outcome.value
@@ -79,7 +97,7 @@ class Reader:
         if stale is not None and on_stale == "error":
             raise self._mismatch(stale, key, wanted)
         if stale is not None and on_stale == "use":
-            outcome = self._read_one(stale.name, Wanted.of(None))
+            outcome = self._read_one(stale.name, ANY, how)
             if isinstance(outcome, _Found):
                 self._usage.hit(stale.name)
                 return outcome.value
@@ -107,7 +125,7 @@ class Reader:
             state = "stale"
         return state
 
-    def _read_one(self, name: str, wanted: Wanted) -> _Found | _Stale | None:
+    def _read_one(self, name: str, wanted: Wanted, how: How) -> _Found | _Stale | None:
         path = self._root / name
         for _ in range(3):
             before = _identity(path)
@@ -118,7 +136,10 @@ class Reader:
                     record = archive.record() if wanted.fingerprint is not None else None
                     if record is not None and not wanted.fits(record):
                         return _Stale(name, record)
-                    return _Found(codec.load(archive))
+                    value = load(archive, how)
+                    if how is PLAINLY:
+                        self._fast.learn(archive)
+                    return _Found(value)
             except FileNotFoundError:
                 return None
             except DamagedFeature as exc:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import marshal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,20 @@ def canonical_json(value: object) -> str:
         TypeError: a value that JSON does not know, or a mapping whose keys are not all strings.
         ValueError: NaN or infinity, which have no JSON and equal nothing.
     """
+    try:
+        # Recipes come back at every put, and their content is walked once; 2 is the version without references.
+        return _canonical_json_of(marshal.dumps(value, 2))  # type: ignore[arg-type]
+    except ValueError:
+        # No plain dicts and lists, or no JSON: the slow way does it, or says why not.
+        return _canonical_json(value)
+
+
+@functools.lru_cache(maxsize=512)
+def _canonical_json_of(marshalled: bytes) -> str:
+    return _canonical_json(marshal.loads(marshalled))
+
+
+def _canonical_json(value: object) -> str:
     _check_keys(value, "recipe")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
@@ -37,7 +53,12 @@ def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:
     Raises:
         TypeError, ValueError: as `canonical_json`.
     """
-    return hashlib.sha256(canonical_json(recipe).encode("ascii")).hexdigest()
+    return _sha256(canonical_json(recipe))
+
+
+@functools.lru_cache(maxsize=512)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def differences(found: object, wanted: object) -> list[str]:

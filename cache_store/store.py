@@ -8,30 +8,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any, NamedTuple
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
-from cache_store import codec, families, maintenance, meta, naming, pins, settings
-from cache_store.archive import Record
+from cache_store import families, maintenance, meta, naming, pins, settings
 from cache_store.books import Books, NewFile
 from cache_store.bulk import KnownRecipes, with_wanted
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
+from cache_store.feature_file import PLAINLY, Check, Frames, How
 from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.put_item import PutItem, encoded_item
 from cache_store.reader import OnStale, Reader, State, Wanted, candidates
+from cache_store.recipes import recipe_fingerprint
 from cache_store.reports import EntryInfo, PinInfo, PruneReport, StoreStats, VerifyReport
 from cache_store.scan import feature_names
 from cache_store.settings import Settings
 
+if TYPE_CHECKING:
+    import torch
+
+_TICK_EVERY_S = 5.0
+
 logger = logging.getLogger("cache_store")
-
-
-class PutItem(NamedTuple):
-    """One feature for `put_many`; the fields are `put`'s arguments."""
-
-    key: FeatureKey
-    value: object
-    recipe: Mapping[str, Any] | None = None
-    provenance: Mapping[str, Any] | None = None
 
 
 class FeatureStore:
@@ -65,6 +64,7 @@ class FeatureStore:
 
     def _assemble(self, limits: Settings) -> None:
         self._pid = os.getpid()
+        self._next_tick_s = 0.0
         self._books = Books(self.root, self.run_id)
         self._books.budget.limits = limits
         self._reader = Reader(self.root, self._books.journal, self._books.usage)
@@ -77,7 +77,11 @@ class FeatureStore:
         if self._pid != os.getpid():
             self._video_dtype = None
             self._assemble(self._books.budget.limits)
-        self._books.journal.touch()
+        now_s = monotonic()
+        if now_s > self._next_tick_s:
+            self._next_tick_s = now_s + _TICK_EVERY_S
+            self._books.journal.tick(now_s)
+            self._books.usage.tick(now_s)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopened, (str(self.root), self.run_id))
@@ -158,21 +162,47 @@ class FeatureStore:
         return [self.root / name for name in files]
 
     def get(
-        self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None, on_stale: OnStale = "error"
+        self,
+        key: FeatureKey,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        on_stale: OnStale = "error",
+        out: torch.Tensor | None = None,
+        frames: Frames | None = None,
+        check: Check = "once",
+        mmap: bool = False,
     ) -> object | None:
         """The feature as it was put, on the CPU, or None for a miss. A damaged file is set aside and a miss.
 
-        Without `recipe` nothing is compared; a file without one fits any. `on_stale` says what another
-        recipe's feature means: an error, a miss, or use it.
+        Without `recipe` nothing is compared; a file without one fits any. `on_stale` says what another recipe's feature
+        means: an error, a miss, or use it. The main tensor is the bare tensor, or `vision_features` of a dict:
+
+        `out`: a contiguous CPU tensor, such as a pinned one, of the main tensor's dtype and shape, which is filled and
+        takes its place. After a miss its content is undefined.
+        `frames`: a slice or indices along the main tensor's first dimension; only their bytes are read, and their
+        checksum, which covers the whole tensor, is not verified.
+        `check`: "once" verifies a large file's checksum the first time that this process reads it, a small one's
+        always; "always"; or "size", structure and sizes only.
+        `mmap`: map instead of read, copy-on-write, where the file system is this machine's own; else it is read.
 
         Raises:
             RecipeMismatch, InvalidKey, StoreReadError.
-            ValueError: `on_stale` is none of the three.
+            ValueError: an option is none of the above, or `out` does not fit.
+            IndexError: a frame beyond the feature's.
         """
         self._begin()
-        if on_stale not in ("error", "miss", "use"):
+        if on_stale != "error" and on_stale not in ("miss", "use"):
             raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
-        return self._reader.read(key, Wanted.of(recipe), on_stale)
+        if type(key) is StepKey and out is None and frames is None and not mmap and check in ("once", "always"):
+            fingerprint = None if recipe is None else recipe_fingerprint(recipe)
+            value = self._reader.read_step(naming.relative_path(key), fingerprint)
+            if value is not None:
+                return value
+        if check not in ("once", "always", "size"):
+            raise ValueError(f"check is {check!r}; give 'once', 'always' or 'size'")
+        is_plain = out is None and frames is None and not mmap and check == "once"
+        how = PLAINLY if is_plain else How(out, frames, check, mmap)
+        return self._reader.read(key, Wanted.of(recipe), on_stale, how)
 
     def contains(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
         """Whether `get` would find a fitting feature; its content is not verified."""
@@ -226,13 +256,7 @@ class FeatureStore:
 
         Video files of the old scripts are left out: their names are hashes and they carry no record.
         """
-        for name in sorted(feature_names(self.root)):
-            parsed = naming.parse(name)
-            if parsed is None or (dataset is not None and parsed.dataset != dataset):
-                continue
-            key = parsed.key or maintenance.recorded_key(self.root / name)
-            if key is not None:
-                yield key
+        return maintenance.stored_keys(self.root, feature_names(self.root), dataset)
 
     def entries(self) -> Iterator[EntryInfo]:
         """Everything stored, sorted by name, as the files are now; a few thousand in memory at a time."""
@@ -328,11 +352,7 @@ class FeatureStore:
         if selection == maintenance.Selection() and down_to_bytes is None:
             raise ValueError("prune() without a condition would delete everything; call clear() for that")
         now_s = file_system_now_s(self.root)
-        everything = list(self.entries())
-        chosen = [entry for entry in everything if selection.matches(self.root, entry, now_s)]
-        if down_to_bytes is not None:
-            total_bytes = sum(entry.bytes for entry in everything)
-            chosen = maintenance.least_recent_down_to(chosen, total_bytes, down_to_bytes)
+        chosen = maintenance.selected(self.root, self.entries(), selection, now_s, down_to_bytes)
         return self._delete_all(chosen, dry_run=dry_run)
 
     def clear(self) -> PruneReport:
@@ -354,22 +374,10 @@ class FeatureStore:
         self._books.close()
 
     def _new_file(self, item: PutItem) -> NewFile:
-        if item.value is None:
-            raise TypeError("None cannot be stored: get() returns it for a miss")
-        naming.relative_path(item.key)
-        wanted = Wanted.of(item.recipe)
-        record = Record(maintenance.key_fields(item.key), item.recipe, wanted.fingerprint, item.provenance)
-        buffers = [codec.encode(item.value, record=record)]
-        if isinstance(item.key, VideoKey):
-            self._video_dtype = codec.feature_dtype(item.value) or self._video_dtype
-        name = self._claimed_name(item.key, wanted.fingerprint)
-        return NewFile(name, buffers, (wanted.fingerprint or "")[:8])
-
-    def _claimed_name(self, key: FeatureKey, fingerprint: str | None) -> str:
-        if isinstance(key, VideoKey) and fingerprint is not None:
-            owner = families.claim(self.root, key, fingerprint)
-            return naming.relative_path(key, second_recipe=None if owner == fingerprint else fingerprint)
-        return naming.relative_path(key)
+        encoded = encoded_item(item)
+        self._video_dtype = encoded.video_dtype or self._video_dtype
+        name = families.claimed_name(self.root, item.key, encoded.fingerprint)
+        return NewFile(name, encoded.buffers, (encoded.fingerprint or "")[:8])
 
     def _relative(self, key: FeatureKey, recipe: Mapping[str, Any] | None) -> str:
         return self.path_of(key, recipe=recipe).relative_to(self.root).as_posix()

@@ -37,13 +37,16 @@ class Usage:
         self._since_s = time.monotonic()
 
     def hit(self, name: str) -> None:
-        if self._pid != os.getpid():
-            self._forget()
+        """Count a read; the caller asks `tick` from time to time."""
         with self._lock:
             reads = self._reads
             reads[name] = reads.pop(name, 0) + 1
-            is_due = len(reads) >= _FLUSH_AFTER_READS or time.monotonic() - self._since_s > _FLUSH_AFTER_S
-        if is_due:
+        if len(reads) >= _FLUSH_AFTER_READS:
+            self.flush()
+
+    def tick(self, now_s: float) -> None:
+        """Write what has been waiting for long; `now_s` is the monotonic clock."""
+        if now_s - self._since_s > _FLUSH_AFTER_S:
             self.flush()
 
     def missed(self, name: str) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cache_store import naming
 from cache_store.keys import StepKey
 from cache_store.scan import feature_names
 from cache_store.store import FeatureStore
+
+if TYPE_CHECKING:
+    import torch
 
 _GIB = 1 << 30
 _DEFAULT_LIMIT_GB = 50.0  # GiB, as the scripts' `_gb` always meant
@@ -52,7 +53,7 @@ class VLACacheManager:
         prompt_hash: str | None = None,
     ) -> Any:
         """The stored object with its tensors on `device`, or None for a miss."""
-        return _moved(self.store.get(StepKey(dataset_name, vlm_idx, prompt_hash)), torch.device(device))
+        return _moved(self.store.get(StepKey(dataset_name, vlm_idx, prompt_hash)), device)
 
     def save_cache(self, dataset_name: str, vlm_idx: int, vl_features: object, prompt_hash: str | None = None) -> None:
         """Store a step's features unless it is cached already; never evicts what it just wrote.
@@ -66,6 +67,8 @@ class VLACacheManager:
         key = StepKey(dataset_name, vlm_idx, prompt_hash)
         if self.store.contains(key):
             return
+        import torch
+
         if isinstance(vl_features, torch.Tensor):
             vl_features = vl_features.detach().to("cpu", torch.float16)
         self.store.put(key, vl_features)
@@ -127,7 +130,9 @@ def get_cache_manager(
         return manager
 
 
-def _moved(value: object, device: torch.device) -> object:
+def _moved(value: object, device: str | torch.device) -> object:
+    import torch
+
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):

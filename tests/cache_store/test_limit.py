@@ -14,7 +14,7 @@ from cache_store import StepKey, StoreFull, atomic, budget
 from cache_store.archive import Record
 from cache_store.codec import encode
 from cache_store.journal import Journal, line
-from cache_store.maintenance import key_fields
+from cache_store.put_item import key_fields
 from tests.cache_store.conftest import published_bytes, tensor
 
 
@@ -22,7 +22,7 @@ def key(index):
     return StepKey("episode", index)
 
 
-SIZE = len(encode(tensor(0), record=Record(key_fields(key(0)), None, None, None)))
+SIZE = sum(map(len, encode(tensor(0), record=Record(key_fields(key(0)), None, None, None))))
 
 
 def kept(store):
