@@ -110,8 +110,8 @@ def family_marker(key: VideoKey) -> str:
 
 def parse(relative: str) -> ParsedName | None:
     """Read a relative path back into what it tells; None for anything that is not a feature's name."""
-    folder, _, name = relative.rpartition("/")
-    if not name.endswith(SUFFIX) or "/" in folder:
+    folder, slash, name = relative.rpartition("/")
+    if not name.endswith(SUFFIX) or "/" in folder or (slash and not folder):
         return None
     stem = name[: -len(SUFFIX)]
     if folder and _HEX32.fullmatch(stem):
