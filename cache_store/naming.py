@@ -136,7 +136,9 @@ def is_feature(relative: str) -> bool:
     """Whether a relative path is a feature's name; what `parse` accepts, at a fraction of its cost."""
     if not relative.endswith(SUFFIX):
         return False
-    folder, _, name = relative.rpartition("/")
+    folder, slash, name = relative.rpartition("/")
+    if slash and not folder:
+        return False
     if folder and _HEX32.fullmatch(name, 0, len(name) - len(SUFFIX)):
         return parse(relative) is not None
     dataset, separator, index = name[: -len(SUFFIX)].rpartition("_vlm")

@@ -10,7 +10,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cache_store import codec, families, maintenance, meta, naming, pins, settings
+from cache_store import codec, families, maintenance, meta, naming, pins, settings, verification
 from cache_store.archive import Record
 from cache_store.books import Books, NewFile
 from cache_store.bulk import KnownRecipes, with_wanted
@@ -18,7 +18,7 @@ from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.reader import OnStale, Reader, State, Wanted, candidates
-from cache_store.reports import EntryInfo, PinInfo, PruneReport, StoreStats, VerifyReport
+from cache_store.reports import EntryInfo, PinInfo, PruneReport, StoreStats, VerifyProgress, VerifyReport
 from cache_store.scan import feature_names
 from cache_store.settings import Settings
 
@@ -294,9 +294,24 @@ class FeatureStore:
         with pins.held(self.root, datasets=datasets, names=names):
             yield
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Read every file and check its checksums; nothing is moved. Calls `progress(done, total)`."""
-        return maintenance.verify_files(self.root, feature_names(self.root), progress)
+    def verify(
+        self,
+        progress: Callable[[VerifyProgress], None] | None = None,
+        *,
+        repair: bool = False,
+        workers: int | None = None,
+    ) -> VerifyReport:
+        """Read every file and check its checksums, on `workers` CPUs (None: all, 16 at most); torch is not needed.
+
+        With `repair` damaged files are moved into the quarantine, never deleted; what cannot be read stays.
+        `progress` is called by worker threads, one at a time.
+
+        Raises:
+            ValueError: `workers` is below 1.
+        """
+        self._begin()
+        set_aside = self._books.set_aside if repair else None
+        return verification.verify_files(self.root, progress, workers=workers, set_aside=set_aside)
 
     def prune(
         self,
@@ -304,40 +319,32 @@ class FeatureStore:
         datasets: Iterable[str] | None = None,
         older_than_s: float | None = None,
         unused_for_s: float | None = None,
-        model_signature: str | None = None,
+        model: str | None = None,
         recipe_fingerprint: str | None = None,
         down_to_bytes: int | None = None,
+        keep_pinned: bool = True,
         dry_run: bool = False,
     ) -> PruneReport:
         """Delete the entries that meet every condition; with `down_to_bytes` least recently used ones first.
 
-        A data set's name includes its second recipes; `<dataset>@<fingerprint8>` means one of them. Files
-        that do not say their tower or recipe never meet a condition on it. Runs are not protected from a
-        person's wish.
+        `datasets` are names, `<dataset>@<fingerprint8>` or shell patterns; a plain name includes its second recipes.
+        `model` is a tower's signature or part of the model's name in `stats`. Files that do not say their model or
+        recipe never meet a condition on it. Pinned ones stay unless `keep_pinned` is False; runs are not protected
+        from a person's wish.
 
         Raises:
-            ValueError: no condition at all; use `clear()`.
+            ValueError: no condition at all (use `clear()`), or one that cannot be met.
         """
-        selection = maintenance.Selection(
-            frozenset(datasets) if datasets is not None else None,
-            older_than_s,
-            unused_for_s,
-            model_signature,
-            recipe_fingerprint,
-        )
-        if selection == maintenance.Selection() and down_to_bytes is None:
-            raise ValueError("prune() without a condition would delete everything; call clear() for that")
+        names = None if datasets is None else tuple(datasets)
+        selection = maintenance.Selection(names, older_than_s, unused_for_s, model, recipe_fingerprint, down_to_bytes)
         now_s = file_system_now_s(self.root)
-        everything = list(self.entries())
-        chosen = [entry for entry in everything if selection.matches(self.root, entry, now_s)]
-        if down_to_bytes is not None:
-            total_bytes = sum(entry.bytes for entry in everything)
-            chosen = maintenance.least_recent_down_to(chosen, total_bytes, down_to_bytes)
+        protected = pins.Protected(pins.active(self.root, now_s) if keep_pinned else [])
+        chosen = selection.chosen(self.root, self.entries(), now_s, protected)
         return self._delete_all(chosen, dry_run=dry_run)
 
     def clear(self) -> PruneReport:
         """Delete every feature; settings, statistics and what was set aside stay."""
-        return self._delete_all(list(self.entries()), dry_run=False)
+        return self._delete_all(maintenance.Chosen(list(self.entries()), 0), dry_run=False)
 
     def flush_meta(self) -> None:
         """Rewrite `cache_meta.json` from what is stored; `close` does it after video features were put."""
@@ -374,11 +381,11 @@ class FeatureStore:
     def _relative(self, key: FeatureKey, recipe: Mapping[str, Any] | None) -> str:
         return self.path_of(key, recipe=recipe).relative_to(self.root).as_posix()
 
-    def _delete_all(self, chosen: list[EntryInfo], *, dry_run: bool) -> PruneReport:
-        deleted = chosen if dry_run else [entry for entry in chosen if self._books.delete(entry.name)]
+    def _delete_all(self, chosen: maintenance.Chosen, *, dry_run: bool) -> PruneReport:
+        deleted = chosen.entries if dry_run else [one for one in chosen.entries if self._books.delete(one.name)]
         if not dry_run:
             families.release_empty(self.root, {entry.dataset for entry in deleted})
-        return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run)
+        return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run, chosen.pinned)
 
 
 def _reopened(root: str, run_id: str | None) -> FeatureStore:
