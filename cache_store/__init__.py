@@ -6,6 +6,7 @@ from cache_store.dataset_names import canonical_dataset_name, known_aliases
 from cache_store.errors import (
     CacheStoreError,
     DamagedFeature,
+    EntryExists,
     InvalidKey,
     RecipeMismatch,
     StoreFormatError,
@@ -15,8 +16,19 @@ from cache_store.errors import (
 )
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.naming import model_signature, prompt_hash
+from cache_store.put_item import PutItem
 from cache_store.recipes import recipe_fingerprint
-from cache_store.reports import DatasetStats, EntryInfo, Problem, PruneReport, StoreStats, VerifyReport
+from cache_store.reports import (
+    DatasetStats,
+    EntryInfo,
+    ModelStats,
+    PinInfo,
+    Problem,
+    PruneReport,
+    StoreStats,
+    VerifyProgress,
+    VerifyReport,
+)
 from cache_store.store import FeatureStore
 from cache_store.vla_manager import VLACacheManager, get_cache_manager
 
@@ -24,13 +36,17 @@ __all__ = [
     "CacheStoreError",
     "DamagedFeature",
     "DatasetStats",
+    "EntryExists",
     "EntryInfo",
     "FeatureInfo",
     "FeatureKey",
     "FeatureStore",
     "InvalidKey",
+    "ModelStats",
+    "PinInfo",
     "Problem",
     "PruneReport",
+    "PutItem",
     "RecipeMismatch",
     "Record",
     "StepKey",
@@ -41,6 +57,7 @@ __all__ = [
     "StoreWriteError",
     "TensorInfo",
     "VLACacheManager",
+    "VerifyProgress",
     "VerifyReport",
     "VideoKey",
     "canonical_dataset_name",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cache_store import naming
 from cache_store.accounts import Changes
-from cache_store.atomic import Bytes, publish, publish_many
+from cache_store.atomic import Bytes, make_folder, publish, publish_many
 from cache_store.budget import Budget, Growth
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
@@ -135,6 +135,25 @@ class Books:
             raise StoreWriteError(str(path), exc) from exc
         self.journal.append(line("d", -size, name))
         return True
+
+    def set_aside(self, name: str, reason: str) -> str | None:
+        """Rename a damaged feature into the quarantine and journal it; returns its path there, None if it was gone.
+
+        Raises:
+            StoreWriteError: the operating system refused.
+        """
+        path, moved_to = self._root / name, naming.quarantine_name(name)
+        size = size_of(path)
+        try:
+            make_folder((self._root / moved_to).parent)
+            os.rename(path, self._root / moved_to)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise StoreWriteError(str(path), exc) from exc
+        logger.warning("%s is damaged (%s); set aside as %s", name, reason, moved_to)
+        self.journal.append(line("d", -size, name))
+        return moved_to
 
     def protect(self, names: Iterable[str], run_id: str) -> None:
         """Mark existing entries as the run's, as long as a process of it is at work."""

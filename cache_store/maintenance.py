@@ -1,47 +1,109 @@
-"""What an operator asks of a whole store: its entries, their soundness, and which to delete."""
+"""What an operator asks of a whole store: its entries, and which to delete."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cache_store import archive, naming
+from cache_store.dataset_patterns import DatasetPatterns, check_pattern
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.keys import FeatureKey, VideoKey
-from cache_store.reports import EntryInfo, Problem, VerifyReport
+from cache_store.pins import Protected
+from cache_store.reports import EntryInfo
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
-_VERIFY_THREADS = 4  # CRC-32 runs without Python's lock; more threads than this only make a disk seek
+_FINGERPRINT = re.compile(r"[0-9a-f]{8,64}")
+
+
+class Chosen(NamedTuple):
+    """What a selection means of a store's entries."""
+
+    entries: list[EntryInfo]
+    pinned: int  # entries that met every condition and stay because they are pinned
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which entries `prune` means: those that meet every condition given."""
+    """Which entries `prune` means: those that meet every condition given.
 
-    datasets: frozenset[str] | None = None
+    Raises:
+        ValueError: no condition at all, or one that nothing can meet.
+    """
+
+    datasets: tuple[str, ...] | None = None  # as `DatasetPatterns` takes them
     older_than_s: float | None = None  # since written
     unused_for_s: float | None = None
-    model_signature: str | None = None
+    model: str | None = None  # whole words of the model's name in `stats`, as its tower's signature is one
     recipe_fingerprint: str | None = None  # or its beginning, at least 8 hex digits
+    down_to_bytes: int | None = None  # of those that meet the rest, the least recently used until the store fits
 
-    def matches(self, root: Path, entry: EntryInfo, now_s: float) -> bool:
-        if self.datasets is not None and not self.datasets & {entry.dataset, entry.dataset.partition("@")[0]}:
-            return False
+    def __post_init__(self) -> None:
+        if all(condition is None for condition in vars(self).values()):
+            raise ValueError("prune() without a condition would delete everything; call clear() for that")
+        for dataset in self.datasets or ():
+            check_pattern(dataset)
+        if self.recipe_fingerprint is not None and not _FINGERPRINT.fullmatch(self.recipe_fingerprint):
+            raise ValueError(f"recipe {self.recipe_fingerprint!r} is not 8 to 64 lower-case hex digits")
+        for field in ("older_than_s", "unused_for_s", "down_to_bytes"):
+            value = getattr(self, field)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{field} is {value!r}, not a number of at least 0")
+
+    def chosen(self, root: Path, entries: Iterable[EntryInfo], now_s: float, protected: Protected) -> Chosen:
+        """Those of a store's `entries` that it means at `now_s`, the file system's clock."""
+        patterns = None if self.datasets is None else DatasetPatterns(self.datasets)
+        made_how = _MadeHow(root, self.model, self.recipe_fingerprint)
+        found: list[EntryInfo] = []
+        total_bytes = pinned = 0
+        for entry in entries:
+            total_bytes += entry.bytes
+            if not self._meets(entry, now_s, patterns) or not made_how.fits(entry):
+                continue
+            if protected.covers(entry.name):
+                pinned += 1
+            else:
+                found.append(entry)
+        if self.down_to_bytes is not None:
+            found = _least_recent_down_to(found, total_bytes, self.down_to_bytes)
+        return Chosen(found, pinned)
+
+    def _meets(self, entry: EntryInfo, now_s: float, patterns: DatasetPatterns | None) -> bool:
+        if patterns is not None:
+            dataset, _, fingerprint8 = entry.dataset.partition("@")
+            if not patterns.matches(dataset, fingerprint8 or None):
+                return False
         if self.older_than_s is not None and now_s - entry.mtime < self.older_than_s:
             return False
-        if self.unused_for_s is not None and now_s - entry.last_use < self.unused_for_s:
-            return False
-        if self.model_signature is None and self.recipe_fingerprint is None:
-            return True
-        return self._matches_record(root / entry.name)
+        return self.unused_for_s is None or now_s - entry.last_use >= self.unused_for_s
 
-    def _matches_record(self, path: Path) -> bool:
-        """By what the file itself says; files that say nothing are never meant."""
+
+class _MadeHow:
+    """Whether files were made by a model or a recipe, by what they say of themselves; one read for each recipe."""
+
+    def __init__(self, root: Path, model: str | None, recipe_fingerprint: str | None) -> None:
+        self._root = root
+        self._model = model
+        self._recipe_fingerprint = recipe_fingerprint
+        self._answers: dict[str, bool] = {}
+
+    def fits(self, entry: EntryInfo) -> bool:
+        if self._model is None and self._recipe_fingerprint is None:
+            return True
+        if entry.recipe_fingerprint8 is None:
+            return self._record_fits(self._root / entry.name)
+        if entry.recipe_fingerprint8 not in self._answers:
+            self._answers[entry.recipe_fingerprint8] = self._record_fits(self._root / entry.name)
+        return self._answers[entry.recipe_fingerprint8]
+
+    def _record_fits(self, path: Path) -> bool:
+        from cache_store.store_stats import model_in
+
         try:
             record = archive.read_record(path)
         except (FileNotFoundError, DamagedFeature, StoreReadError):
@@ -49,10 +111,9 @@ class Selection:
             return False
         if record is None:
             return False
-        signature = (record.key or {}).get("model_signature")
-        if self.model_signature is not None and signature != self.model_signature:
+        if self._model is not None and f" {self._model} " not in f" {model_in(record)} ":
             return False
-        wanted = self.recipe_fingerprint
+        wanted = self._recipe_fingerprint
         return wanted is None or (record.recipe_fingerprint or "").startswith(wanted)
 
 
@@ -89,46 +150,12 @@ def recorded_key(path: Path) -> VideoKey | None:
         return None
 
 
-def verify_files(root: Path, names: Iterable[str], progress: Callable[[int, int], None] | None) -> VerifyReport:
-    """Check every file's structure and checksums; `progress(done, total)` is called after each."""
-    wanted = sorted(names)
-    problems: list[Problem] = []
-    checked = 0
-    with ThreadPoolExecutor(_VERIFY_THREADS) as pool:
-        for name, (exists, reason) in zip(wanted, pool.map(lambda n: _check(root / n), wanted), strict=True):
-            checked += exists
-            if reason is not None:
-                problems.append(Problem(name, reason))
-            if progress is not None:
-                progress(checked, len(wanted))
-    return VerifyReport(checked, problems)
-
-
-def _check(path: Path) -> tuple[bool, str | None]:
-    try:
-        return True, archive.check(path)
-    except FileNotFoundError:
-        # Evicted since the listing: no problem, and nothing was checked.
-        return False, None
-    except StoreReadError as exc:
-        return True, f"cannot be read: {exc.reason}"
-
-
-def selected(
-    root: Path, entries: Iterable[EntryInfo], selection: Selection, now_s: float, down_to_bytes: int | None
-) -> list[EntryInfo]:
-    """The entries that meet the selection; of those, with `down_to_bytes`, the least recently used that must go."""
-    chosen, total_bytes = [], 0
-    for entry in entries:
-        total_bytes += entry.bytes
-        if selection.matches(root, entry, now_s):
-            chosen.append(entry)
-    if down_to_bytes is None:
-        return chosen
-    going = []
-    for entry in sorted(chosen, key=lambda entry: (entry.last_use, entry.name)):
+def _least_recent_down_to(entries: list[EntryInfo], total_bytes: int, down_to_bytes: int) -> list[EntryInfo]:
+    """The least recently used of `entries` that must go until `total_bytes` is at most `down_to_bytes`."""
+    chosen = []
+    for entry in sorted(entries, key=lambda entry: (entry.last_use, entry.name)):
         if total_bytes <= down_to_bytes:
             break
-        going.append(entry)
+        chosen.append(entry)
         total_bytes -= entry.bytes
-    return going
+    return chosen

@@ -116,8 +116,8 @@ def family_marker(key: VideoKey) -> str:
 
 def parse(relative: str) -> ParsedName | None:
     """Read a relative path back into what it tells; None for anything that is not a feature's name."""
-    folder, _, name = relative.rpartition("/")
-    if not name.endswith(SUFFIX) or "/" in folder:
+    folder, slash, name = relative.rpartition("/")
+    if not name.endswith(SUFFIX) or "/" in folder or (slash and not folder):
         return None
     stem = name[: -len(SUFFIX)]
     if folder and _HEX32.fullmatch(stem):
@@ -142,7 +142,9 @@ def is_feature(relative: str) -> bool:
     """Whether a relative path is a feature's name; what `parse` accepts, at a fraction of its cost."""
     if not relative.endswith(SUFFIX):
         return False
-    folder, _, name = relative.rpartition("/")
+    folder, slash, name = relative.rpartition("/")
+    if slash and not folder:
+        return False
     if folder and _HEX32.fullmatch(name, 0, len(name) - len(SUFFIX)):
         return parse(relative) is not None
     dataset, separator, index = name[: -len(SUFFIX)].rpartition("_vlm")

@@ -93,12 +93,24 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class VerifyProgress:
+    """How far `verify` is."""
+
+    files: int
+    total_files: int
+    bytes: int
+    problems: int
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """What `verify` read and what was wrong with it; with `repair`, where the damaged files were set aside."""
 
-    checked: int
+    checked: int  # files
     problems: list[Problem]
     repaired: bool = False
+    bytes: int = 0  # of the files checked
+    not_features: list[str] = field(default_factory=list)  # `.pt` files that the store does not own; never touched
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -111,6 +123,7 @@ class PruneReport:
     deleted: list[EntryInfo]
     bytes: int
     dry_run: bool
+    pinned: int = 0  # met every condition, and stay because they are pinned
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from cache_store import families, maintenance, meta, naming, pins, settings
+from cache_store import families, maintenance, meta, naming, settings
 from cache_store.books import Books, NewFile
 from cache_store.bulk import KnownRecipes, with_wanted
-from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.feature_file import PLAINLY, Check, Frames, How
-from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.keys import FeatureKey, StepKey
 from cache_store.put_item import PutItem, encoded_item
-from cache_store.reader import OnStale, Reader, State, Wanted, candidates
+from cache_store.reader import OnStale, Reader, State, Wanted
 from cache_store.recipes import recipe_fingerprint
-from cache_store.reports import EntryInfo, PinInfo, PruneReport, StoreStats, VerifyReport
 from cache_store.scan import feature_names
 from cache_store.settings import Settings
+from cache_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +31,7 @@ _TICK_EVERY_S = 5.0
 logger = logging.getLogger("cache_store")
 
 
-class FeatureStore:
+class FeatureStore(Upkeep):
     """Features by key, one atomic file each. Safe for threads, forks and processes; picklable.
 
     `limit_bytes` is never passed; above `soft_limit_bytes` eviction begins without making a writer wait. Both are kept
@@ -225,16 +223,6 @@ class FeatureStore:
             state = known.state(key, wanted) if isinstance(key, StepKey) else None
             yield self._reader.state(key, wanted) if state is None else state
 
-    def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
-        """The file that `put` would write now; it need not exist."""
-        name = naming.relative_path(key)
-        fingerprint = Wanted.of(recipe).fingerprint
-        if isinstance(key, VideoKey) and fingerprint is not None:
-            owner = families.owner_of(self.root, key)
-            if owner not in (None, fingerprint):
-                name = naming.relative_path(key, second_recipe=fingerprint)
-        return self.root / name
-
     def delete(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
         """Delete the file at `path_of(key)`; False when there was none."""
         self._begin()
@@ -258,107 +246,6 @@ class FeatureStore:
         """
         return maintenance.stored_keys(self.root, feature_names(self.root), dataset)
 
-    def entries(self) -> Iterator[EntryInfo]:
-        """Everything stored, sorted by name, as the files are now; a few thousand in memory at a time."""
-        self._begin()
-        with self._books.reconciled() as view:
-            table = view.table
-        return maintenance.entry_infos(table)
-
-    def stats(self) -> StoreStats:
-        """Sizes as the files are now, and counters of all processes up to their last flush."""
-        from cache_store import store_stats
-
-        self._begin()
-        with self._books.reconciled() as view:
-            return store_stats.summed_up(view, self.root, self._books.budget.limits, self.pins())
-
-    def remember_plan(self, title: str, keys: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]]) -> None:
-        """Keep which features a build wants, for the coverage in `stats`; a later plan of this title replaces it.
-
-        Raises:
-            StoreWriteError: the operating system refused.
-        """
-        from cache_store import plans
-
-        plans.remember(self.root, title, (self._relative(key, recipe) for key, recipe in keys))
-
-    def pin(self, datasets: Iterable[str], *, for_s: float | None = None, note: str = "") -> PinInfo:
-        """Keep data sets from eviction for `for_s` seconds, None: until `unpin`. Shell patterns (`recv_*`) are fine.
-
-        A person's `prune` spares them too, unless told otherwise.
-
-        Raises:
-            InvalidKey, ValueError: no data set, or an impossible name or duration.
-            StoreWriteError: the operating system refused.
-        """
-        return pins.add(self.root, datasets=datasets, for_s=for_s, note=note).info()
-
-    def unpin(self, which: str) -> int:
-        """Remove the pins with this id, or of this data set; returns how many there were.
-
-        Raises:
-            StoreWriteError: the operating system refused.
-        """
-        return pins.remove(self.root, which)
-
-    def pins(self) -> list[PinInfo]:
-        """The pins and readers' leases that hold now."""
-        return [pin.info() for pin in pins.active(self.root, file_system_now_s(self.root))]
-
-    @contextmanager
-    def reading(self, *, datasets: Iterable[str] = (), keys: Iterable[FeatureKey] = ()) -> Iterator[None]:
-        """Hold a reader's lease for the length of a `with`: what it names is not evicted while this process lives.
-
-        Raises:
-            InvalidKey, ValueError: neither data sets nor keys, or an impossible name.
-            StoreWriteError: the operating system refused.
-        """
-        names = [name for key in keys for name in candidates(key, None)]
-        with pins.held(self.root, datasets=datasets, names=names):
-            yield
-
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Read every file and check its checksums; nothing is moved. Calls `progress(done, total)`."""
-        return maintenance.verify_files(self.root, feature_names(self.root), progress)
-
-    def prune(
-        self,
-        *,
-        datasets: Iterable[str] | None = None,
-        older_than_s: float | None = None,
-        unused_for_s: float | None = None,
-        model_signature: str | None = None,
-        recipe_fingerprint: str | None = None,
-        down_to_bytes: int | None = None,
-        dry_run: bool = False,
-    ) -> PruneReport:
-        """Delete the entries that meet every condition; with `down_to_bytes` least recently used ones first.
-
-        A data set's name includes its second recipes; `<dataset>@<fingerprint8>` means one of them. Files
-        that do not say their tower or recipe never meet a condition on it. Runs are not protected from a
-        person's wish.
-
-        Raises:
-            ValueError: no condition at all; use `clear()`.
-        """
-        selection = maintenance.Selection(
-            frozenset(datasets) if datasets is not None else None,
-            older_than_s,
-            unused_for_s,
-            model_signature,
-            recipe_fingerprint,
-        )
-        if selection == maintenance.Selection() and down_to_bytes is None:
-            raise ValueError("prune() without a condition would delete everything; call clear() for that")
-        now_s = file_system_now_s(self.root)
-        chosen = maintenance.selected(self.root, self.entries(), selection, now_s, down_to_bytes)
-        return self._delete_all(chosen, dry_run=dry_run)
-
-    def clear(self) -> PruneReport:
-        """Delete every feature; settings, statistics and what was set aside stay."""
-        return self._delete_all(list(self.entries()), dry_run=False)
-
     def flush_meta(self) -> None:
         """Rewrite `cache_meta.json` from what is stored; `close` does it after video features were put."""
         self._begin()
@@ -378,15 +265,6 @@ class FeatureStore:
         self._video_dtype = encoded.video_dtype or self._video_dtype
         name = families.claimed_name(self.root, item.key, encoded.fingerprint)
         return NewFile(name, encoded.buffers, (encoded.fingerprint or "")[:8])
-
-    def _relative(self, key: FeatureKey, recipe: Mapping[str, Any] | None) -> str:
-        return self.path_of(key, recipe=recipe).relative_to(self.root).as_posix()
-
-    def _delete_all(self, chosen: list[EntryInfo], *, dry_run: bool) -> PruneReport:
-        deleted = chosen if dry_run else [entry for entry in chosen if self._books.delete(entry.name)]
-        if not dry_run:
-            families.release_empty(self.root, {entry.dataset for entry in deleted})
-        return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run)
 
 
 def _reopened(root: str, run_id: str | None) -> FeatureStore:

@@ -114,7 +114,9 @@ def verify(args: argparse.Namespace) -> int:
     started = time.monotonic()
     with _open(args.store) as store, ProgressBars(console=Console(file=sys.stderr), transient=True) as bars:
         bar = bars.add_task("checking", total=None)
-        found = store.verify(progress=lambda done, total: bars.update(bar, completed=done, total=total)).to_json()
+        found = store.verify(
+            progress=lambda told: bars.update(bar, completed=told.files, total=told.total_files)
+        ).to_json()
     if args.json:
         _print_json(found)
     else:

@@ -119,6 +119,7 @@ def test_parsing_any_name_never_fails(name):
         "a_vlm.pt",
         "_vlm1.pt",
         "x/y/a_vlm1.pt",
+        "/a_vlm1.pt",
         "notahash/a_vlm1.pt",
         "cache_meta.json",
     ],

@@ -220,12 +220,12 @@ def test_prune_deletes_what_meets_every_condition_and_a_dry_run_nothing(store):
     planned = store.prune(datasets=["old", "Video-MME"], older_than_s=3600, dry_run=True)
     assert [entry.name for entry in planned.deleted] == ["old_vlm0.pt", "old_vlm1.pt", "old_vlm2.pt"]
     assert store.stats().entries == 4
-    assert store.prune(model_signature="ffffffff").deleted == []
-    assert len(store.prune(model_signature="0123abcd", recipe_fingerprint="00").deleted) == 0
+    assert store.prune(model="ffffffff").deleted == []
+    assert len(store.prune(model="0123abcd", recipe_fingerprint="0" * 8).deleted) == 0
     size = store.path_of(StepKey("old", 0)).stat().st_size
     report = store.prune(datasets=["old"], down_to_bytes=store.stats().bytes - size)
     assert (len(report.deleted), report.bytes) == (1, size)
-    assert len(store.prune(model_signature="0123abcd").deleted) == 1
+    assert len(store.prune(model="0123abcd").deleted) == 1
     with pytest.raises(ValueError, match="clear"):
         store.prune()
     assert len(store.clear().deleted) == 2

@@ -1,0 +1,157 @@
+"""The part of a store's interface that looks after the whole of it: entries, statistics, pins, verify, prune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cache_store import families, maintenance, naming, pins, verification
+from cache_store.books import Books
+from cache_store.clock import file_system_now_s
+from cache_store.keys import FeatureKey, VideoKey
+from cache_store.reader import Wanted, candidates
+from cache_store.reports import EntryInfo, PinInfo, PruneReport, StoreStats, VerifyProgress, VerifyReport
+
+
+class Upkeep:
+    """What operators ask of a `FeatureStore`, apart from the reading and writing of single features."""
+
+    root: Path
+    _books: Books
+
+    def _begin(self) -> None:
+        """Get ready in this process; called first by everything that uses the books."""
+        raise NotImplementedError
+
+    def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
+        """The file that `put` would write now; it need not exist."""
+        name = naming.relative_path(key)
+        fingerprint = Wanted.of(recipe).fingerprint
+        if isinstance(key, VideoKey) and fingerprint is not None:
+            owner = families.owner_of(self.root, key)
+            if owner not in (None, fingerprint):
+                name = naming.relative_path(key, second_recipe=fingerprint)
+        return self.root / name
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """Everything stored, sorted by name, as the files are now; a few thousand in memory at a time."""
+        self._begin()
+        with self._books.reconciled() as view:
+            table = view.table
+        return maintenance.entry_infos(table)
+
+    def stats(self) -> StoreStats:
+        """Sizes as the files are now, and counters of all processes up to their last flush."""
+        from cache_store import store_stats
+
+        self._begin()
+        with self._books.reconciled() as view:
+            return store_stats.summed_up(view, self.root, self._books.budget.limits, self.pins())
+
+    def remember_plan(self, title: str, keys: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]]) -> None:
+        """Keep which features a build wants, for the coverage in `stats`; a later plan of this title replaces it.
+
+        Raises:
+            StoreWriteError: the operating system refused.
+        """
+        from cache_store import plans
+
+        plans.remember(self.root, title, (self._relative(key, recipe) for key, recipe in keys))
+
+    def pin(self, datasets: Iterable[str], *, for_s: float | None = None, note: str = "") -> PinInfo:
+        """Keep data sets from eviction for `for_s` seconds, None: until `unpin`. Shell patterns (`recv_*`) are fine.
+
+        A person's `prune` spares them too, unless told otherwise.
+
+        Raises:
+            InvalidKey, ValueError: no data set, or an impossible name or duration.
+            StoreWriteError: the operating system refused.
+        """
+        return pins.add(self.root, datasets=datasets, for_s=for_s, note=note).info()
+
+    def unpin(self, which: str) -> int:
+        """Remove the pins with this id, or of this data set; returns how many there were.
+
+        Raises:
+            StoreWriteError: the operating system refused.
+        """
+        return pins.remove(self.root, which)
+
+    def pins(self) -> list[PinInfo]:
+        """The pins and readers' leases that hold now."""
+        return [pin.info() for pin in pins.active(self.root, file_system_now_s(self.root))]
+
+    @contextmanager
+    def reading(self, *, datasets: Iterable[str] = (), keys: Iterable[FeatureKey] = ()) -> Iterator[None]:
+        """Hold a reader's lease for the length of a `with`: what it names is not evicted while this process lives.
+
+        Raises:
+            InvalidKey, ValueError: neither data sets nor keys, or an impossible name.
+            StoreWriteError: the operating system refused.
+        """
+        names = [name for key in keys for name in candidates(key, None)]
+        with pins.held(self.root, datasets=datasets, names=names):
+            yield
+
+    def verify(
+        self,
+        progress: Callable[[VerifyProgress], None] | None = None,
+        *,
+        repair: bool = False,
+        workers: int | None = None,
+    ) -> VerifyReport:
+        """Read every file and check its checksums, on `workers` CPUs (None: all, 16 at most); torch is not needed.
+
+        With `repair` damaged files are moved into the quarantine, never deleted; what cannot be read stays.
+        `progress` is called by worker threads, one at a time.
+
+        Raises:
+            ValueError: `workers` is below 1.
+        """
+        self._begin()
+        set_aside = self._books.set_aside if repair else None
+        return verification.verify_files(self.root, progress, workers=workers, set_aside=set_aside)
+
+    def prune(
+        self,
+        *,
+        datasets: Iterable[str] | None = None,
+        older_than_s: float | None = None,
+        unused_for_s: float | None = None,
+        model: str | None = None,
+        recipe_fingerprint: str | None = None,
+        down_to_bytes: int | None = None,
+        keep_pinned: bool = True,
+        dry_run: bool = False,
+    ) -> PruneReport:
+        """Delete the entries that meet every condition; with `down_to_bytes` least recently used ones first.
+
+        `datasets` are names, `<dataset>@<fingerprint8>` or shell patterns; a plain name includes its second recipes.
+        `model` is a tower's signature or part of the model's name in `stats`. Files that do not say their model or
+        recipe never meet a condition on it. Pinned ones stay unless `keep_pinned` is False; runs are not protected
+        from a person's wish.
+
+        Raises:
+            ValueError: no condition at all (use `clear()`), or one that cannot be met.
+        """
+        names = None if datasets is None else tuple(datasets)
+        selection = maintenance.Selection(names, older_than_s, unused_for_s, model, recipe_fingerprint, down_to_bytes)
+        now_s = file_system_now_s(self.root)
+        protected = pins.Protected(pins.active(self.root, now_s) if keep_pinned else [])
+        chosen = selection.chosen(self.root, self.entries(), now_s, protected)
+        return self._delete_all(chosen, dry_run=dry_run)
+
+    def clear(self) -> PruneReport:
+        """Delete every feature; settings, statistics and what was set aside stay."""
+        return self._delete_all(maintenance.Chosen(list(self.entries()), 0), dry_run=False)
+
+    def _relative(self, key: FeatureKey, recipe: Mapping[str, Any] | None) -> str:
+        return self.path_of(key, recipe=recipe).relative_to(self.root).as_posix()
+
+    def _delete_all(self, chosen: maintenance.Chosen, *, dry_run: bool) -> PruneReport:
+        deleted = chosen.entries if dry_run else [one for one in chosen.entries if self._books.delete(one.name)]
+        if not dry_run:
+            families.release_empty(self.root, {entry.dataset for entry in deleted})
+        return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run, chosen.pinned)
