@@ -55,9 +55,10 @@ class Record:
 
     def to_json(self) -> bytes:
         """Canonical: equal records give equal bytes."""
-        key, provenance, recipe, fingerprint = (
-            canonical_json(part) for part in (self.key, self.provenance, self.recipe, self.recipe_fingerprint)
-        )
+        key = json.dumps(self.key, sort_keys=True, separators=(",", ":"))  # another one each time: not worth keeping
+        provenance = "null" if self.provenance is None else canonical_json(self.provenance)
+        recipe = "null" if self.recipe is None else canonical_json(self.recipe)
+        fingerprint = "null" if self.recipe_fingerprint is None else f'"{self.recipe_fingerprint}"'
         # The fingerprint comes last: a fast reader finds it in front of the directory.
         text = (
             f'{{"format":{RECORD_FORMAT},"key":{key},"provenance":{provenance},"recipe":{recipe},'

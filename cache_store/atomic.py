@@ -21,7 +21,7 @@ _WRITEV_BUFFERS = 64
 _SYNCFS_FROM_FILES = 8  # below, flushing the few files alone does not wait for other programs' data
 
 
-def publish(buffers: Iterable[Bytes], path: Path, *, create_only: bool = False) -> None:
+def publish(buffers: Iterable[Bytes], path: str | Path, *, create_only: bool = False) -> None:
     """Write the buffers one after another to a temporary file and give it the name `path`, replacing the old.
 
     File and folder are flushed to the disk before this returns. Missing folders are created. Permissions are
@@ -31,8 +31,9 @@ def publish(buffers: Iterable[Bytes], path: Path, *, create_only: bool = False) 
         EntryExists: with `create_only`, when the name is taken.
         StoreWriteError: the operating system refused; nothing was published.
     """
+    folder = os.path.dirname(path)
     try:
-        temp, fd = _open_temp(path.parent)
+        temp, fd = _open_temp(folder)
         try:
             try:
                 _write_all(fd, buffers)
@@ -48,14 +49,14 @@ def publish(buffers: Iterable[Bytes], path: Path, *, create_only: bool = False) 
         except BaseException:
             _remove_quietly(temp)
             raise
-        flush_folder(path.parent)
+        flush_folder(folder)
     except FileExistsError as exc:
         raise EntryExists(str(path)) from exc
     except OSError as exc:
         raise StoreWriteError(str(path), exc) from exc
 
 
-def publish_many(files: Sequence[tuple[Iterable[Bytes], Path]], *, published: Callable[[int], None]) -> None:
+def publish_many(files: Sequence[tuple[Iterable[Bytes], str]], *, published: Callable[[int], None]) -> None:
     """Publish files with one flush for all contents, then the renames, then one flush for each folder.
 
     `published(position)` is called after each rename. On an error files not yet renamed are removed.
@@ -65,21 +66,20 @@ def publish_many(files: Sequence[tuple[Iterable[Bytes], Path]], *, published: Ca
     """
     temps: list[tuple[str, int]] = []
     done = 0
-    path = Path()
+    path = ""
     try:
         for buffers, path in files:
-            temps.append(_open_temp(path.parent))
+            temps.append(_open_temp(os.path.dirname(path)))
             _write_all(temps[-1][1], buffers)
         _flush_all([fd for _, fd in temps])
         for (temp, _), (_, path) in zip(temps, files, strict=True):
             os.replace(temp, path)
             done += 1
             published(done - 1)
-        for folder in sorted({path.parent for _, path in files}):
-            path = folder
-            flush_folder(folder)
+        for path in sorted({os.path.dirname(path) for _, path in files}):
+            flush_folder(path)
     except OSError as exc:
-        raise StoreWriteError(str(path), exc) from exc
+        raise StoreWriteError(path, exc) from exc
     finally:
         for _, fd in temps:
             os.close(fd)
@@ -130,7 +130,7 @@ def make_folder(folder: Path) -> None:
     flush_folder(folder.parent)
 
 
-def flush_folder(folder: Path) -> None:
+def flush_folder(folder: str | Path) -> None:
     """Flush a folder's entries, without which a rename may not survive a power loss."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -172,7 +172,7 @@ def _find_syncfs() -> Callable[[int], int] | None:
 _libc_syncfs = _find_syncfs()
 
 
-def _open_temp(folder: Path) -> tuple[str, int]:
+def _open_temp(folder: str | Path) -> tuple[str, int]:
     # In the target folder, because a rename is atomic within one file system only.
     for attempt in range(5):
         temp = f"{folder}/{naming.temp_name()}"
@@ -182,7 +182,7 @@ def _open_temp(folder: Path) -> tuple[str, int]:
             # The folder is new, or another process removed it, emptied, between our two calls.
             if attempt == 4:
                 raise
-            make_folder(folder)
+            make_folder(Path(folder))
     raise AssertionError("the loop returns or raises")
 
 

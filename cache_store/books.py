@@ -21,6 +21,7 @@ from cache_store.journal import Journal, Line, line, now_us
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
 from cache_store.scan import reconcile, table_for_folding
+from cache_store.settings import Settings
 from cache_store.usage import Usage
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Books:
 
     def __init__(self, root: Path, run_id: str | None) -> None:
         self._root = root
+        self._prefix = f"{root}/"
         self._run_id = run_id
         self._lock = threading.RLock()
         self._puts = 0
@@ -72,8 +74,8 @@ class Books:
             StoreFull, StoreWriteError: nothing was published.
         """
         with self._published([file]) as published:
-            publish(file.buffers, self._root / file.name, create_only=create_only)
-            published.append(file.name)
+            publish(file.buffers, self._prefix + file.name, create_only=create_only)
+            published.add(file.name)
 
     def publish_many(self, files: Sequence[NewFile]) -> None:
         """As `publish` for several files with one flush to the disk; in an error's case some may be published.
@@ -83,41 +85,53 @@ class Books:
             StoreWriteError: the disk failed, perhaps after some of the files.
         """
         with self._published(files) as published:
-            targets = [(file.buffers, self._root / file.name) for file in files]
-            publish_many(targets, published=lambda position: published.append(files[position].name))
+            targets = [(file.buffers, self._prefix + file.name) for file in files]
+            publish_many(targets, published=lambda position: published.add(files[position].name))
 
     @contextmanager
-    def _published(self, files: Sequence[NewFile]) -> Iterator[list[str]]:
-        sizes = [sum(memoryview(buffer).nbytes for buffer in file.buffers) for file in files]
-        with self._lock:
-            if self.budget.limits.limit_bytes is not None:
+    def _published(self, files: Sequence[NewFile]) -> Iterator[set[str]]:
+        sizes = [sum(map(len, file.buffers)) for file in files]  # the buffers are one-dimensional and of bytes
+        olds = [size_of(self._prefix + file.name) for file in files]
+        growths: list[Growth] = []
+        if self.budget.limits.limit_bytes is not None:
+            growing = zip(files, sizes, olds, strict=True)
+            growths = [Growth(file.name, max(0, size - old_bytes)) for file, size, old_bytes in growing]
+            with self._lock:
                 self._know_files()
-            growths = [
-                Growth(
-                    file.name, max(0, size - size_of(self._root / file.name)) if self.budget.limits.limit_bytes else 0
-                )
-                for file, size in zip(files, sizes, strict=True)
-            ]
-            self.budget.claim(growths)
-        olds = [size_of(self._root / file.name) for file in files]
-        published: list[str] = []
+                self.budget.claim(growths)
+        published: set[str] = set()
         try:
             yield published
         finally:
-            done = set(published)
-            rows = list(zip(files, sizes, olds, growths, strict=True))
-            lines = [self._line_of(*row) for row in rows if row[0].name in done]
-            given_up = [growth for growth in growths if growth.name not in done]
-            if given_up:
+            claimed = dict(growths)
+            lines = [
+                self._line_of(file, size, old_bytes, claimed.pop(file.name, 0))
+                for file, size, old_bytes in zip(files, sizes, olds, strict=True)
+                if file.name in published
+            ]
+            if claimed:
                 with self._lock:
-                    self.budget.release(given_up)
+                    self.budget.release([Growth(*growth) for growth in claimed.items()])
             if lines:
                 self.journal.append(*lines)
                 self._count_puts(len(lines))
 
-    def _line_of(self, file: NewFile, size: int, old_bytes: int, growth: Growth) -> Line:
-        change = size - old_bytes - growth.bytes
-        return line("p", change, size, now_us(), file.fingerprint8, self._run_id or "", growth.bytes, file.name)
+    def _line_of(self, file: NewFile, size: int, old_bytes: int, claimed_bytes: int) -> Line:
+        change, time_us = size - old_bytes - claimed_bytes, now_us()
+        fields = f"{size}\t{time_us}\t{file.fingerprint8}\t{self._run_id or ''}\t{claimed_bytes}\t{file.name}"
+        return Line("p", change, fields, time_us)
+
+    def change_limits(self, limits: Settings) -> None:
+        """Take other limits from the next put on; room granted under the old ones is given back.
+
+        Raises:
+            StoreWriteError: the journal cannot be written.
+        """
+        with self._lock:
+            granted = self.budget.give_back()
+            if granted:
+                self.journal.append(line("r", -granted))
+            self.budget.limits = limits
 
     def delete(self, name: str) -> bool:
         """Unlink a feature and journal it; False when there was none.
@@ -211,7 +225,7 @@ class Books:
                 logger.warning("the journals could not be folded: %s", exc)
 
 
-def size_of(path: Path) -> int:
+def size_of(path: str | Path) -> int:
     """`st_size`, 0 when there is no such file."""
     try:
         return os.stat(path).st_size

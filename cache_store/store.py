@@ -120,7 +120,7 @@ class FeatureStore(Upkeep):
             except StoreWriteError as exc:
                 # Readers of a read-only store pass their usual limit; they will never need it.
                 logger.info("the limit is not remembered: %s", exc)
-        self._books.budget.limits = limits
+        self._books.change_limits(limits)
 
     def put(
         self,

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,6 +229,15 @@ def test_a_lower_limit_takes_effect_with_the_next_put_and_zero_means_none(open_s
     assert open_store().limit_bytes is None
 
 
+def test_room_granted_under_a_high_limit_does_not_outlive_it(open_store):
+    store = open_store(limit_bytes=1 << 34)
+    store.put(key(0), tensor(0))
+    store.set_limit(4 * SIZE)
+    for index in range(1, 30):
+        store.put(key(index), tensor(index))
+        assert published_bytes(store.root) <= 4 * SIZE
+
+
 def test_a_pass_evicts_a_little_more_than_needed_but_never_below_the_low_water_mark(open_store):
     size = SIZE + 2  # three digits of index in the record
     store = open_store(limit_bytes=100 * size)
@@ -251,7 +261,7 @@ def largest_total(monkeypatch):
         with lock:
             real(source, target)
             total = 0
-            for path in target.parent.glob("*.pt"):
+            for path in Path(target).parent.glob("*.pt"):
                 with contextlib.suppress(FileNotFoundError):
                     total += path.stat().st_size
             largest.value = max(largest.value, total)
