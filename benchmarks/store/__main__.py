@@ -8,23 +8,35 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
-from benchmarks.store import full_store, large_reads, machine, publishing, small_reads
+from benchmarks.store import eviction, large_reads, listing, machine, publishing, publishing_full, small_reads
 from benchmarks.store.document import record
 from benchmarks.store.plot import draw
 from benchmarks.store.report import Row, table, to_json
 from benchmarks.store.scale import QUICK, Scale
 
-# Rows that share one costly preparation are measured by one function.
-GROUPS: dict[Callable[[Path, Scale], list[Row]], tuple[str, ...]] = {
-    small_reads.measure: ("read-small",),
-    large_reads.measure: ("read-large", "read-frames"),
-    publishing.measure: ("publish",),
-    full_store.measure: ("publish-full", "list", "evict"),
-}
-ROWS = tuple(row for rows in GROUPS.values() for row in rows)
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that one function measures, and the folder in which it does; groups of one folder share what they made."""
+
+    rows: tuple[str, ...]
+    measure: Callable[[Path, Scale], list[Row]]
+    folder: str
+
+
+GROUPS = (
+    _Group(("read-small",), small_reads.measure, "read-small"),
+    _Group(("read-large", "read-frames"), large_reads.measure, "read-large"),
+    _Group(("publish",), publishing.measure, "publish"),
+    _Group(("publish-full",), publishing_full.measure, "full"),
+    _Group(("list", "list-memory"), listing.measure, "full"),
+    _Group(("evict",), eviction.measure, "full"),
+)
+ROWS = tuple(row for group in GROUPS for row in group.rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     scale = QUICK if options.quick else Scale()
     if options.entries is not None:
         scale = replace(scale, entries=options.entries)
-    folder = Path(tempfile.mkdtemp(prefix="bench-store-", dir=options.folder))
+    folder = Path(tempfile.mkdtemp(prefix="bench-store-", dir=options.folder)).resolve()
     try:
         rows = _measured(folder, scale, set(options.only or ROWS))
         facts = machine.described(folder)
@@ -52,18 +64,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measured(folder: Path, scale: Scale, wanted: set[str]) -> list[Row]:
     rows: list[Row] = []
-    for measure, names in GROUPS.items():
-        if wanted.isdisjoint(names):
-            continue
-        print(f"measuring {', '.join(names)} ...", file=sys.stderr, flush=True)
-        place = folder / names[0]
-        place.mkdir()
-        found = measure(place, scale)
-        shutil.rmtree(place)  # at once: a million files of one row would slow the next one down
+    groups = [group for group in GROUPS if not wanted.isdisjoint(group.rows)]
+    for group, following in zip_longest(groups, groups[1:]):
+        print(f"measuring {', '.join(group.rows)} ...", file=sys.stderr, flush=True)
+        place = folder / group.folder
+        place.mkdir(exist_ok=True)
+        found = [row for row in group.measure(place, scale) if row.id in wanted]
+        rows += found
         for row in found:
-            if row.id in wanted:
-                print(table(row), end="\n\n", flush=True)
-                rows.append(row)
+            print(table(row), end="\n\n", flush=True)
+        if following is None or following.folder != group.folder:
+            shutil.rmtree(place)  # at once: its files in memory would slow the next ones down
     return rows
 
 

@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from safetensors import safe_open
 
-from benchmarks.store.features import bytes_of, large_feature, shuffled, video_key
+from benchmarks.store.features import bytes_of, large_feature, shuffled
+from benchmarks.store.keys import video_key
 from benchmarks.store.peers import DiskCache, MosaicShards, Peer, SafetensorsFiles, TorchFiles
 from benchmarks.store.report import Line, Row, lines_of, not_measured
 from benchmarks.store.scale import Scale
@@ -89,7 +90,7 @@ def _whole(large: LargeFeature, scale: Scale) -> Row:
         readers.append((f"{MosaicShards.name}, new memory", lambda: peers[MosaicShards].read(0), None))
     if DiskCache in peers:
         readers.append(("diskcache get(read=True) into the buffer", _diskcache_into(large), None))
-    contestants = [_read(name, read, large.feature, out, most) for name, read, most in readers]
+    contestants = [_reads(name, read, 1, large.feature, out, most) for name, read, most in readers]
     times_s = interleaved_s(contestants, rounds=scale.large_rounds)
     size = large.feature.numel() * large.feature.element_size() / 2**20
     return Row(
@@ -104,18 +105,21 @@ def _whole(large: LargeFeature, scale: Scale) -> Row:
 def _some_frames(large: LargeFeature, scale: Scale) -> Row:
     store, key, out, frames = large.store, video_key(), large.some_out, large.frames
     peers = large.peers
-    readers: list[tuple[str, Callable[[], object], float | None]] = [
+    quick: list[tuple[str, Callable[[], object], float | None]] = [
         (FRAMES_BASE, large.raw_frames, None),
         ("get(frames=..., out=buffer)", lambda: _main(store.get(key, frames=frames, out=out)), 1.3),
         ("get(frames=...), new memory", lambda: _main(store.get(key, frames=frames)), None),
         ("safetensors get_slice, copied to the buffer", _safetensors_slices(large), None),
         ("torch.load(mmap=True)[frames]", lambda: _torch_mmap(large)[frames], None),
-        ("torch.load[frames]", lambda: peers[TorchFiles].read(0)[frames], None),
+    ]
+    wholes: list[tuple[str, Callable[[], object]]] = [
+        ("torch.load[frames]", lambda: peers[TorchFiles].read(0)[frames]),
     ]
     if MosaicShards in peers:
-        readers.append((f"{MosaicShards.name}[frames]", lambda: peers[MosaicShards].read(0)[frames], None))
+        wholes.append((f"{MosaicShards.name}[frames]", lambda: peers[MosaicShards].read(0)[frames]))
     wanted = large.feature[frames]
-    contestants = [_read(name, read, wanted, out, most) for name, read, most in readers]
+    contestants = [_reads(name, read, scale.frame_reads, wanted, out, most) for name, read, most in quick]
+    contestants += [_reads(name, read, 1, wanted, out) for name, read in wholes]
     times_s = interleaved_s(contestants, rounds=scale.large_rounds)
     return Row(
         "read-frames",
@@ -126,12 +130,22 @@ def _some_frames(large: LargeFeature, scale: Scale) -> Row:
     )
 
 
-def _read(
-    name: str, read: Callable[[], object], wanted: torch.Tensor, out: torch.Tensor, most_ratio: float | None
+def _reads(
+    name: str,
+    read: Callable[[], object],
+    count: int,
+    wanted: torch.Tensor,
+    out: torch.Tensor,
+    most_ratio: float | None = None,
 ) -> Contestant:
     out.zero_()  # so that what an earlier reader left is not taken for this one's
     check_equal(name, read(), wanted)
-    return Contestant(name, 1, lambda _: read(), most_ratio=most_ratio)
+
+    def run(_: int) -> None:
+        for _ in range(count):
+            read()
+
+    return Contestant(name, count, run, most_ratio=most_ratio)
 
 
 def _main(found: object) -> torch.Tensor:

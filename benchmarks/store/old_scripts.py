@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.store.rescan import enforce_limit
+
 
 class OldScripts:
     """`torch.save` to one name and rename; then list and stat all files, and delete the oldest over the limit."""
@@ -33,16 +35,3 @@ class OldScripts:
             return None
         feature: torch.Tensor = torch.load(path, map_location="cpu", weights_only=True)
         return feature
-
-
-def enforce_limit(folder: Path, limit_bytes: int) -> int:
-    """Rescan a folder, delete its oldest files until the rest fits, and return the bytes that were there."""
-    files = [(path, path.stat()) for path in folder.glob("*.pt")]
-    found_bytes = total_bytes = sum(status.st_size for _, status in files)
-    if total_bytes > limit_bytes:
-        for path, status in sorted(files, key=lambda file: file[1].st_mtime):
-            if total_bytes <= limit_bytes:
-                break
-            path.unlink()
-            total_bytes -= status.st_size
-    return found_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import io
@@ -10,6 +11,7 @@ import os
 import sys
 import types
 import uuid
+import warnings
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -79,7 +81,8 @@ class SafetensorsFiles(Peer):
         save_file({"feature": feature}, self.path(index))
 
     def read(self, index: int) -> torch.Tensor:
-        return load_file(self.path(index))["feature"]
+        feature: torch.Tensor = load_file(self.path(index))["feature"]
+        return feature
 
     def path(self, index: int) -> Path:
         return self._folder / f"{index}.safetensors"
@@ -182,6 +185,7 @@ class WebDatasetShards(Peer):
 PEERS: tuple[type[Peer], ...] = (TorchFiles, SafetensorsFiles, MosaicShards, DiskCache, WebDatasetShards)
 
 
+@functools.cache
 def _mosaic_format() -> Any:
     """`streaming.base.format.mds`, without what the package's own `__init__` imports.
 
@@ -194,5 +198,8 @@ def _mosaic_format() -> Any:
     for name, path in (("streaming", folder), ("streaming.base", folder / "base")):
         package = types.ModuleType(name)
         package.__path__ = [str(path)]
+        package.__spec__ = importlib.util.spec_from_loader(name, loader=None, is_package=True)
         sys.modules.setdefault(name, package)
+    # Its arrays are views of bytes; the features are only read here.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     return importlib.import_module("streaming.base.format.mds")

@@ -92,7 +92,7 @@ def from_json(fields: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def cells(line: Line) -> list[str]:
+def _cells(line: Line) -> list[str]:
     """A line as text: name, figure, ratio, spread of the ratio, target, verdict, note."""
     spread = ""
     if line.ratio_low is not None and line.ratio_high is not None and line.ratio_low != line.ratio_high:
@@ -109,21 +109,31 @@ def cells(line: Line) -> list[str]:
     ]
 
 
-def heading(row: Row) -> list[str]:
-    """The titles over what `cells` gives."""
+def _titles(row: Row) -> list[str]:
     return ["", row.unit, "ratio", "of the rounds", "target", "", ""]
 
 
 def table(row: Row) -> str:
     """A row for a terminal: its title, aligned columns, its remarks."""
-    lines = [heading(row), *(cells(line) for line in row.lines)]
+    lines = grid(row)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [f"{row.title}   [{row.id}]"]
-    for line in lines:
-        padded = [line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in range(1, 5))]
-        text.append(("  " + "  ".join([*padded, line[5].ljust(widths[5]), line[6]])).rstrip())
+    for name, *others in lines:
+        aligned = [name.ljust(widths[0])]
+        aligned += [
+            cell.rjust(width) if cell[:1].isdigit() else cell.ljust(width)
+            for cell, width in zip(others, widths[1:], strict=True)
+        ]
+        text.append(("  " + "  ".join(aligned)).rstrip())
     text += [f"  {remark}" for remark in row.remarks]
     return "\n".join(text)
+
+
+def grid(row: Row) -> list[list[str]]:
+    """Titles and cells of every line, without the columns that have nothing in any line."""
+    lines = [_cells(line) for line in row.lines]
+    used = [column for column in range(len(_titles(row))) if column == 0 or any(line[column] for line in lines)]
+    return [[line[column] for column in used] for line in [_titles(row), *lines]]
 
 
 def _targets(line: Line) -> list[tuple[str, float | None]]:

@@ -16,6 +16,7 @@ class Scale:
     large_shape: tuple[int, int, int] = (128, 576, 1024)  # float16: 144 MiB
     large_rounds: int = 9
     frames: int = 8
+    frame_reads: int = 20  # per round, of readers that read only the frames
     publishes: int = 1_000  # per round
     flushed_publishes: int = 200  # per round, of writers that flush each file
     publish_rounds: int = 7
@@ -34,6 +35,7 @@ QUICK = Scale(
     large_shape=(16, 24, 64),
     large_rounds=2,
     frames=4,
+    frame_reads=2,
     publishes=20,
     flushed_publishes=5,
     publish_rounds=2,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.store.features import bytes_of, shuffled, small_features, step_key
+from benchmarks.store.features import bytes_of, shuffled, small_features
+from benchmarks.store.keys import step_key
 from benchmarks.store.flushing import flushes_skipped
 from benchmarks.store.old_scripts import OldScripts
 from benchmarks.store.peers import PEERS, TorchFiles
@@ -100,8 +101,11 @@ def check_equal(name: str, found: object, wanted: torch.Tensor) -> None:
     Raises:
         RuntimeError: what was read is not bitwise the feature that was written.
     """
-    same = isinstance(found, torch.Tensor) and found.dtype == wanted.dtype and found.shape == wanted.shape
-    if not same or bytes_of(found.contiguous()) != bytes_of(wanted.contiguous()):  # type: ignore[union-attr]
+    if (
+        not isinstance(found, torch.Tensor)
+        or (found.dtype, found.shape) != (wanted.dtype, wanted.shape)
+        or bytes_of(found.contiguous()) != bytes_of(wanted.contiguous())
+    ):
         raise RuntimeError(f"{name} does not return what was written")
 
 
