@@ -11,9 +11,9 @@ from typing import Any
 
 from benchmarks.store.child import run_alone
 from benchmarks.store.features import small_features
-from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.flushing import flushes_skipped, settle_disk
 from benchmarks.store.full_store import FAR_LIMIT_BYTES, filled
+from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.report import Line, Row
 from benchmarks.store.scale import Scale
 from benchmarks.store.timing import median, seconds_of

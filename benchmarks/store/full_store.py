@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from benchmarks.store.features import small_features
-from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.flushing import flushes_skipped
+from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.scale import Scale
 from cache_store import FeatureStore, PutItem
 

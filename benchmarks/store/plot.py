@@ -14,6 +14,8 @@ _OTHERS = "#cbd5e0"
 _TARGET = "#c53030"
 _BAR_INCHES = 0.24
 _PANEL_INCHES = 0.75  # title and axis
+_LEGEND_INCHES = 0.3
+_LEGEND = {"base = 1": _BASE, "this store": _OURS, "others": _OTHERS, "target": _TARGET}
 _OUR_WORDS = ("get(", "put", "FeatureStore", "vlm-cache", "plan of")
 
 
@@ -28,15 +30,22 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.hashsalt": "benchmarks.store", "svg.fonttype": "none", "font.size": 8.5})
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
     panels = [(row, drawn) for row in rows if len(drawn := _drawn(row)) > 1]
     heights = [len(drawn) * _BAR_INCHES + _PANEL_INCHES for _, drawn in panels]
     figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(9.5, sum(heights)), gridspec_kw={"height_ratios": heights}, squeeze=False
+        len(panels),
+        1,
+        figsize=(9.5, sum(heights) + _LEGEND_INCHES),
+        gridspec_kw={"height_ratios": heights},
+        squeeze=False,
     )
     for axis, (row, drawn) in zip(axes[:, 0], panels, strict=True):
         _draw_row(axis, row, drawn)
-    figure.tight_layout(h_pad=1.2)
+    handles = [Patch(color=colour, label=label) for label, colour in _LEGEND.items()]
+    figure.legend(handles=handles, loc="upper right", ncols=len(handles), frameon=False)
+    figure.tight_layout(h_pad=1.2, rect=(0, 0, 1, 1 - _LEGEND_INCHES / figure.get_figheight()))
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     figure.savefig(path, dpi=110, metadata=metadata)
     pyplot.close(figure)
@@ -60,17 +69,12 @@ def _draw_row(axis: Any, row: Row, lines: Sequence[Line]) -> None:
     axis.axvline(1.0, color=_BASE, linewidth=0.8, linestyle=":", zorder=1)
     axis.set_yticks(list(places), [line.name for line in lines])
     axis.invert_yaxis()
-    axis.set_title(f"{row.title}  (1 = {_base_name(lines)})", loc="left", fontsize=9, fontweight="bold")
+    axis.set_title(row.title, loc="left", fontsize=9, fontweight="bold")
     axis.grid(axis="x", which="major", color="#e2e8f0", zorder=0)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_formatter(lambda value, _: "")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-
-
-def _base_name(lines: Sequence[Line]) -> str:
-    bases = [line.name for line in lines if line.ratio == 1.0]
-    return bases[0] if len(bases) == 1 else "the same in the empty store"
 
 
 def _colour(line: Line) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.store.features import small_features
-from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.flushing import flushes_skipped, settle_disk
+from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.old_scripts import OldScripts
 from benchmarks.store.peers import PEERS, Peer
 from benchmarks.store.raw_files import RawFiles

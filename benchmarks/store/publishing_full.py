@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.store.features import small_features
-from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.flushing import flushes_skipped, settle_disk
 from benchmarks.store.full_store import FAR_LIMIT_BYTES, filled
+from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.old_scripts import OldScripts
 from benchmarks.store.raw_files import RawFiles
 from benchmarks.store.report import Line, Row

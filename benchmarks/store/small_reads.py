@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.store.features import bytes_of, shuffled, small_features
-from benchmarks.store.keys import step_key
 from benchmarks.store.flushing import flushes_skipped
+from benchmarks.store.keys import step_key
 from benchmarks.store.old_scripts import OldScripts
 from benchmarks.store.peers import PEERS, TorchFiles
 from benchmarks.store.raw_files import PackedFile, RawFiles
