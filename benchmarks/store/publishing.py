@@ -54,6 +54,7 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
         many, few = scale.publishes, scale.flushed_publishes
         contestants = [
             _writes(BASE, work, many, lambda index, _: raw.write(index, content)),
+            _writes("raw write to another name, rename", work, many, lambda i, _: raw.write_renamed(i, content)),
             _writes("put, without flush", work, many, _put(plain), flushes=False),
             _writes(LIMITED, work, many, _put(limited), flushes=False, most_ratio=_MOST_UNFLUSHED),
             _batch("put_many, limit and journal, without flush", work, many, limited, flushes=False),

@@ -42,6 +42,13 @@ class RawFiles:
         os.write(fd, content)
         os.close(fd)
 
+    def write_renamed(self, index: int, content: bytes | memoryview) -> None:
+        temp = f"{self._folder}/{index}.tmp"
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        os.write(fd, content)
+        os.close(fd)
+        os.rename(temp, f"{self._folder}/{index}.renamed")
+
     def write_flushed(self, index: int, content: bytes | memoryview) -> None:
         fd = os.open(f"{self._folder}/{index}.flushed", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         os.write(fd, content)
