@@ -40,11 +40,11 @@ def plan(root: Path, *, entries: int) -> dict[str, Any]:
         return {"present": sum(state == "present" for state in store.states(asked))}
 
 
-def evict(root: Path, *, entries: int, width: int, count: int, rounds: int) -> dict[str, Any]:
+def evict(root: Path, *, width: int, puts: int) -> dict[str, Any]:
     """Publish at the limit; see `benchmarks.store.eviction`."""
-    from benchmarks.store.eviction import phases
+    from benchmarks.store.eviction import publish_at_the_limit
 
-    return phases(root, entries=entries, width=width, count=count, rounds=rounds)
+    return publish_at_the_limit(root, width=width, puts=puts)
 
 
 CASES: dict[str, Callable[..., dict[str, Any]]] = {

@@ -6,8 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,17 @@ from benchmarks.store.features import small_features
 from benchmarks.store.flushing import flushes_skipped, settle_disk
 from benchmarks.store.full_store import FAR_LIMIT_BYTES, filled
 from benchmarks.store.keys import RECIPE, step_key
+from benchmarks.store.raw_files import RawFiles
 from benchmarks.store.report import Line, Row
 from benchmarks.store.scale import Scale
-from benchmarks.store.timing import median, seconds_of
-from cache_store import FeatureStore, StepKey, naming
+from benchmarks.store.timing import no_garbage_collection
+from cache_store import FeatureStore, naming
 
 MOST_US = 5.0
 _FEATURES = 1_000
 _MEMORY = Path("/dev/shm")
-_BYTES_OF_ENTRY = 8192  # one page of content and what the kernel keeps about the file
+_FILE_BYTES = 2048  # about what an entry of this width takes with its record
+_BYTES_IN_MEMORY = 6144  # one page of content and what the kernel keeps about the file
 
 
 def measure(folder: Path, scale: Scale) -> list[Row]:
@@ -35,30 +36,31 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
     """
     with _folder_in_memory(scale) as memory:
         place = "in memory" if memory is not None else "on the disk, for want of room in memory"
-        done = _run(memory or folder, scale, rounds=scale.eviction_rounds)
-    on_disk = _run(folder, scale, rounds=1).found if memory is not None else done.found
+        puts = scale.evictions_in_memory if memory is not None else scale.evictions
+        done = _run(memory or folder, scale, puts)
     found = done.found
-    evictions, puts = sum(found["evictions"]), scale.evictions * scale.eviction_rounds
+    on_disk = _run(folder, scale, scale.evictions).found if memory is not None else found
     return [
         Row(
             "evict",
             f"publish at the limit with {scale.entries:,} entries",
             "µs",
             [
-                Line("put below the limit, per put", median(found["free_us"])),
-                Line("raw unlink of the least recently used files, per file", median(found["unlink_us"])),
-                Line("put at the limit, per put", median(found["full_us"])),
+                Line("put below the limit, per put", mean_us(found["free_s"], puts)),
+                Line("put at the limit, per put", mean_us(found["full_s"], puts)),
+                Line("raw unlink, per file", mean_us(found["unlink_s"], puts)),
                 Line("bookkeeping, per eviction", bookkeeping_us(found), most_value=MOST_US),
-                Line("longest single put at the limit", found["longest_us"]),
+                Line("longest single put at the limit", found["longest_s"] * 1e6),
                 Line("peak memory of the process, MB", done.peak_bytes / 1e6),
-                Line("on the disk: put below the limit, per put", median(on_disk["free_us"])),
-                Line("on the disk: raw unlink, per file", median(on_disk["unlink_us"])),
-                Line("on the disk: put at the limit, per put", median(on_disk["full_us"])),
+                Line("on the disk: put below the limit, per put", mean_us(on_disk["free_s"], scale.evictions)),
+                Line("on the disk: put at the limit, per put", mean_us(on_disk["full_s"], scale.evictions)),
+                Line("on the disk: raw unlink, per file", mean_us(on_disk["unlink_s"], scale.evictions)),
             ],
             [
-                f"The first lines are {place}: {evictions:,} evictions in {puts:,} puts and {found['compactions']:,} "
-                "compactions, without flush. Bookkeeping is (puts at the limit - as many puts below it - as many raw "
-                "unlinks as there were evictions) / evictions, over all rounds; compactions are in it.",
+                f"The first lines are {place}: {found['evictions']:,} evictions in {puts:,} puts and "
+                f"{found['compactions']:,} compactions, without flush. A put below the limit, a put at the limit and a "
+                "raw unlink take turns, one by one. Bookkeeping is (puts at the limit - as many puts below it) / "
+                "evictions - raw unlink; compactions are in it.",
                 "On the disk a put at the limit also waits for ext4, which for some minutes passes over the inodes of "
                 "deleted files one by one when it makes new ones, for whatever program.",
             ],
@@ -66,70 +68,91 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
     ]
 
 
-def _run(folder: Path, scale: Scale, *, rounds: int) -> Finished:
-    return run_alone(
-        "evict",
-        filled(folder, scale),
-        entries=scale.entries,
-        width=scale.entry_width,
-        count=scale.evictions,
-        rounds=rounds,
-    )
+def _run(folder: Path, scale: Scale, puts: int) -> Finished:
+    return run_alone("evict", filled(folder, scale), width=scale.entry_width, puts=puts)
 
 
 @contextmanager
 def _folder_in_memory(scale: Scale) -> Iterator[Path | None]:
-    """A folder on a RAM file system with room for two stores' entries, removed afterwards; None where there is none."""
-    needed_bytes = 2 * scale.entries * _BYTES_OF_ENTRY
-    if not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < needed_bytes:
+    """A folder on a RAM file system with room for all entries, removed afterwards; None where there is none."""
+    needed_bytes = (scale.entries + 2 * scale.evictions_in_memory) * _BYTES_IN_MEMORY
+    if not _MEMORY.is_dir() or min(shutil.disk_usage(_MEMORY).free, _available_bytes()) < 1.5 * needed_bytes:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="bench-store-", dir=_MEMORY) as folder:
         yield Path(folder)
 
 
+def _available_bytes() -> int:
+    """Memory that the kernel could hand out without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def mean_us(total_s: float, count: int) -> float:
+    return total_s / count * 1e6
+
+
 def bookkeeping_us(found: dict[str, Any]) -> float | None:
     """Microseconds per eviction beyond the put and the unlink; None where nothing was evicted.
 
-    `found` is what `phases` returned. All rounds together, because evictions come in bursts.
+    `found` is what `publish_at_the_limit` returned. Sums, not medians, because evictions come in bursts.
     """
-    evictions = sum(found["evictions"])
-    if not evictions:
+    if not found["evictions"]:
         return None
-    puts = found["count"]
-    extra_us = sum(puts * (full - free) for full, free in zip(found["full_us"], found["free_us"], strict=True))
-    return float(extra_us / evictions - median(found["unlink_us"]))
+    extra_s = found["full_s"] - found["free_s"]
+    return float(mean_us(extra_s, found["evictions"]) - mean_us(found["unlink_s"], found["puts"]))
 
 
-def phases(root: Path, *, entries: int, width: int, count: int, rounds: int) -> dict[str, Any]:
-    """Per round: `count` puts below the limit, as many raw unlinks of the oldest files, `count` puts at the limit.
+def publish_at_the_limit(root: Path, *, width: int, puts: int) -> dict[str, Any]:
+    """Publish to the full store at `root`, which is set to its present size as its limit.
 
-    Returns microseconds per operation of each phase and round, the evictions of each round, the longest single put
-    at the limit and the number of snapshots that were written during the last phases.
+    Beside each put goes one to a new store below its limit, and the unlink of one raw file. Returns the seconds of
+    all together by kind, the longest single put at the limit, the number of evictions, and the number of snapshots that
+    were written meanwhile.
     """
     features = small_features(_FEATURES, width)
-    oldest_first = deque(step_key(index) for index in range(entries))
-    result: dict[str, Any] = {"count": count, "free_us": [], "unlink_us": [], "full_us": [], "evictions": []}
-    longest_s, compactions = 0.0, 0
-    with FeatureStore(root) as store, flushes_skipped():
-        limit_bytes = store.stats().bytes
-        for round_number in range(rounds):
-            store.set_limit(FAR_LIMIT_BYTES)
-            keys = [step_key(round_number * count + i, episodes="free") for i in range(count)]
-            result["free_us"].append(sum(_put_all(store, keys, features)) / count * 1e6)
-            oldest_first.extend(keys)
-            result["unlink_us"].append(_unlink_oldest(store, oldest_first, count) / count * 1e6)
-            store.close()  # gives back the room that was granted under the far limit
-            before = store.stats().evictions  # also tells the books what was just unlinked
-            store.set_limit(limit_bytes)
-            keys = [step_key(round_number * count + i, episodes="full") for i in range(count)]
-            watch = _SnapshotWatch(root)
-            puts_s = _put_all(store, keys, features, watch)
-            result["full_us"].append(sum(puts_s) / count * 1e6)
-            oldest_first.extend(keys)
-            result["evictions"].append(store.stats().evictions - before)
-            longest_s, compactions = max(longest_s, *puts_s), compactions + watch.changes
-    return {**result, "longest_us": longest_s * 1e6, "compactions": compactions}
+    unlinked = RawFiles(root.parent / "unlinked", features[0])
+    for index in range(puts):
+        unlinked.write(index, bytes(_FILE_BYTES))
+    free_s = full_s = unlink_s = longest_s = 0.0
+    now_s = time.perf_counter
+    with (
+        FeatureStore(root) as full,
+        FeatureStore(root.parent / "free", limit_bytes=FAR_LIMIT_BYTES) as free,
+        flushes_skipped(),
+        no_garbage_collection(),
+    ):
+        before = full.stats()
+        full.set_limit(before.bytes)
+        watch = _SnapshotWatch(root)
+        settle_disk()
+        for index in range(puts):
+            key, feature = step_key(index, episodes="new"), features[index % _FEATURES]
+            start_s = now_s()
+            free.put(key, feature, recipe=RECIPE)
+            free_done_s = now_s()
+            full.put(key, feature, recipe=RECIPE)
+            full_done_s = now_s()
+            unlinked.unlink(index)
+            unlink_s += now_s() - full_done_s
+            free_s += free_done_s - start_s
+            full_s += full_done_s - free_done_s
+            longest_s = max(longest_s, full_done_s - free_done_s)
+            if index % 500 == 499:
+                watch.look()
+        evictions = full.stats().evictions - before.evictions
+    return {
+        "puts": puts,
+        "free_s": free_s,
+        "full_s": full_s,
+        "unlink_s": unlink_s,
+        "longest_s": longest_s,
+        "evictions": evictions,
+        "compactions": watch.changes,
+    }
 
 
 class _SnapshotWatch:
@@ -151,38 +174,3 @@ class _SnapshotWatch:
         except FileNotFoundError:
             return None
         return status.st_ino, status.st_mtime_ns
-
-
-def _put_all(
-    store: FeatureStore, keys: Iterable[StepKey], features: Any, watch: _SnapshotWatch | None = None
-) -> list[float]:
-    """Seconds of each put."""
-    settle_disk()
-    taken_s: list[float] = []
-
-    def put_all() -> None:
-        for i, key in enumerate(keys):
-            start_s = time.perf_counter()
-            store.put(key, features[i % _FEATURES], recipe=RECIPE)
-            taken_s.append(time.perf_counter() - start_s)
-            if watch is not None and i % 500 == 499:
-                watch.look()
-
-    seconds_of(put_all)
-    return taken_s
-
-
-def _unlink_oldest(store: FeatureStore, oldest_first: deque[StepKey], count: int) -> float:
-    """Seconds that unlinking the `count` oldest files that are left takes by itself."""
-    settle_disk()
-    paths: list[Path] = []
-    while len(paths) < count and oldest_first:
-        path = store.path_of(oldest_first.popleft())
-        if path.exists():
-            paths.append(path)
-
-    def unlink_all() -> None:
-        for path in paths:
-            os.unlink(path)
-
-    return seconds_of(unlink_all)

@@ -41,7 +41,8 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
             # In the very folder of the features, because ext4's own cost grows with a folder.
             contestants.append(_raw(place, RawFiles(root, features[0]), content, scale.publishes))
             contestants.append(_put(place, store, features, scale.publishes))
-            old = OldScripts(root)
+            # They rescan whatever lies beside them, so "empty" has to be a folder of their own.
+            old = OldScripts(root if place == "full" else folder / "empty_old")
             contestants.append(_old(place, old, features, scale.rescans))
         times_s = interleaved_s(contestants, rounds=scale.publish_rounds)
     lines = [

@@ -55,6 +55,9 @@ class RawFiles:
         os.fsync(fd)
         os.close(fd)
 
+    def unlink(self, index: int) -> None:
+        os.unlink(f"{self._folder}/{index}.raw")
+
     def read(self, index: int) -> torch.Tensor:
         fd = os.open(f"{self._folder}/{index}.raw", os.O_RDONLY | os.O_CLOEXEC)
         os.readv(fd, self._buffers)

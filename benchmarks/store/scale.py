@@ -23,8 +23,8 @@ class Scale:
     entries: int = 1_000_000
     entry_width: int = 64  # of the entries that only have to be many
     rescans: int = 2  # saves of the old scripts per round in the full folder: seconds each
-    evictions: int = 40_000  # per phase
-    eviction_rounds: int = 3
+    evictions_in_memory: int = 150_000  # several passes of the evictor
+    evictions: int = 20_000  # on the disk
     listing_rounds: int = 3
 
 
@@ -41,7 +41,7 @@ QUICK = Scale(
     publish_rounds=2,
     entries=400,
     rescans=1,
+    evictions_in_memory=60,
     evictions=60,
-    eviction_rounds=1,
     listing_rounds=1,
 )

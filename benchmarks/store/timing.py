@@ -43,7 +43,7 @@ def interleaved_s(contestants: Sequence[Contestant], *, rounds: int) -> dict[str
 
 def seconds_of(work: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, without garbage collection inside."""
-    with _no_garbage_collection():
+    with no_garbage_collection():
         start_s = time.perf_counter()
         work()
         return time.perf_counter() - start_s
@@ -62,7 +62,8 @@ def median(values: Sequence[float]) -> float:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Python's garbage collector runs before it and not inside."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -80,10 +80,10 @@ def test_a_verdict_asks_for_every_target(line, verdict):
 
 
 def test_bookkeeping_is_what_puts_and_unlinks_leave_over():
-    found = {"count": 100, "free_us": [50.0, 60.0], "full_us": [80.0, 66.0], "unlink_us": [10.0, 12.0, 11.0]}
-    # 100 * 30 + 100 * 6 = 3600 us for 200 evictions, and 11 us of each are the unlink.
-    assert bookkeeping_us({**found, "evictions": [150, 50]}) == pytest.approx(7.0)
-    assert bookkeeping_us({**found, "evictions": [0, 0]}) is None
+    found = {"puts": 100, "free_s": 5e-3, "full_s": 9e-3, "unlink_s": 1e-3}
+    # 4000 us more for 200 evictions, of which the unlink itself is 10 us each.
+    assert bookkeeping_us({**found, "evictions": 200}) == pytest.approx(10.0)
+    assert bookkeeping_us({**found, "evictions": 0}) is None
 
 
 def test_the_table_names_what_was_not_measured():
