@@ -43,7 +43,7 @@ def interleaved_s(contestants: Sequence[Contestant], *, rounds: int) -> dict[str
 
 def seconds_of(work: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, without garbage collection inside."""
-    with no_garbage_collection():
+    with _no_garbage_collection():
         start_s = time.perf_counter()
         work()
         return time.perf_counter() - start_s
@@ -62,8 +62,7 @@ def median(values: Sequence[float]) -> float:
 
 
 @contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Python's garbage collector runs before it and not inside."""
+def _no_garbage_collection() -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
