@@ -43,7 +43,10 @@ ROWS = tuple(row for group in GROUPS for row in group.rows)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for; 0 even where a target is missed, because a figure is no failure of the run."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.record and options.only:
+        parser.error("--record writes the whole page; run it without --only")
     scale = QUICK if options.quick else Scale()
     if options.entries is not None:
         scale = replace(scale, entries=options.entries)

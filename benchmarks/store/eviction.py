@@ -108,9 +108,9 @@ def bookkeeping_us(found: dict[str, Any]) -> float | None:
 def publish_at_the_limit(root: Path, *, width: int, puts: int) -> dict[str, Any]:
     """Publish to the full store at `root`, which is set to its present size as its limit.
 
-    Garbage collection stays on, because the memory of the process is measured too. Beside each put goes one to a new store below its limit, and the unlink of one raw file. Returns the seconds of
-    all together by kind, the longest single put at the limit, the number of evictions, and the number of snapshots that
-    were written meanwhile.
+    Beside each put goes one to a new store below its limit, and the unlink of one raw file. Garbage collection stays
+    on, because the memory of the process is measured too. Returns the seconds of all together by kind, the longest
+    single put at the limit, the number of evictions, and the number of snapshots that were written meanwhile.
     """
     features = small_features(_FEATURES, width)
     unlinked = RawFiles(root.parent / "unlinked", features[0])

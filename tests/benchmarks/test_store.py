@@ -172,3 +172,10 @@ def test_only_the_rows_asked_for_are_measured(capsys):
     out = capsys.readouterr().out
     assert "questions about 60 entries: peak memory" in out
     assert "time" not in out
+
+
+def test_a_page_of_some_rows_only_is_refused(capsys):
+    with pytest.raises(SystemExit) as refused:
+        command.main(["--quick", "--only", "list", "--record"])
+    assert refused.value.code == 2
+    assert "without --only" in capsys.readouterr().err
