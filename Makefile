@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCH_VENV ?= .venv-bench
 
-.PHONY: install demo check test format clean
+.PHONY: install demo check test bench-store format clean
 
 install: $(VENV)/.installed
 
@@ -25,9 +26,20 @@ check: install
 test: install
 	$(BIN)/python -m pytest --quiet
 
+# Into an environment of its own, because what is compared pins other versions. OPTIONS="--quick" only shows that it runs;
+# OPTIONS=--record rewrites docs/benchmarks.md.
+bench-store: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python -m benchmarks.store $(OPTIONS)
+
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps mosaicml-streaming
+	touch $@
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo_run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) demo_run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -1,0 +1,118 @@
+"""Row `read-small`: random reads of many small features, one file each, everything in the page cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from benchmarks.store.features import bytes_of, shuffled, small_features
+from benchmarks.store.flushing import flushes_skipped
+from benchmarks.store.keys import step_key
+from benchmarks.store.old_scripts import OldScripts
+from benchmarks.store.peers import PEERS, TorchFiles
+from benchmarks.store.raw_files import PackedFile, RawFiles
+from benchmarks.store.report import Line, Row, lines_of, not_measured
+from benchmarks.store.scale import Scale
+from benchmarks.store.timing import Contestant, interleaved_s
+from cache_store import FeatureStore, PutItem
+
+BASE = "raw preadv from one packed file, reused buffer"
+STORE = "FeatureStore.get, CRC checked"
+_PACKED = "the store's packed shard"
+_BATCH = 1_000
+
+
+def measure(folder: Path, scale: Scale) -> list[Row]:
+    """The row, with the packed shard of a later version named as missing."""
+    features = small_features(scale.small_features, scale.small_width)
+    order = shuffled(scale.small_features)
+    few = order[: scale.slow_reads]
+    absent: list[Line] = []
+    with ExitStack() as cleanup:
+        packed = PackedFile(folder / "packed.raw", features)
+        cleanup.callback(packed.close)
+        raw = RawFiles(folder / "raw", features[0])
+        for index, feature in enumerate(features):
+            raw.write(index, bytes_of(feature))
+        store = _filled_store(folder / "store", features)
+        cleanup.callback(store.close)
+        keys = [step_key(index) for index in range(scale.small_features)]
+        contestants = [
+            _reads(BASE, packed.read, order, features),
+            _reads("raw open, read, close of one file each", raw.read, order, features),
+            _reads(STORE, lambda index: store.get(keys[index]), order, features, most_ratio=7.0),
+        ]
+        for kind in PEERS:
+            if not kind.is_installed():
+                absent.append(not_measured(kind.name, "not installed"))
+                continue
+            if not kind.can_read:
+                absent.append(not_measured(kind.name, "no random access"))
+                continue
+            peer = kind(folder / kind.module, features[0])
+            cleanup.callback(peer.close)
+            for index, feature in enumerate(features):
+                peer.write(index, feature)
+            peer.finish()
+            contestants.append(_reads(kind.name, peer.read, few, features))
+        old = OldScripts(folder / TorchFiles.module)  # their files are torch.save's
+        contestants.append(_reads(f"{old.name} (exists, torch.load)", old.read, few, features))
+        times_s = interleaved_s(contestants, rounds=scale.read_rounds)
+    lines = lines_of(contestants, times_s, base=BASE, unit_s=1e-6)
+    width = scale.small_width
+    return [
+        Row(
+            "read-small",
+            f"random read of {scale.small_features:,} features [1, 1, {width}] float16, one .pt each",
+            "µs per read",
+            [*lines, not_measured(_PACKED, "not built yet"), *absent],
+            [
+                f"Warm page cache, one thread, one fixed shuffled order, {scale.read_rounds} rounds in turns. Readers "
+                f"from {TorchFiles.name} on read the first {len(few):,} of the order in each round."
+            ],
+        )
+    ]
+
+
+def _reads(
+    name: str,
+    read: Callable[[int], object],
+    order: list[int],
+    features: torch.Tensor,
+    *,
+    most_ratio: float | None = None,
+) -> Contestant:
+    for index in order[:50]:
+        check_equal(name, read(index), features[index])
+
+    def run(_: int) -> None:
+        for index in order:
+            read(index)
+
+    return Contestant(name, len(order), run, most_ratio=most_ratio)
+
+
+def check_equal(name: str, found: object, wanted: torch.Tensor) -> None:
+    """Refuse to time a reader that returns other bits.
+
+    Raises:
+        RuntimeError: what was read is not bitwise the feature that was written.
+    """
+    if (
+        not isinstance(found, torch.Tensor)
+        or (found.dtype, found.shape) != (wanted.dtype, wanted.shape)
+        or bytes_of(found.contiguous()) != bytes_of(wanted.contiguous())
+    ):
+        raise RuntimeError(f"{name} does not return what was written")
+
+
+def _filled_store(root: Path, features: torch.Tensor) -> FeatureStore:
+    store = FeatureStore(root)
+    with flushes_skipped():
+        for start in range(0, len(features), _BATCH):
+            batch = features[start : start + _BATCH]
+            store.put_many([PutItem(step_key(start + i), feature) for i, feature in enumerate(batch)])
+    return store
