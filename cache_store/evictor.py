@@ -118,29 +118,31 @@ class Evictor:
             ledger.changes.being_written.union(writing),
             Protected(active(self._root, now_s)),
         )
-        self._pass(limit_bytes, low_water_bytes, guard)
+        self._pass(limit_bytes, low_water_bytes, guard, is_last=False)
         if ledger.total_bytes > limit_bytes:
             # The snapshot's order is used up: bring what was written and read since then into it.
             ledger.fold(self._journal, table_for_folding(self._root, ledger, silences_s), silences_s)
             ledger.read()
-            self._pass(limit_bytes, low_water_bytes, guard)
+            self._pass(limit_bytes, low_water_bytes, guard, is_last=True)
         return ledger.total_bytes <= limit_bytes
 
-    def _pass(self, limit_bytes: int, low_water_bytes: int, guard: _Guard) -> None:
+    def _pass(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, *, is_last: bool) -> None:
         self._open_queues()
         freed = _Freed()
         try:
-            self._evict(limit_bytes, low_water_bytes, guard, freed)
+            self._evict(limit_bytes, low_water_bytes, guard, freed, is_last=is_last)
         finally:
             self._tell(freed)
         self._correct_total()
 
-    def _evict(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, freed: _Freed) -> None:
+    def _evict(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, freed: _Freed, *, is_last: bool) -> None:
         changes = self._ledger.changes
         total_bytes = changes.published_bytes + changes.granted_bytes
         while total_bytes - freed.bytes > low_water_bytes:
             pool = "small" if changes.small_bytes - freed.small_bytes > limit_bytes // 2 else "large"
             row = self._next(pool, guard)
+            if row is None and not is_last and self._has_newer(pool):
+                return
             if row is None:
                 pool = "large" if pool == "small" else "small"
                 row = self._next(pool, guard)
@@ -162,6 +164,11 @@ class Evictor:
             if not guard.keeps(row.name, row.runs or changes.runs.get(row.name, "")):
                 return row
         return None
+
+    def _has_newer(self, pool: str) -> bool:
+        """Whether entries of the pool were written since the snapshot: they must go before the other pool's."""
+        entries = self._ledger.changes.entries.values()
+        return any(entry is not None and is_small(entry.bytes) == (pool == "small") for entry in entries)
 
     def _unlink(self, row: _Row, freed: _Freed) -> None:
         path = f"{self._root}/{row.name}"

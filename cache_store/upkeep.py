@@ -10,7 +10,7 @@ from typing import Any
 from cache_store import families, maintenance, naming, pins, verification
 from cache_store.books import Books
 from cache_store.clock import file_system_now_s
-from cache_store.keys import FeatureKey, VideoKey
+from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.reader import Wanted, candidates
 from cache_store.reports import EntryInfo, PinInfo, PruneReport, StoreStats, VerifyProgress, VerifyReport
 
@@ -148,6 +148,8 @@ class Upkeep:
         return self._delete_all(maintenance.Chosen(list(self.entries()), 0), dry_run=False)
 
     def _relative(self, key: FeatureKey, recipe: Mapping[str, Any] | None) -> str:
+        if isinstance(key, StepKey):
+            return naming.relative_path(key)
         return self.path_of(key, recipe=recipe).relative_to(self.root).as_posix()
 
     def _delete_all(self, chosen: maintenance.Chosen, *, dry_run: bool) -> PruneReport:

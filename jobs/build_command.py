@@ -42,6 +42,7 @@ def build(args: argparse.Namespace) -> int:
             store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
         task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling)
         plan = plan_build(source, task, store, overwrite=args.overwrite)
+        store.remember_plan(f"{args.source} {os.path.abspath(args.data)} {args.encoder}", plan.wanted())
         with _stop_on_signal() as should_stop, BuildView(title=_title(args)) as view:
             report = run_build(
                 plan,

@@ -18,6 +18,7 @@ from pipeline.sources import Sample, Source, StepSample, VideoFrame, VideoSample
 from pipeline.vision import SamplingRule
 
 SHARD_UNITS = 64
+_PROTECT_AT_ONCE = 4096  # names in one line of a journal
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,12 @@ class Plan:
         """How many samples the store already holds."""
         return self.decisions.count(Decision.SKIP)
 
+    def wanted(self) -> Iterator[tuple[FeatureKey, dict[str, Json]]]:
+        """Yield key and recipe of every sample that can be built or is there, in the source's order."""
+        for sample, decision in zip(self.source, self.decisions, strict=True):
+            if decision != Decision.FAILED:
+                yield self.task.key(sample), self.task.recipe(sample)
+
     def units(self) -> Iterator[Unit]:
         """Yield the units to build, lazily and in the source's order."""
         for sample, decision in zip(self.source, self.decisions, strict=True):
@@ -116,16 +123,32 @@ def plan_build(source: Source, task: BuildTask, store: FeatureStore, *, overwrit
         BuildRefused: the store holds a sample under another recipe and `overwrite` is not set.
     """
     plan = Plan(source, task, overwrite, bytearray(), [])
-    for sample in source:
-        decision = Decision.TODO
-        problem = sample.problem or _problem_of_name(sample, task, store)
-        if problem is not None:
-            plan.problems.append((unit_name(sample), problem))
-            decision = Decision.FAILED
-        elif not overwrite and _is_present(sample, task, store):
-            store.protect([task.key(sample)], recipe=task.recipe(sample))
-            decision = Decision.SKIP
-        plan.decisions.append(decision)
+    kept: list[FeatureKey] = []
+    latest: list[Sample] = []
+
+    def asked() -> Iterator[tuple[FeatureKey, dict[str, Json]]]:
+        for sample in source:
+            problem = sample.problem or _problem_of_name(sample, task, store)
+            if problem is None:
+                latest[:] = [sample]
+                yield task.key(sample), task.recipe(sample)
+            else:
+                plan.problems.append((unit_name(sample), problem))
+                plan.decisions.append(Decision.FAILED)
+
+    # The states come one by one as they are asked for, so `latest` is the sample that each one is about.
+    states = ("missing" for _ in asked()) if overwrite else store.states(asked())
+    for state in states:
+        (sample,) = latest
+        if state == "stale":
+            _refuse_another_recipe(sample, task, store)
+        plan.decisions.append(Decision.SKIP if state == "present" else Decision.TODO)
+        if state == "present":
+            kept.append(task.key(sample))
+            if len(kept) == _PROTECT_AT_ONCE or isinstance(sample, VideoSample):
+                store.protect(kept, recipe=task.recipe(sample))
+                kept.clear()
+    store.protect(kept)
     return plan
 
 
@@ -144,18 +167,16 @@ def _problem_of_name(sample: Sample, task: BuildTask, store: FeatureStore) -> st
     return None
 
 
-def _is_present(sample: Sample, task: BuildTask, store: FeatureStore) -> bool:
-    key, recipe = task.key(sample), task.recipe(sample)
-    state = store.state_of(key, recipe=recipe)
+def _refuse_another_recipe(sample: Sample, task: BuildTask, store: FeatureStore) -> None:
+    key = task.key(sample)
     # Another recipe's video lies in another folder, so both can be kept; a step has one name for all recipes.
-    if state == "stale" and isinstance(key, StepKey):
+    if isinstance(key, StepKey):
         try:
-            store.get(key, recipe=recipe)
+            store.get(key, recipe=task.recipe(sample))
         except RecipeMismatch as exc:
             raise BuildRefused(
                 f"{unit_name(sample)}: {exc}; pass --overwrite to build it again, or another --store"
             ) from exc
-    return state == "present"
 
 
 def unit_name(sample: Sample) -> str:
