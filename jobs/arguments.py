@@ -5,21 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from jobs.parsers import Commands, add_command, add_store
 from jobs.sizes import parse_age, parse_size, positive_int
+from jobs.store_arguments import add_store_commands
 from pipeline.version import VERSION
 
 SOURCES = ("folder", "video-mme", "vla", "lerobot")
 ENCODERS = ("longva", "qwen2_5_vl", "huggingface")
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, and keeps the examples' line breaks."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        # "(default: None)" tells nobody anything.
-        if action.default in (None, False, []):
-            return action.help
-        return super()._get_help_string(action)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,41 +24,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vlm-cache {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_build(commands)
-    _add_stats(commands)
-    _add_ls(commands)
-    _add_show(commands)
-    _add_verify(commands)
-    _add_prune(commands)
-    _add_clear(commands)
+    add_store_commands(commands)
     _add_demo(commands)
     return parser
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=summary, description=summary, epilog=f"example:\n  {example}", formatter_class=_Help
-    )
-
-
-def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", required=True, type=Path, metavar="ROOT", help="folder of the feature store")
-    _add_json(parser)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-
-
-def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_build(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "build",
         "Encode what the store does not hold yet. The same command again resumes, and skips what is done.",
         "vlm-cache build --source video-mme --data /data/Video-MME --encoder longva \\\n"
-        "      --model /models/LongVA-7B --store /cache/longva --limit 200GiB\n"
-        "  vlm-cache build --source vla --data /data/insertion --encoder qwen2_5_vl \\\n"
+        "      --model /models/LongVA-7B --store /cache/longva --limit 200GiB",
+        "vlm-cache build --source vla --data /data/insertion --encoder qwen2_5_vl \\\n"
         "      --model Qwen/Qwen2.5-VL-3B-Instruct --store /cache/vla",
     )
     what = parser.add_argument_group("what to encode")
@@ -114,12 +84,23 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
     where = parser.add_argument_group("where")
-    _add_store(where)  # type: ignore[arg-type]
+    add_store(where)
     where.add_argument(
         "--limit",
         type=parse_size,
         metavar="SIZE",
-        help="size limit of the store, kept for later: 50GiB; 0 lifts it",
+        help="size limit of the store, kept for later: 50GiB; 0 lifts it. A build that is larger is refused",
+    )
+    where.add_argument(
+        "--soft-limit",
+        type=parse_size,
+        metavar="SIZE",
+        help="where eviction begins, below the limit, so that no writer waits for it; kept for later, 0 lifts it",
+    )
+    where.add_argument(
+        "--allow-eviction",
+        action="store_true",
+        help="build although the whole may exceed the limit; what was used least recently is evicted, of other runs",
     )
     where.add_argument("--overwrite", action="store_true", help="build again what the store already holds")
     where.add_argument("--report", type=Path, metavar="DIR", help="write report.json and failed.jsonl there")
@@ -138,75 +119,8 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
 
-def _add_stats(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands,
-        "stats",
-        "Show what the store holds, by data set.",
-        "vlm-cache stats --store /cache/longva --json",
-    )
-    _add_store(parser)
-
-
-def _add_ls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands,
-        "ls",
-        "List the features of the store.",
-        "vlm-cache ls --store /cache/vla --dataset recv_all_20251027",
-    )
-    _add_store(parser)
-    parser.add_argument("--dataset", metavar="NAME", help="only this data set")
-
-
-def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands,
-        "show",
-        "Show one feature file: its tensors, its recipe and its provenance.",
-        "vlm-cache show /cache/vla/recv_all_20251027_170308_vlm30.pt",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a .pt file, inside a store or not")
-    _add_json(parser)
-
-
-def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands,
-        "verify",
-        "Check the checksums of every feature of the store. Exit status 1 if a file is damaged.",
-        "vlm-cache verify --store /cache/longva",
-    )
-    _add_store(parser)
-
-
-def _add_prune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands,
-        "prune",
-        "Delete features by data set, age or last use, or the least recently used ones down to a size.",
-        "vlm-cache prune --store /cache/vla --unused-for 30d --dry-run",
-    )
-    _add_store(parser)
-    parser.add_argument("--dataset", action="append", metavar="NAME", help="only this data set; may be repeated")
-    parser.add_argument("--older-than", type=parse_age, metavar="AGE", help="written longer ago: 30d, 12h")
-    parser.add_argument("--unused-for", type=parse_age, metavar="AGE", help="neither read nor written for as long")
-    parser.add_argument(
-        "--down-to", type=parse_size, metavar="SIZE", help="least recently used first, until the store fits"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="delete nothing, say what would be deleted")
-
-
-def _add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands, "clear", "Delete every feature of the store.", "vlm-cache clear --store /cache/vla --yes"
-    )
-    _add_store(parser)
-    parser.add_argument("--yes", action="store_true", help="really delete; without it nothing is deleted")
-
-
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_demo(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "demo",
         "Make sample videos and robot episodes, build both caches with small random models, read them back.",

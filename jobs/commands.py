@@ -15,12 +15,13 @@ REFUSALS = (PipelineError, CacheStoreError)
 _MODULES = {
     "build": "jobs.build_command",
     "demo": "jobs.demo_command",
-    "stats": "jobs.store_commands",
-    "ls": "jobs.store_commands",
-    "show": "jobs.store_commands",
-    "verify": "jobs.store_commands",
-    "prune": "jobs.store_commands",
-    "clear": "jobs.store_commands",
+    "stats": "jobs.stats_command",
+    "ls": "jobs.listing_commands",
+    "show": "jobs.listing_commands",
+    "verify": "jobs.upkeep_commands",
+    "prune": "jobs.upkeep_commands",
+    "pin": "jobs.upkeep_commands",
+    "clear": "jobs.upkeep_commands",
 }
 _BUILD_ONLY = ("ray", "transformers", "av", "PIL", "safetensors")
 

@@ -68,3 +68,37 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}m {rest:02d}s"
     return f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def format_age(seconds: float) -> str:
+    """Return how long something is ago in one unit: `now`, `42s`, `5m`, `3h`, `12d`, `2.5y`."""
+    for limit, unit_s, letter in ((60, 1, "s"), (3600, 60, "m"), (2 * 86400, 3600, "h"), (730 * 86400, 86400, "d")):
+        if seconds < limit:
+            return "now" if seconds < 1 else f"{int(seconds / unit_s)}{letter}"
+    return f"{seconds / (365.25 * 86400):.1f}y"
+
+
+def positive_seconds(text: str) -> float:
+    """Return a number of seconds above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
+
+
+def fingerprint_prefix(text: str) -> str:
+    """Return the first 8 to 64 hex digits of a recipe's fingerprint, in lower case.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{8,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the first 8 to 64 hex digits of a recipe's fingerprint")
+    return text.lower()

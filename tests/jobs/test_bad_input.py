@@ -161,12 +161,12 @@ def test_no_write_permission(videos, tmp_path):
 
 
 def test_help_shows_an_example_of_every_command(capsys):
-    for name in ("build", "stats", "ls", "show", "verify", "prune", "clear", "demo"):
+    for name in ("build", "stats", "ls", "show", "verify", "prune", "pin", "clear", "demo"):
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])
         assert stopped.value.code == 0
         said = capsys.readouterr().out
-        assert "example:" in said
+        assert "\nexample" in said
         assert f"vlm-cache {name}" in said
 
 

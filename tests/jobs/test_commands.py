@@ -81,7 +81,7 @@ def test_verify_names_the_damaged_file_and_says_so_in_its_status(root, capsys):
 def test_prune_says_what_it_would_delete_and_then_deletes_it(root, capsys):
     status, out = run(capsys, "prune", "--store", root, "--dataset", "episode_1", "--dry-run")
     assert status == 0
-    assert out.count("would delete episode_1") == 4
+    assert "would delete 4 features" in out
     assert len(list(root.glob("*.pt"))) == 5
     run(capsys, "prune", "--store", root, "--dataset", "episode_1")
     assert [path.name for path in root.glob("*.pt")] == ["episode_2_vlm0.pt"]

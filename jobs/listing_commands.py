@@ -1,0 +1,157 @@
+"""`vlm-cache ls` and `vlm-cache show`: the features of a store, and what one of them says of itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from cache_store import EntryInfo, FeatureKey, FeatureStore, StepKey, VideoKey, describe
+from cache_store.dataset_patterns import DatasetPatterns
+from cache_store.reader import candidates
+from jobs.printing import open_store, printable, results
+from jobs.sizes import format_size
+from pipeline.errors import BuildRefused
+
+_SORT_KEYS = {
+    "bytes": lambda entry: (-entry.bytes, entry.name),
+    "written": lambda entry: (-entry.mtime, entry.name),
+    "used": lambda entry: (-entry.last_use, entry.name),
+}
+
+
+def ls(args: argparse.Namespace) -> int:
+    """List the features, one line each: aligned for a terminal, separated by tabs for everything else."""
+    with open_store(args.store) as store:
+        entries = _wanted(store.entries(), args.dataset)
+        if args.sort != "name":
+            entries = iter(sorted(entries, key=_SORT_KEYS[args.sort]))
+        if args.json:
+            _print_json_array(entry.to_json() for entry in entries)
+        elif sys.stdout.isatty():
+            _print_aligned(entries)
+        else:
+            for entry in entries:
+                print(_tab_separated(entry))
+    return 0
+
+
+def _wanted(entries: Iterator[EntryInfo], datasets: list[str] | None) -> Iterator[EntryInfo]:
+    if datasets is None:
+        yield from entries
+        return
+    patterns = DatasetPatterns(datasets)
+    for entry in entries:
+        dataset, _, fingerprint8 = entry.dataset.partition("@")
+        if patterns.matches(dataset, fingerprint8 or None):
+            yield entry
+
+
+def _print_json_array(values: Iterable[Any]) -> None:
+    """Print a JSON array of any length, a line for each value."""
+    separator = "["
+    for value in values:
+        print(separator + json.dumps(value), end="")
+        separator = ",\n"
+    print("[]" if separator == "[" else "]")
+
+
+def _print_aligned(entries: Iterator[EntryInfo]) -> None:
+    # The name comes last, so that columns align without knowing how long the longest name will be.
+    print(f"{'size':>9}  {'written':19}  {'last used':19}  {'recipe':8}  file")
+    for entry in entries:
+        recipe = entry.recipe_fingerprint8 or "-"
+        times = f"{_time(entry.mtime)}  {_time(entry.last_use)}"
+        print(f"{format_size(entry.bytes):>9}  {times}  {recipe:8}  {printable(entry.name)}")
+
+
+def _tab_separated(entry: EntryInfo) -> str:
+    recipe = entry.recipe_fingerprint8 or "-"
+    return f"{entry.name}\t{entry.bytes}\t{_time(entry.mtime, 'T')}\t{_time(entry.last_use, 'T')}\t{recipe}"
+
+
+def _time(seconds: float, separator: str = " ") -> str:
+    return datetime.fromtimestamp(seconds).isoformat(sep=separator, timespec="seconds")
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print what one file says of itself, found by its path or by its key in a store."""
+    path = _path_shown(args)
+    info = describe(path).to_json()
+    if args.json:
+        print(json.dumps(info))
+        return 0
+    console = results()
+    console.print(f"[bold]{escape(printable(str(path)))}[/]  {format_size(info['bytes'])}", soft_wrap=True)
+    for tensor in info["tensors"]:
+        where = escape(printable(tensor["path"] or "tensor"))
+        console.print(f"  {where}: {tensor['dtype']} {tensor['shape']}", soft_wrap=True, markup=True)
+    for part in ("key", "recipe", "provenance"):
+        if info[part] is None:
+            console.print(f"[bold]{part}[/]: none (written by a plain torch.save)")
+            continue
+        fingerprint = f" {info['recipe_fingerprint']}" if part == "recipe" else ""
+        console.print(f"[bold]{part}[/]{fingerprint}")
+        console.print_json(json.dumps(_short_lists(info[part])))
+    return 0
+
+
+def _path_shown(args: argparse.Namespace) -> Path:
+    key = _key(args)
+    if key is None:
+        if args.file is None:
+            raise BuildRefused("say which feature: a FILE, or --store ROOT with --dataset and --vlm-idx or --video-id")
+        path = args.file if args.store is None else args.store / args.file
+        if not path.is_file():
+            raise BuildRefused(f"{path} is no file")
+        return Path(path)
+    if args.store is None or args.file is not None:
+        raise BuildRefused("a key (--dataset and what goes with it) needs --store ROOT, and no FILE")
+    with open_store(args.store) as store:
+        return _path_of(store, key)
+
+
+def _key(args: argparse.Namespace) -> FeatureKey | None:
+    """Return the key that the options spell; None when they spell none."""
+    of_video = (args.video_id, args.nframe, args.model_signature)
+    if args.dataset is None and args.vlm_idx is None and all(field is None for field in of_video):
+        return None
+    if args.dataset is not None and args.vlm_idx is not None and all(field is None for field in of_video):
+        return StepKey(args.dataset, args.vlm_idx, args.prompt_hash)
+    if None not in (args.dataset, *of_video) and args.vlm_idx is None:
+        return VideoKey(args.dataset, args.video_id, args.nframe, args.model_signature)
+    raise BuildRefused(
+        "a step is --dataset and --vlm-idx (and perhaps --prompt-hash); "
+        "a video is --dataset, --video-id, --nframe and --model-signature"
+    )
+
+
+def _path_of(store: FeatureStore, key: FeatureKey) -> Path:
+    """Where the feature lies: where a reader finds it, else in the folder of a second recipe."""
+    plain = candidates(key, None)
+    names = [name for name in plain if (store.root / name).is_file()]
+    if not names and isinstance(key, VideoKey):
+        file = plain[0].rpartition("/")[2]
+        second = (item.name for item in os.scandir(store.root) if item.name.startswith(f"{key.dataset}@"))
+        names = [f"{folder}/{file}" for folder in sorted(second) if (store.root / folder / file).is_file()]
+    if not names:
+        raise BuildRefused(f"{key} is not in {store.root}; a reader would look for {plain[0]}")
+    if len(names) > 1:
+        print(f"also stored as {', '.join(names[1:])}", file=sys.stderr)
+    return store.root / names[0]
+
+
+def _short_lists(value: Any) -> Any:
+    """Cut long lists of numbers, such as 128 frame indices, for the eye; `--json` has them whole."""
+    if isinstance(value, dict):
+        return {name: _short_lists(inner) for name, inner in value.items()}
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{', '.join(map(str, value[:3]))}, ... {value[-1]}] ({len(value)} values)"
+    return value
