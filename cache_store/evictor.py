@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from cache_store.accounts import joined
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal, line
@@ -161,7 +162,7 @@ class Evictor:
         while (row := queue.pop()) is not None:
             if row.name in changes.entries or changes.used.get(row.name, 0) > row.used_us:
                 continue  # gone, or used since: the next snapshot has it in its new place
-            if not guard.keeps(row.name, row.runs or changes.runs.get(row.name, "")):
+            if not guard.keeps(row.name, joined(row.runs, changes.runs.get(row.name, ""))):
                 return row
         return None
 

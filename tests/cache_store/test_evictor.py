@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 
 import pytest
@@ -141,6 +142,52 @@ def test_what_another_process_reads_under_a_lease_stays_until_it_ends(open_store
     assert kept(store)[0] > 11
 
 
+def test_what_a_run_protects_after_the_snapshot_stays(open_store):
+    with open_store(limit_bytes=4 * SMALL, run_id="over") as finished:
+        for index in range(4):
+            finished.put(key(index), tensor(index))
+        finished.stats()
+    run = open_store(run_id="active")
+    run.protect([key(0)])
+    store = open_store()
+    for index in range(4, 12):
+        store.put(key(index), tensor(index))
+    assert kept(store)[0] == 0
+    assert 1 not in kept(store)
+
+
+def test_what_was_read_since_the_snapshot_goes_last(open_store):
+    store = open_store(limit_bytes=4 * SMALL)
+    for index in range(4):
+        store.put(key(index), tensor(index))
+    store.stats()
+    with open_store() as reader:
+        reader.get(key(0))
+    store.put(key(4), tensor(4))
+    assert kept(store) == [0, 2, 3, 4]
+
+
+def _ask_for_room_and_die(store):
+    store.set_limit(100 * SMALL, remember=False)
+    store.put(key(50), tensor(0))
+    store._books.budget.claim([budget.Growth("episode_vlm51.pt", 2 * SMALL)])
+    os._exit(9)
+
+
+def test_room_of_a_killed_writer_leaves_the_sums_of_all(open_store):
+    store = open_store(limit_bytes=4 * SMALL)
+    for index in range(2):
+        store.put(key(index), tensor(index))
+    dying = multiprocessing.get_context("fork").Process(target=_ask_for_room_and_die, args=(store,))
+    dying.start()
+    dying.join()
+    for index in range(2, 6):
+        store.put(key(index), tensor(index))
+    view = Ledger(store.root)
+    view.refresh()
+    assert view.total_bytes == published_bytes(store.root)
+
+
 def test_eviction_reads_the_front_of_the_snapshot_only(open_store, monkeypatch):
     store = open_store()
     store.put_many([PutItem(key(index), tensor(index, width=8)) for index in range(3000)])
@@ -212,8 +259,6 @@ def test_put_many_takes_the_last_of_equal_keys(store):
 def test_a_batch_that_fails_in_the_middle_leaves_the_rest_as_it_was(open_store, monkeypatch):
     store = open_store(limit_bytes=100 * SMALL)
     store.put(key(2), tensor(9))
-    import os
-
     real, renamed = os.replace, []
 
     def fail_at_third(source, target):

@@ -143,6 +143,34 @@ def test_every_truncation_is_a_counted_miss(open_store):
     assert store.stats().damaged == len(sound)
 
 
+def test_a_file_that_lost_or_gained_bytes_never_gives_another_value(store):
+    store.put(StepKey("sound", 0), tensor(5))
+    store.get(StepKey("sound", 0))
+    path = store.put(KEY, tensor(6))
+    sound = path.read_bytes()
+    for position in range(1, len(sound), 7):
+        for changed in (sound[:position] + sound[position + 1 :], sound[:position] + b"x" + sound[position:]):
+            path.write_bytes(changed)
+            assert store.get(KEY) is None, position
+    path.write_bytes(b"x" + sound)  # which a zip may have in front of it
+    assert same(store.get(KEY), tensor(6))
+    path.write_bytes(sound + b"x")
+    assert store.get(KEY) is None
+
+
+def test_a_tensor_that_does_not_lie_where_the_directory_says_is_a_miss(store):
+    path = store.put(KEY, {"a": tensor(1), "b": tensor(2)})
+    sound = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        places = [archive.getinfo(f"archive/data/{n}").header_offset for n in (0, 1)]
+    swapped = sound.replace(
+        struct.pack("<I", places[0]) + b"archive/data/0", struct.pack("<I", places[1]) + b"archive/data/0"
+    )
+    assert swapped != sound
+    path.write_bytes(swapped)
+    assert store.get(KEY) is None
+
+
 def test_the_fast_way_is_taken_and_sees_the_recipe(store, monkeypatch):
     for index in range(3):
         store.put(StepKey("episode", index), tensor(index), recipe=RECIPE)
@@ -319,6 +347,7 @@ def bomb():
         b"\x80\x02N" * 1000,
         b"\x80\x02" + b"x" * (1 << 21),
         pickle_layout.emit(TensorPlace("0", "float32", (2,))).replace(b"cpu", b"cud"),
+        pickle_layout.emit(TensorPlace("0", "float32", (2,))).replace(b"QK\x00", b"QK\x01"),
         pickle_layout.emit(TensorPlace("../0", "float32", (2,))),
         pickle_layout.emit({"a": TensorPlace("0", "float32", (2,)), "b": TensorPlace("0", "float32", (2,))}),
         pickle_layout.emit(TensorPlace("0", "float32", (2,))).replace(b"QK\x00(K\x02t", b"QK\x00(K\x03t"),
