@@ -89,7 +89,8 @@ def _add_build(commands: Commands) -> None:
         "--limit",
         type=parse_size,
         metavar="SIZE",
-        help="size limit of the store, kept for later: 50GiB; 0 lifts it. A build that is larger is refused",
+        help="size limit of the store, kept for later: 50GiB; 0 lifts it. A build that takes more is refused before it "
+        "starts; of videos shorter than --nframe their real length counts",
     )
     where.add_argument(
         "--soft-limit",
@@ -100,7 +101,7 @@ def _add_build(commands: Commands) -> None:
     where.add_argument(
         "--allow-eviction",
         action="store_true",
-        help="build although the whole may exceed the limit; what was used least recently is evicted, of other runs",
+        help="build although the whole exceeds the limit: the least recently used features go, this build's own too",
     )
     where.add_argument("--overwrite", action="store_true", help="build again what the store already holds")
     where.add_argument("--report", type=Path, metavar="DIR", help="write report.json and failed.jsonl there")

@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from cache_store import FeatureStore, StepKey, canonical_dataset_name
+from cache_store import CacheStoreError, FeatureStore, StepKey, canonical_dataset_name
 from jobs.build_views import BuildView, print_report
 from jobs.sizes import format_size
 from pipeline.encoders import EncoderSpec, StepEncoderSpec, load_spec
 from pipeline.encoders.base import VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.lanes import BuildReport, TimeLimits, run_build
+from pipeline.size_estimate import by_length, upper_bound
 from pipeline.sources import Source, open_source
 from pipeline.vision import SamplingRule
-from pipeline.work_plan import BuildTask, plan_build
+from pipeline.work_plan import BuildTask, Plan, plan_build
 
 VIDEO_SOURCES = ("folder", "video-mme")
 VIDEO_ENCODERS = ("longva", "huggingface")
@@ -35,13 +36,16 @@ def build(args: argparse.Namespace) -> int:
     source = _open_source(args)
     print(f"reading the weights of {args.model} ...", file=sys.stderr)
     spec = _load_spec(args)
-    run_id = uuid.uuid4().hex
-    with FeatureStore(args.store, limit_bytes=args.limit, run_id=run_id) as store:
-        _check_limit(args, spec, store)
+    # Without a run's id nothing protects what the build writes: it may evict its own features.
+    run_id = None if args.allow_eviction else uuid.uuid4().hex
+    with _open_store(args, run_id) as store:
+        _check_one_feature(args, spec, store)
         if args.dataset is not None:
             store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
         task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling)
         plan = plan_build(source, task, store, overwrite=args.overwrite)
+        if store.limit_bytes is not None and not args.allow_eviction:
+            _check_whole(plan, store, store.limit_bytes)
         store.remember_plan(f"{args.source} {os.path.abspath(args.data)} {args.encoder}", plan.wanted())
         with _stop_on_signal() as should_stop, BuildView(title=_title(args)) as view:
             report = run_build(
@@ -116,13 +120,23 @@ def _load_spec(args: argparse.Namespace) -> EncoderSpec:
     )
 
 
-def _check_limit(args: argparse.Namespace, spec: EncoderSpec, store: FeatureStore) -> None:
-    """Refuse a limit that no full feature fits under: the build would only evict and fail."""
+def _open_store(args: argparse.Namespace, run_id: str | None) -> FeatureStore:
+    try:
+        return FeatureStore(args.store, limit_bytes=args.limit, soft_limit_bytes=args.soft_limit, run_id=run_id)
+    except ValueError as exc:
+        if isinstance(exc, CacheStoreError):
+            raise
+        raise BuildRefused(f"--soft-limit: {exc}") from exc
+
+
+def _check_one_feature(args: argparse.Namespace, spec: EncoderSpec, store: FeatureStore) -> None:
+    """Refuse a limit that no feature at all fits under: every unit would fail."""
     if store.limit_bytes is None:
         return
     if args.encoder in VIDEO_ENCODERS:
         video_spec: VideoEncoderSpec = spec  # type: ignore[assignment]
-        feature_bytes, what = video_spec.feature_bytes(args.nframe), f"one feature of {args.nframe} frames"
+        # The shortest video has one frame.
+        feature_bytes, what = video_spec.feature_bytes(1), "one frame's feature"
     else:
         step_spec: StepEncoderSpec = spec  # type: ignore[assignment]
         feature_bytes, what = step_spec.feature_bytes(), "one feature"
@@ -131,6 +145,26 @@ def _check_limit(args: argparse.Namespace, spec: EncoderSpec, store: FeatureStor
             f"the store's limit of {format_size(store.limit_bytes)} is below {what} ({format_size(feature_bytes)}); "
             "raise --limit"
         )
+
+
+def _check_whole(plan: Plan, store: FeatureStore, limit_bytes: int) -> None:
+    """Refuse a build that would evict its own features before anybody read them.
+
+    Only what is sure is refused: where `--nframe` allows more than the limit holds, the videos' headers tell how many
+    frames there really are; videos that do not tell count in full, and the message says so.
+    """
+    needed = upper_bound(plan)
+    if needed.bytes > limit_bytes and needed.is_upper_bound:
+        print("reading the lengths of the videos, because the limit may be too small for them ...", file=sys.stderr)
+        needed = by_length(plan, store)
+    if needed.bytes <= limit_bytes:
+        return
+    up_to = "up to " if needed.is_upper_bound else ""
+    raise BuildRefused(
+        f"this build takes {up_to}{format_size(needed.bytes)} ({needed.features:,} features, {plan.skipped:,} of them "
+        f"already stored), and the store's limit is {format_size(limit_bytes)}; raise --limit, build less at a time, "
+        "or pass --allow-eviction, which keeps what was built or read last"
+    )
 
 
 def _title(args: argparse.Namespace) -> str:

@@ -27,7 +27,7 @@ class BuildTask:
 
     spec: EncoderSpec
     store_root: str
-    run_id: str
+    run_id: str | None  # None: what the build writes may be evicted while it runs
     nframe: int = 128
     sampling: SamplingRule = field(default_factory=lambda: SamplingRule.parse("source"))
     # Building a recipe for each of a million steps of a few instructions would cost more than asking the store.
@@ -117,7 +117,8 @@ class Plan:
 def plan_build(source: Source, task: BuildTask, store: FeatureStore, *, overwrite: bool) -> Plan:
     """Decide for every sample of the source whether it is to be built.
 
-    Skipped samples are marked as used by this run, so that the size limit cannot evict them while it lasts.
+    Skipped samples are marked as used by this run, if it has an id, so that the size limit cannot evict them while it
+    lasts.
 
     Raises:
         BuildRefused: the store holds a sample under another recipe and `overwrite` is not set.
@@ -143,12 +144,13 @@ def plan_build(source: Source, task: BuildTask, store: FeatureStore, *, overwrit
         if state == "stale":
             _refuse_another_recipe(sample, task, store)
         plan.decisions.append(Decision.SKIP if state == "present" else Decision.TODO)
-        if state == "present":
+        if state == "present" and task.run_id is not None:
             kept.append(task.key(sample))
             if len(kept) == _PROTECT_AT_ONCE or isinstance(sample, VideoSample):
                 store.protect(kept, recipe=task.recipe(sample))
                 kept.clear()
-    store.protect(kept)
+    if kept:
+        store.protect(kept)
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -122,6 +123,24 @@ def survey_video(path: Path) -> Survey:
         if all(frame.pts is not None for frame in found):
             found.sort(key=lambda frame: frame.pts or 0)
         return Survey(name, stream.codec_context.name, tuple(found), fps, Fraction(stream.time_base))
+
+
+def promised_length(path: Path) -> tuple[int, float] | None:
+    """Return how many frames the file's header promises, and their rate in frames per second; no packet is read.
+
+    None when the header does not tell, or there is none. `survey_video` counts; this one only believes.
+    """
+    try:
+        with open_container(path) as container:
+            stream = video_stream(container)
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+            if stream.frames > 0:
+                return int(stream.frames), fps or 25.0
+            seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+            return (max(1, math.ceil(seconds * fps)), fps) if seconds > 0 and fps > 0 else None
+    except (MediaError, av.error.FFmpegError):
+        # The build will name this video; its length is unknown until then.
+        return None
 
 
 def one_line(reason: BaseException) -> str:

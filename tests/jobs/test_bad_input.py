@@ -188,3 +188,34 @@ def test_clear_without_yes_deletes_nothing(tmp_path, capsys):
     assert "--yes" in capsys.readouterr().err
     assert main(["clear", "--store", str(tmp_path / "store"), "--yes"]) == 0
     assert not list((tmp_path / "store").rglob("*.pt"))
+
+
+def test_a_build_larger_than_the_limit_is_refused_with_both_numbers_and_ways_out(refused, videos):
+    for name in "bcdef":
+        write_video(videos / f"{name}.mp4")
+    said = refused(limit="300KiB", nframe=16)
+    assert "this build takes 4" in said
+    assert "300 KiB" in said
+    assert "6 features" in said
+    assert "--allow-eviction" in said
+
+
+def test_a_build_of_short_videos_is_not_refused_for_frames_that_they_do_not_have(tmp_path, local_ray):
+    write_video(tmp_path / "videos" / "a.mp4", frames=4)
+    arguments = ["--source", "folder", "--data", str(tmp_path / "videos"), "--encoder", "longva", "--model", "small"]
+    assert main(["build", *arguments, "--store", str(tmp_path / "store"), "--limit", "100KiB", "--nframe", "128"]) == 0
+
+
+def test_a_build_that_may_evict_keeps_what_it_built_last(tmp_path, local_ray, capsys):
+    for name in "abcdef":
+        write_video(tmp_path / "videos" / f"{name}.mp4", frames=16)
+    arguments = ["--source", "folder", "--data", str(tmp_path / "videos"), "--encoder", "longva", "--model", "small"]
+    arguments += ["--store", str(tmp_path / "store"), "--nframe", "16", "--limit", "300KiB"]
+    assert main(["build", *arguments]) == 2
+    assert main(["build", *arguments, "--allow-eviction"]) == 0
+    kept = sum(path.stat().st_size for path in (tmp_path / "store").rglob("*.pt"))
+    assert 0 < kept <= 300 * 1024
+
+
+def test_a_soft_limit_above_the_limit(refused, videos):
+    assert "soft limit" in refused(limit="1GiB", soft_limit="2GiB")

@@ -1,0 +1,91 @@
+"""How many bytes a plan's features will take in the store, told before anything is built."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import cast
+
+from cache_store import FeatureStore
+from pipeline.encoders.base import StepEncoderSpec, VideoEncoderSpec
+from pipeline.sources import VideoSample
+from pipeline.work_plan import BuildTask, Decision, Plan
+
+# Around the payload of one feature: the archive's headers and a record of a short recipe. Not less, so that no estimate
+# is above what is written.
+FILE_OVERHEAD_BYTES = 1536
+_RULES_OF_FIXED_LENGTH = ("longva", "vlmevalkit")
+
+
+@dataclass(frozen=True)
+class SizeEstimate:
+    """The bytes of all features that a plan wants, stored ones included."""
+
+    bytes: int
+    features: int
+    is_upper_bound: bool  # some videos do not tell how short they are
+
+
+def upper_bound(plan: Plan) -> SizeEstimate:
+    """Return what the plan takes if every video has as many frames as `nframe` allows; looks at no file."""
+    features = plan.todo + plan.skipped
+    is_exact = not _is_of_videos(plan.task) or plan.task.sampling.name in _RULES_OF_FIXED_LENGTH
+    return SizeEstimate(features * _file_bytes(plan.task, plan.task.nframe), features, not is_exact)
+
+
+def by_length(plan: Plan, store: FeatureStore) -> SizeEstimate:
+    """As `upper_bound`, with each video's own length: by its stored file, else by its header, else as `nframe` allows.
+
+    Opens every video that is to be built.
+    """
+    total_bytes = features = 0
+    is_upper_bound = False
+    for sample, decision in zip(plan.source, plan.decisions, strict=True):
+        if decision == Decision.FAILED:
+            continue
+        features += 1
+        frames: int | None = plan.task.nframe
+        if isinstance(sample, VideoSample):
+            if decision == Decision.SKIP:
+                total_bytes += _stored_bytes(sample, plan.task, store)
+                continue
+            frames = _frames_of(sample, plan.task)
+        is_upper_bound = is_upper_bound or frames is None
+        total_bytes += _file_bytes(plan.task, plan.task.nframe if frames is None else frames)
+    return SizeEstimate(total_bytes, features, is_upper_bound)
+
+
+def _is_of_videos(task: BuildTask) -> bool:
+    return hasattr(task.spec, "model_signature")
+
+
+def _file_bytes(task: BuildTask, frames: int) -> int:
+    if _is_of_videos(task):
+        return cast(VideoEncoderSpec, task.spec).feature_bytes(frames) + FILE_OVERHEAD_BYTES
+    return cast(StepEncoderSpec, task.spec).feature_bytes() + FILE_OVERHEAD_BYTES
+
+
+def _stored_bytes(sample: VideoSample, task: BuildTask, store: FeatureStore) -> int:
+    try:
+        return os.stat(store.path_of(task.key(sample), recipe=task.recipe(sample))).st_size
+    except OSError:
+        # Under an alias, or just evicted.
+        return _file_bytes(task, task.nframe)
+
+
+def _frames_of(sample: VideoSample, task: BuildTask) -> int | None:
+    """How many frames will be sampled; None when the file does not tell."""
+    if task.sampling.name in _RULES_OF_FIXED_LENGTH:
+        return task.nframe
+    # Late: PyAV belongs to the build, and plans are also made by who does not decode.
+    from pipeline.vision.survey import promised_length
+
+    promised = promised_length(sample.path)
+    if promised is None:
+        return None
+    frames, fps = promised
+    if sample.end_s is not None or sample.start_s is not None:
+        end_s = frames / fps if sample.end_s is None else min(sample.end_s, frames / fps)
+        frames = min(frames, max(1, math.ceil((end_s - (sample.start_s or 0.0)) * fps) + 1))
+    return len(task.sampling.indices(frames, count=task.nframe, fps=fps))
