@@ -71,9 +71,10 @@ class Budget:
         missing_bytes = needed_bytes - self._granted
         if missing_bytes <= 0:
             self._journal.append(announced)
-        else:
+            if self._granted_in != self._journal.generation:
+                self._granted, missing_bytes = 0, needed_bytes  # as above, noticed by the append
+        if missing_bytes > 0:
             self._grant(missing_bytes, announced)
-        self._granted_in = self._journal.generation
         self._granted -= needed_bytes
 
     def release(self, files: Iterable[Growth]) -> None:
@@ -101,7 +102,11 @@ class Budget:
                 needed_bytes=self._granted + missing_bytes,
             )
         asked_bytes = max(missing_bytes, min(_GRANT_BYTES, limit_bytes // _GRANT_SHARE))
+        before = self._journal.generation
         self._journal.append(line("r", asked_bytes), announced)
+        if before != self._journal.generation:
+            self._granted = 0  # the earlier grant went with the earlier journal; the next claim asks for more
+        self._granted_in = self._journal.generation
         self._granted += asked_bytes
         self._ledger.refresh()
         if self._ledger.total_bytes > limit_bytes and asked_bytes > missing_bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import random
 import shutil
 import threading
 from dataclasses import replace
@@ -398,3 +399,63 @@ def test_a_journal_used_after_a_fork_is_a_new_file(store):
     assert child.exitcode == 0
     assert len(journals_of(store)) == 2
     shared.close()
+
+
+def test_the_total_is_right_however_the_journal_grows(store):
+    chooser = random.Random(0)
+    lines, sums, total = [], [0], 0
+    for index in range(400):
+        change = chooser.randrange(-50, 100)
+        total += change
+        names = [f"{'n' * chooser.randrange(1, 90)}_vlm{index}.pt"] * (90 if index % 50 == 0 else 1)
+        lines.append(rows(line("w" if len(names) > 1 else "k", change, *names))[:])
+        kind, _, _, rest = lines[-1].split(b"\t", 3)
+        lines[-1] = b"\t".join((kind, str(change).encode(), str(total).encode(), rest))
+        sums.append(total)
+    content = b"".join(lines)
+    view, position = Ledger(store.root), 0
+    while position < len(content):
+        step = chooser.choice((1, 7, 60, 900, 6000))
+        write_journal(store, "a.journal", content[position : position + step])
+        position += step
+        view.refresh()
+        assert view.total_bytes == sums[content[:position].count(b"\n")]
+
+
+def test_any_flipped_byte_of_the_snapshot_is_noticed(open_store):
+    store = open_store(limit_bytes=10**6)
+    for index in range(20):
+        store.put(key(index), tensor(index))
+    store.close()
+    store.stats()
+    snapshot = store.root / ".vlm-cache" / "snapshot"
+    sound = snapshot.read_bytes()
+    for position in range(0, len(sound), 97):
+        damaged = bytearray(sound)
+        damaged[position] ^= 0x40
+        snapshot.write_bytes(damaged)
+        again = open_store()
+        stats = again.stats()
+        assert (stats.entries, stats.bytes) == (20, published_bytes(store.root)), position
+        assert sum(entry.bytes for entry in again.entries()) == published_bytes(store.root), position
+
+
+def test_an_entry_that_two_runs_wrote_stays_while_one_of_them_lasts(open_store):
+    first, second = open_store(limit_bytes=4 * 1650, run_id="first"), open_store(run_id="second")
+    first.put(key(0), tensor(0))
+    first.stats()
+    second.put(key(0), tensor(1))
+    second.close()
+    other = open_store()
+    for index in range(1, 9):
+        other.put(key(index), tensor(index))
+    assert other.contains(key(0))
+
+
+def test_a_clock_set_back_does_not_change_the_order_of_one_journal(store):
+    lines = [line("d", -5, "a_vlm0.pt", time_us=200), line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt", time_us=100)]
+    write_journal(store, "a.journal", *lines)
+    write_journal(store, "b.journal", line("d", 0, "b_vlm0.pt", time_us=150))
+    view = Ledger(store.root)
+    view.read()
+    assert view.changes.entries["a_vlm0.pt"] is not None

@@ -105,7 +105,8 @@ def test_pinned_data_sets_stay_and_go_when_the_pin_ends(open_store):
     assert "pinned" not in {name for name, found in store.stats().datasets.items() if found.entries}
 
 
-def test_a_store_full_of_pinned_entries_refuses_and_says_so(open_store):
+def test_a_store_full_of_pinned_entries_refuses_at_once_and_says_so(open_store, monkeypatch):
+    monkeypatch.setattr(budget.time, "sleep", lambda _: pytest.fail("waited for room that nobody holds"))
     store = open_store(limit_bytes=2 * SMALL)
     store.put(key(0), tensor(0))
     store.put(key(1), tensor(1))
@@ -186,6 +187,28 @@ def test_room_of_a_killed_writer_leaves_the_sums_of_all(open_store):
     view = Ledger(store.root)
     view.refresh()
     assert view.total_bytes == published_bytes(store.root)
+
+
+def test_room_is_granted_ahead_but_never_at_the_cost_of_an_entry(open_store):
+    store = open_store(limit_bytes=1 << 30)
+    size = store.put(key(0), tensor(0, width=1_500_000)).stat().st_size
+    store.set_limit(size + SMALL)
+    store.put(key(1), tensor(1))
+    assert kept(store) == [0, 1]
+
+
+def test_a_writer_whose_journal_was_taken_away_asks_for_room_anew(open_store):
+    limit = 40_000_000  # of which 39 kB are granted ahead
+    store = open_store(limit_bytes=limit)
+    for index in range(60):
+        store.put(key(index), tensor(index))
+        if index % 10 == 5:
+            for path in (store.root / ".vlm-cache" / "journals").iterdir():
+                path.unlink()
+        view = Ledger(store.root)
+        view.read()
+        own = [tail for tail in view.changes.tails.values() if not tail.is_closed]
+        assert all(tail.granted >= 0 for tail in own)
 
 
 def test_eviction_reads_the_front_of_the_snapshot_only(open_store, monkeypatch):
