@@ -95,7 +95,8 @@ def show(args: argparse.Namespace) -> int:
         console.print(f"  {where}: {tensor['dtype']} {tensor['shape']}", soft_wrap=True, markup=True)
     for part in ("key", "recipe", "provenance"):
         if info[part] is None:
-            console.print(f"[bold]{part}[/]: none (written by a plain torch.save)")
+            why = " (written by a plain torch.save)" if info["key"] is None else ""
+            console.print(f"[bold]{part}[/]: none{why}")
             continue
         fingerprint = f" {info['recipe_fingerprint']}" if part == "recipe" else ""
         console.print(f"[bold]{part}[/]{fingerprint}")

@@ -25,7 +25,10 @@ def verify(args: argparse.Namespace) -> int:
     """Check every feature; returns 1 if something is wrong, also after a repair."""
     started = time.monotonic()
     columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with open_store(args.store) as store, ProgressBars(*columns, TimeRemainingColumn(), console=notes()) as bars:
+    with (
+        open_store(args.store) as store,
+        ProgressBars(*columns, TimeRemainingColumn(), console=notes(), transient=True) as bars,
+    ):
         bar = bars.add_task("checking", total=None, note="")
 
         def show(told: VerifyProgress) -> None:
@@ -177,7 +180,7 @@ def clear(args: argparse.Namespace) -> int:
     with open_store(args.store) as store:
         if not args.yes:
             found = store.stats()
-            pins = f", and {len(found.pins):,} pins hold" if found.pins else ""
+            pins = f", some of them pinned ({len(found.pins):,} pins)" if found.pins else ""
             raise BuildRefused(
                 f"{args.store} holds {found.entries:,} features with {format_size(found.bytes)}{pins}; "
                 "pass --yes to delete them all"

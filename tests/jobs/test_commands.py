@@ -8,18 +8,8 @@ import json
 import pytest
 import torch
 
-from cache_store import FeatureStore, StepKey
 from jobs.__main__ import main
 from jobs.sizes import format_seconds, format_size, parse_age, parse_size
-
-
-@pytest.fixture
-def root(tmp_path):
-    with FeatureStore(tmp_path / "store", limit_bytes=10**9) as store:
-        for number in range(4):
-            store.put(StepKey("episode_1", number), torch.full((1, 1, 8), number), recipe={"encoder": {"family": "x"}})
-        store.put(StepKey("episode_2", 0), torch.zeros(1, 1, 8))
-    return tmp_path / "store"
 
 
 def run(capsys, *arguments: object) -> tuple[int, str]:
