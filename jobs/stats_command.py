@@ -16,7 +16,7 @@ from jobs.printing import open_store, print_json, results
 from jobs.stats_view import MOST_ROWS, Rates, headlines, render
 from pipeline.errors import BuildRefused
 
-# Head lines, warnings and pins of a watched view, which must stay in sight.
+# Head lines, warnings and the models' rows of a watched view, which must stay in sight.
 _LINES_BESIDE_ROWS = 14
 
 
@@ -68,7 +68,8 @@ def _watch(store: FeatureStore, args: argparse.Namespace) -> int:
                 rates = Rates.between(before[1], found, looked_s - before[0]) if before is not None else None
                 before = (looked_s, found)
                 if live is not None:
-                    rows = None if args.all else max(3, min(MOST_ROWS, console.height - _LINES_BESIDE_ROWS))
+                    room = console.height - _LINES_BESIDE_ROWS - 2 * len(found.pins)
+                    rows = None if args.all else max(3, min(MOST_ROWS, room))
                     last = render(found, now_s=time.time(), width=console.width, most_rows=rows, rates=rates)
                     live.update(last, refresh=True)
                 elif args.json:
