@@ -50,7 +50,7 @@ class Tail:
     granted: int = 0  # bytes of room that its process may still fill
     owner: Owner | None = None
     is_closed: bool = False
-    writing: set[str] = field(default_factory=set)  # files announced and neither published nor given up
+    writing: set[str] = field(default_factory=set)  # files announced, not yet published, deleted or given up
 
     def is_finished(self, silent_s: float) -> bool:
         """Whether nothing more is to be expected in this journal."""
@@ -102,6 +102,7 @@ class Changes:
         elif kind == "r":
             tail.granted += change
         elif kind == "d":
+            tail.writing.discard(fields[4])
             self.entries[fields[4]] = None
             self.used.pop(fields[4], None)
             self.runs.pop(fields[4], None)

@@ -99,6 +99,8 @@ class Books:
             with self._lock:
                 self._know_files()
                 self.budget.claim(growths)
+            # Evicted, perhaps, while this waited for room; from now on it is known to be written.
+            olds = [size_of(self._prefix + file.name) for file in files]
         published: set[str] = set()
         try:
             yield published
@@ -140,12 +142,20 @@ class Books:
             StoreWriteError: the operating system refused.
         """
         path = self._root / name
-        size = size_of(path)
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            return False
+        # Announced, so that whoever lists the files meanwhile does not take it for lost: the `d` line follows.
+        self.journal.append(line("w", 0, name))
         try:
             os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
+            self.journal.append(line("x", 0, name))
             return False
         except OSError as exc:
+            with contextlib.suppress(StoreWriteError):
+                self.journal.append(line("x", 0, name))
             raise StoreWriteError(str(path), exc) from exc
         self.journal.append(line("d", -size, name))
         return True

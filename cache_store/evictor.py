@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cache_store.accounts import joined
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
-from cache_store.journal import Journal, line
+from cache_store.journal import Journal, Line, line
 from cache_store.ledger import Ledger, entry_on_disk
 from cache_store.naming import is_small
 from cache_store.pins import Protected, active
@@ -20,6 +20,7 @@ from cache_store.scan import table_for_folding
 from cache_store.snapshot import Snapshot
 from cache_store.usage import Usage
 
+_AT_ONCE = 256
 _WARN_FROM = 1000  # evictions of unread entries in one process
 
 logger = logging.getLogger("cache_store")
@@ -49,12 +50,10 @@ class _Guard:
 
 @dataclass(eq=False)
 class _Freed:
-    """What a pass has unlinked so far."""
+    """What one batch has unlinked."""
 
-    bytes: int = 0
-    small_bytes: int = 0
+    lines: list[Line] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
 
@@ -129,32 +128,42 @@ class Evictor:
 
     def _pass(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, *, is_last: bool) -> None:
         self._open_queues()
-        freed = _Freed()
-        try:
-            self._evict(limit_bytes, low_water_bytes, guard, freed, is_last=is_last)
-        finally:
-            self._tell(freed)
+        while rows := self._chosen(limit_bytes, low_water_bytes, guard, is_last=is_last):
+            # Announced, so that whoever lists the files meanwhile does not take them for lost: the `d` lines follow.
+            self._journal.append(line("w", 0, *(row.name for row in rows)))
+            freed = _Freed()
+            try:
+                for row in rows:
+                    self._unlink(row, freed)
+            finally:
+                self._tell(rows, freed)
+            self._open_queues()
         self._correct_total()
 
-    def _evict(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, freed: _Freed, *, is_last: bool) -> None:
+    def _chosen(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, *, is_last: bool) -> list[_Row]:
+        """The next entries to unlink, a few at a time; none when enough is free or nothing may go."""
         changes = self._ledger.changes
-        total_bytes = changes.published_bytes + changes.granted_bytes
-        while total_bytes - freed.bytes > low_water_bytes:
-            pool = "small" if changes.small_bytes - freed.small_bytes > limit_bytes // 2 else "large"
+        rest_bytes = changes.published_bytes + changes.granted_bytes
+        small_bytes = changes.small_bytes
+        rows: list[_Row] = []
+        while rest_bytes > low_water_bytes and len(rows) < _AT_ONCE:
+            pool = "small" if small_bytes > limit_bytes // 2 else "large"
             row = self._next(pool, guard)
             if row is None and not is_last and self._has_newer(pool):
-                return
+                break
             if row is None:
                 pool = "large" if pool == "small" else "small"
                 row = self._next(pool, guard)
             if row is None:
-                return
-            rest_bytes = total_bytes - freed.bytes
+                break
             if rest_bytes <= limit_bytes and rest_bytes - row.bytes < low_water_bytes:
                 # Optional evictions never take more than asked: one more large entry could be a third of the store.
                 self._queues[pool].put_back(row)
-                return
-            self._unlink(row, freed)
+                break
+            rows.append(row)
+            rest_bytes -= row.bytes
+            small_bytes -= row.bytes if is_small(row.bytes) else 0
+        return rows
 
     def _next(self, pool: str, guard: _Guard) -> _Row | None:
         changes = self._ledger.changes
@@ -186,18 +195,15 @@ class Evictor:
             return
         except OSError as exc:
             raise StoreWriteError(path, exc) from exc
+        freed.lines.append(line("d", -row.bytes, row.name))
         freed.names.append(row.name)
-        freed.sizes.append(row.bytes)
-        freed.bytes += row.bytes
-        if is_small(row.bytes):
-            freed.small_bytes += row.bytes
         if row.used_us <= row.written_us:
             freed.unread.append(row.name)
 
-    def _tell(self, freed: _Freed) -> None:
-        if not freed.names:
-            return
-        self._journal.append(*(line("d", -size, name) for name, size in zip(freed.names, freed.sizes, strict=True)))
+    def _tell(self, rows: list[_Row], freed: _Freed) -> None:
+        kept = {row.name for row in rows} - set(freed.names)
+        given_up = [line("x", 0, *sorted(kept))] if kept else []
+        self._journal.append(*freed.lines, *given_up)
         self._usage.evicted(freed.names, unread=freed.unread)
         self._ledger.read()
         self._evicted += len(freed.names)
@@ -218,7 +224,7 @@ class Evictor:
         error = changes.published_bytes + changes.granted_bytes - self._ledger.total_bytes
         if error:
             self._journal.append(line("k", error, 0))
-        self._ledger.refresh()
+        self._ledger.read()
 
     def _open_queues(self) -> None:
         snapshot = self._ledger.snapshot

@@ -5,7 +5,7 @@ time in microseconds, then the kind's own fields. The last whole line of each jo
 
     o  0         host pid started run          the process opens the journal
     r  +-bytes                                 room is granted to this process, or given back by it
-    w  0         name...                       these files are about to be published
+    w  0         name...                       these files are about to be published or deleted
     x  0         name...                       ... and were not
     p  change    bytes written_us fingerprint8 run granted name
                                                published; change = bytes - bytes replaced - bytes of the grant used

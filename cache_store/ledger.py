@@ -131,7 +131,7 @@ class Ledger:
     def fold(self, own: Journal, table: Table, silences_s: dict[str, float]) -> None:
         """Write a snapshot of `table`, which is the entries after `settle`, and remove finished journals.
 
-        The caller holds the lease, or accepts that another compactor's snapshot is replaced by an equal one.
+        The caller holds the lease; where locks do nothing, the second of two compactors leaves it to the first.
 
         Raises:
             StoreWriteError: the operating system refused.
@@ -143,6 +143,10 @@ class Ledger:
             del changes.tails[name]  # folded and removed earlier
         finished = {name: tail for name, tail in changes.tails.items() if tail.is_finished(silences_s[name])}
         table = entry_table.keep_runs(table, changes.active_runs(silences_s))
+        if _signature(self._path) != self._signature:
+            # Without locks another compactor may be as far: what it folded away is in its snapshot only.
+            self.forget()
+            return
         snapshot.write(self._path, table, changes)
         for name, tail in finished.items():
             self._remove(name, tail, own)

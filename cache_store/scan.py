@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_store import naming, pins
-from cache_store.accounts import Entry
+from cache_store.accounts import Changes, Entry
 from cache_store.archive import recorded_fingerprint8
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
@@ -76,7 +76,7 @@ def _listed(root: Path, ledger: Ledger, now_s: float) -> tuple[Table, dict[str, 
     ledger.settle(silences_s)
     known = ledger.table()
     books_alone = entry_table.merged(entry_table.from_entries({}), ledger.changes) if known is None else known
-    table, is_corrected = _corrected(root, books_alone, on_disk, ledger.changes.runs)
+    table, is_corrected = _corrected(root, books_alone, on_disk, ledger.changes)
     total_bytes = entry_table.sum_of_bytes(table) + ledger.changes.granted_bytes
     return table, silences_s, known is None or is_corrected or total_bytes != ledger.total_bytes
 
@@ -116,18 +116,22 @@ def _array(names: Iterator[str]) -> ChunkedArray:
     return pa.chunked_array([pa.array(names, pa.string())])
 
 
-def _corrected(root: Path, table: Table, on_disk: ChunkedArray, runs: dict[str, str]) -> tuple[Table, bool]:
+def _corrected(root: Path, table: Table, on_disk: ChunkedArray, changes: Changes) -> tuple[Table, bool]:
     from cache_store import entry_table
 
     unknown, gone = entry_table.differences(table, on_disk)
+    # What a writer or evictor is about to say in its journal must not be counted twice.
+    announced = changes.being_written
     found: dict[str, Entry] = {}
     for name in unknown:
+        if name in announced:
+            continue
         entry = entry_on_disk(root / name)
         if entry is not None:
             fingerprint8 = recorded_fingerprint8(f"{root}/{name}")
-            found[name] = entry._replace(fingerprint8=fingerprint8, runs=runs.get(name, ""))
+            found[name] = entry._replace(fingerprint8=fingerprint8, runs=changes.runs.get(name, ""))
     # It may have been published after the listing.
-    lost = [name for name in gone if entry_on_disk(root / name) is None]
+    lost = [name for name in gone if name not in announced and entry_on_disk(root / name) is None]
     if lost:
         table = entry_table.without(table, lost)
     if found:

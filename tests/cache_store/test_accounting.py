@@ -430,9 +430,9 @@ def test_any_flipped_byte_of_the_snapshot_is_noticed(open_store):
     store.stats()
     snapshot = store.root / ".vlm-cache" / "snapshot"
     sound = snapshot.read_bytes()
-    for position in range(0, len(sound), 97):
+    for position in range(0, len(sound), 13):
         damaged = bytearray(sound)
-        damaged[position] ^= 0x40
+        damaged[position] ^= 0x01
         snapshot.write_bytes(damaged)
         again = open_store()
         stats = again.stats()
@@ -443,6 +443,7 @@ def test_any_flipped_byte_of_the_snapshot_is_noticed(open_store):
 def test_an_entry_that_two_runs_wrote_stays_while_one_of_them_lasts(open_store):
     first, second = open_store(limit_bytes=4 * 1650, run_id="first"), open_store(run_id="second")
     first.put(key(0), tensor(0))
+    (first.root / ".vlm-cache" / "snapshot").unlink()
     first.stats()
     second.put(key(0), tensor(1))
     second.close()

@@ -30,6 +30,11 @@ def large(seed):
     return {"vision_features": torch.full((600, 1024), float(seed), dtype=torch.float16)}
 
 
+def bring_into_snapshot(store):
+    (store.root / ".vlm-cache" / "snapshot").unlink(missing_ok=True)
+    store.stats()
+
+
 def kept(store):
     return sorted(found.vlm_idx for found in store.keys() if isinstance(found, StepKey))
 
@@ -147,7 +152,7 @@ def test_what_a_run_protects_after_the_snapshot_stays(open_store):
     with open_store(limit_bytes=4 * SMALL, run_id="over") as finished:
         for index in range(4):
             finished.put(key(index), tensor(index))
-        finished.stats()
+        bring_into_snapshot(finished)
     run = open_store(run_id="active")
     run.protect([key(0)])
     store = open_store()
@@ -161,7 +166,7 @@ def test_what_was_read_since_the_snapshot_goes_last(open_store):
     store = open_store(limit_bytes=4 * SMALL)
     for index in range(4):
         store.put(key(index), tensor(index))
-    store.stats()
+    bring_into_snapshot(store)
     with open_store() as reader:
         reader.get(key(0))
     store.put(key(4), tensor(4))
@@ -175,15 +180,18 @@ def _ask_for_room_and_die(store):
     os._exit(9)
 
 
-def test_room_of_a_killed_writer_leaves_the_sums_of_all(open_store):
-    store = open_store(limit_bytes=4 * SMALL)
-    for index in range(2):
+def test_room_of_a_killed_writer_leaves_the_sums_of_all(open_store, monkeypatch):
+    store = open_store(limit_bytes=6 * SMALL)
+    for index in range(3):
         store.put(key(index), tensor(index))
+    bring_into_snapshot(store)
     dying = multiprocessing.get_context("fork").Process(target=_ask_for_room_and_die, args=(store,))
     dying.start()
     dying.join()
-    for index in range(2, 6):
-        store.put(key(index), tensor(index))
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "fold", lambda *_: pytest.fail("the whole store was read for one dead writer"))
+        store.put(key(3), tensor(3))
+    assert kept(store) == [0, 1, 2, 3, 50]
     view = Ledger(store.root)
     view.refresh()
     assert view.total_bytes == published_bytes(store.root)
