@@ -147,18 +147,22 @@ class Books:
         except OSError:
             return False
         # Announced, so that whoever lists the files meanwhile does not take it for lost: the `d` line follows.
-        self.journal.append(line("w", 0, name))
+        self._note(line("w", 0, name))
         try:
             os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
-            self.journal.append(line("x", 0, name))
+            self._note(line("x", 0, name))
             return False
         except OSError as exc:
-            with contextlib.suppress(StoreWriteError):
-                self.journal.append(line("x", 0, name))
+            self._note(line("x", 0, name))
             raise StoreWriteError(str(path), exc) from exc
-        self.journal.append(line("d", -size, name))
+        self._note(line("d", -size, name))
         return True
+
+    def _note(self, one: Line) -> None:
+        # Deleting is how a full disk gets room again, and must not fail because the journal finds none.
+        with contextlib.suppress(StoreWriteError):
+            self.journal.append(one)
 
     def set_aside(self, name: str, reason: str) -> str | None:
         """Rename a damaged feature into the quarantine and journal it; returns its path there, None if it was gone.

@@ -13,7 +13,7 @@ from cache_store import naming
 from cache_store.archive import Record, open_archive, read_record
 from cache_store.atomic import make_folder
 from cache_store.dataset_names import names_to_search
-from cache_store.errors import DamagedFeature, RecipeMismatch, StoreWriteError
+from cache_store.errors import DamagedFeature, RecipeMismatch, StoreReadError, StoreWriteError
 from cache_store.fast_read import FastReader
 from cache_store.feature_file import PLAINLY, How, load
 from cache_store.journal import Journal, line
@@ -142,6 +142,8 @@ class Reader:
                     return _Found(value)
             except FileNotFoundError:
                 return None
+            except OSError as exc:
+                raise StoreReadError(str(path), exc) from exc
             except DamagedFeature as exc:
                 # A writer may have replaced the damaged file while we read it: then the new one counts.
                 if _identity(path) == before:
