@@ -21,7 +21,7 @@ from cache_store.journal import Journal, Line, line, now_us
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
 from cache_store.scan import reconcile, table_for_folding
-from cache_store.settings import Settings
+from cache_store.settings import Settings, mark_format
 from cache_store.usage import Usage
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Books:
         self._prefix = f"{root}/"
         self._run_id = run_id
         self._lock = threading.RLock()
+        self._is_format_known = False
         self._puts = 0
         self.journal = Journal(root / naming.JOURNALS, run_id)
         self.usage = Usage(self.journal)
@@ -90,6 +91,9 @@ class Books:
 
     @contextmanager
     def _published(self, files: Sequence[NewFile]) -> Iterator[set[str]]:
+        if not self._is_format_known:
+            mark_format(self._root)
+            self._is_format_known = True
         sizes = [sum(map(len, file.buffers)) for file in files]  # the buffers are one-dimensional and of bytes
         olds = [size_of(self._prefix + file.name) for file in files]
         growths: list[Growth] = []

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cache_store import naming
-from cache_store.atomic import make_folder, publish
+from cache_store.atomic import create_only, make_folder, publish
 from cache_store.errors import StoreFormatError
 
-FORMAT = 1
+# 1: text snapshots, journals without running sums. 2: Parquet snapshots. Features are the same in both, and what
+# differs are hints: a store of format 1 is read as it is, and its first writer makes it one of format 2.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,36 @@ def _remembered(root: Path) -> Settings:
     return Settings(*(limit if isinstance(limit, int) else None for limit in limits))
 
 
+def mark_format(root: Path) -> None:
+    """Write the format into a store that has none or an older one; what older journals said is found by a scan.
+
+    Raises:
+        StoreFormatError: another process has upgraded the store beyond this version.
+        StoreWriteError: the operating system refused.
+    """
+    path = root / naming.SETTINGS
+    if create_only(_content(Settings()), path) or _format_in(path) == FORMAT:
+        return
+    remember(root, _remembered(root))
+    logger.info("%s is a store of format %d now", root, FORMAT)
+    shutil.rmtree(root / naming.JOURNALS_OF_FORMAT_1, ignore_errors=True)
+
+
+def _format_in(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def remember(root: Path, settings: Settings) -> None:
     """Write the settings for every later process.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
-    fields = {"format": FORMAT, **asdict(settings)}
-    publish([json.dumps(fields, sort_keys=True).encode() + b"\n"], root / naming.SETTINGS)
+    publish([_content(settings)], root / naming.SETTINGS)
+
+
+def _content(settings: Settings) -> bytes:
+    return json.dumps({"format": FORMAT, **asdict(settings)}, sort_keys=True).encode() + b"\n"

@@ -25,7 +25,7 @@ def key(index, dataset="episode"):
 
 
 def journals_of(store):
-    return sorted((store.root / ".vlm-cache" / "journals").iterdir())
+    return sorted((store.root / ".vlm-cache" / "journals.2").iterdir())
 
 
 def summed(store):
@@ -45,7 +45,7 @@ def rows(*lines):
 
 
 def write_journal(store, name, *lines):
-    folder = store.root / ".vlm-cache" / "journals"
+    folder = store.root / ".vlm-cache" / "journals.2"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / name, "ab") as file:
         file.write(lines[0] if isinstance(lines[0], bytes) else rows(*lines))
@@ -151,7 +151,7 @@ def test_a_journal_that_a_compactor_removed_is_replaced(store):
 
 
 def test_lines_written_just_before_the_removal_are_written_again(store, monkeypatch):
-    late = Journal(store.root / ".vlm-cache" / "journals", None)
+    late = Journal(store.root / ".vlm-cache" / "journals.2", None)
     late.append(line("r", 5), line("p", 0, 5, 1, "", "", 5, "a_vlm0.pt"))
     name = late.name
     late.close()
@@ -162,7 +162,7 @@ def test_lines_written_just_before_the_removal_are_written_again(store, monkeypa
         write_journal(store, name, line("p", -3, 7, 1, "", "", 10, "b_vlm0.pt"))
 
     monkeypatch.setattr(ledger.snapshot, "write", write_then_the_closed_process_appends)
-    own = Journal(store.root / ".vlm-cache" / "journals", None)
+    own = Journal(store.root / ".vlm-cache" / "journals.2", None)
     view = Ledger(store.root)
     fold(view, own)
     assert name not in [path.name for path in journals_of(store)]
@@ -231,7 +231,7 @@ def test_a_failed_append_starts_a_new_journal_instead_of_continuing_a_torn_line(
         real(fd, bytes(data)[:4])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    writing = Journal(store.root / ".vlm-cache" / "journals", None)
+    writing = Journal(store.root / ".vlm-cache" / "journals.2", None)
     writing.append()
     monkeypatch.setattr(journal.os, "write", half)
     with pytest.raises(StoreWriteError):
@@ -291,7 +291,7 @@ def test_a_line_that_is_still_being_written_counts_once_it_is_whole(store):
 
 
 def test_a_compaction_in_the_middle_of_a_reading_loses_nothing(store, monkeypatch):
-    own = Journal(store.root / ".vlm-cache" / "journals", None)
+    own = Journal(store.root / ".vlm-cache" / "journals.2", None)
     write_journal(store, "a.journal", line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt"), line("c", 0))
     real, folded = ledger._journal_names, []
 
@@ -342,7 +342,7 @@ def test_a_snapshot_that_lost_lines_does_not_make_a_full_store_look_empty(open_s
     store = open_store(limit_bytes=8_000)
     for index in range(4):
         store.put(key(index), tensor(index))
-    own = Journal(store.root / ".vlm-cache" / "journals", None)
+    own = Journal(store.root / ".vlm-cache" / "journals.2", None)
     view = Ledger(store.root)
     fold(view, own)
     for path in journals_of(store):
@@ -391,7 +391,7 @@ def test_a_child_forked_while_a_thread_holds_the_store_can_put(open_store, monke
 
 
 def test_a_journal_used_after_a_fork_is_a_new_file(store):
-    shared = Journal(store.root / ".vlm-cache" / "journals", None)
+    shared = Journal(store.root / ".vlm-cache" / "journals.2", None)
     shared.append(line("d", 0, "x"))
     child = multiprocessing.get_context("fork").Process(target=shared.append, args=(line("d", 0, "y"),))
     child.start()

@@ -211,7 +211,7 @@ def test_a_writer_whose_journal_was_taken_away_asks_for_room_anew(open_store):
     for index in range(60):
         store.put(key(index), tensor(index))
         if index % 10 == 5:
-            for path in (store.root / ".vlm-cache" / "journals").iterdir():
+            for path in (store.root / ".vlm-cache" / "journals.2").iterdir():
                 path.unlink()
         view = Ledger(store.root)
         view.read()

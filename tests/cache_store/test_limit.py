@@ -119,7 +119,7 @@ def test_a_killed_run_protects_nothing_any_more(open_store):
 
 
 def _reserve_and_die(root):
-    journal = Journal(root / ".vlm-cache" / "journals", None)
+    journal = Journal(root / ".vlm-cache" / "journals.2", None)
     journal.append(line("r", 10**9, "episode_vlm7.pt"))
     os._exit(9)
 
@@ -162,7 +162,7 @@ def test_an_entry_that_is_being_written_is_not_evicted(open_store):
     store = open_store(limit_bytes=2 * SIZE + 1)
     store.put(key(0), tensor(0))
     store.put(key(1), tensor(1))
-    other = Journal(store.root / ".vlm-cache" / "journals", None)
+    other = Journal(store.root / ".vlm-cache" / "journals.2", None)
     other.append(line("r", 1), line("w", 0, "episode_vlm0.pt"))
     store.put(key(2), tensor(2))
     assert 0 in kept(store)
@@ -173,7 +173,7 @@ def test_an_entry_that_is_being_written_is_not_evicted(open_store):
 def test_a_writer_waits_for_the_room_that_another_one_holds(open_store, monkeypatch):
     store = open_store(limit_bytes=2 * SIZE)
     store.put(key(0), tensor(0))
-    other = Journal(store.root / ".vlm-cache" / "journals", None)
+    other = Journal(store.root / ".vlm-cache" / "journals.2", None)
     other.append(line("r", 2 * SIZE), line("w", 0, "episode_vlm9.pt"))
     waits = []
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cache_store import FeatureStore, RecipeMismatch, StepKey, StoreFormatError, VideoKey, scan
-from tests.cache_store.conftest import tensor
+from tests.cache_store.conftest import published_bytes, tensor
 
 KEY = StepKey("episode", 0)
 VIDEO = VideoKey("Video-MME", "abc", 8, "0123abcd")
@@ -300,3 +300,39 @@ def test_an_entry_published_during_the_listing_is_not_lost(store, monkeypatch):
 
     monkeypatch.setattr(scan, "feature_names", listing_before_a_put)
     assert store.stats().entries == 2
+
+
+def test_a_store_says_its_format_from_its_first_put_on_and_keeps_its_limit(open_store):
+    settings = "store/.vlm-cache/store.json"
+    first = open_store()
+    assert not (first.root.parent / settings).exists()
+    second = open_store(limit_bytes=10**6)
+    first.put(KEY, tensor(1))
+    assert json.loads((first.root.parent / settings).read_bytes()) == {
+        "format": 2,
+        "limit_bytes": 10**6,
+        "soft_limit_bytes": None,
+    }
+    assert second.get(KEY) is not None
+
+
+def test_a_store_of_format_1_is_read_and_becomes_one_of_format_2_with_its_first_put(open_store):
+    store = open_store()
+    torch.save(tensor(1), store.root / "old_vlm0.pt")
+    old = store.root / ".vlm-cache"
+    (old / "journals").mkdir(parents=True)
+    (old / "journals" / "a.journal").write_bytes(
+        b"o\t0\t1\thost\t1\t1\t\np\t9999\t1763000000000000\t9999\t1\t\t\t0\told_vlm0.pt\n"
+    )
+    (old / "snapshot").write_bytes(b'{"format":1,"counters":{},"journals":{},"published_bytes":5,"reserved_bytes":0}\n')
+    (old / "store.json").write_bytes(b'{"format": 1, "limit_bytes": 1000000}\n')
+    again = open_store()
+    assert again.limit_bytes == 10**6
+    assert torch.equal(again.get(StepKey("old", 0)), tensor(1))
+    assert again.stats().bytes == published_bytes(store.root)
+    assert (old / "journals").exists()
+    again.put(KEY, tensor(2))
+    assert json.loads((old / "store.json").read_bytes())["format"] == 2
+    assert open_store().limit_bytes == 10**6
+    assert not (old / "journals").exists()
+    assert again.stats().entries == 2
