@@ -223,6 +223,22 @@ def check(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
+def sound_content(path: str | os.PathLike[str]) -> tuple[bytes, str | None]:
+    """All bytes of a file whose every checksum is right, and its recipe's fingerprint if it tells one.
+
+    Raises:
+        FileNotFoundError, DamagedFeature, StoreReadError: as `open_archive`.
+    """
+    with open_archive(path) as archive:
+        archive.verify()
+        record = archive.record()
+        archive.file.seek(0)
+        try:
+            return archive.file.read(), record.recipe_fingerprint if record is not None else None
+        except OSError as exc:
+            raise StoreReadError(archive.path, exc) from exc
+
+
 def append_record(buffer: BytesIO, root: str, record: Record) -> None:
     """Add the record to a finished archive whose folder is `root`, without copying the tensors' bytes."""
     # Fixed date, permissions and system: equal inputs must give equal files on every host.

@@ -209,3 +209,15 @@ def _tensors(value: object, path: str) -> Iterable[TensorInfo]:
 def feature_dtype(value: object) -> str | None:
     """The dtype of a feature's first tensor as in `float16`; None when it holds none."""
     return next((tensor.dtype for tensor in _tensors(value, "")), None)
+
+
+def same_feature(one: object, other: object) -> bool:
+    """Whether two features are equal in structure, dtypes, shapes and bits."""
+    left, right = _Preparation(), _Preparation()
+    try:
+        trees = [preparation.prepared(value, "value") for preparation, value in ((left, one), (right, other))]
+    except TypeError:
+        return False
+    if repr(trees[0]) != repr(trees[1]):
+        return False
+    return all(_bytes_of(a) == _bytes_of(b) for a, b in zip(left.tensors, right.tensors, strict=True))

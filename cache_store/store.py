@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cache_store import families, maintenance, meta, naming, settings
+from cache_store.archive import sound_content
 from cache_store.books import Books, NewFile
 from cache_store.bulk import KnownRecipes, with_wanted
 from cache_store.errors import StoreWriteError
@@ -158,6 +159,19 @@ class FeatureStore(Upkeep):
         files = {file.name: file for file in map(self._new_file, items)}
         self._books.publish_many(list(files.values()))
         return [self.root / name for name in files]
+
+    def adopt(self, file: Path, key: FeatureKey) -> Path:
+        """Copy a sound feature file into the store as it is, under another name; returns the new file.
+
+        Raises:
+            EntryExists: the name is taken.
+            DamagedFeature, InvalidKey, StoreReadError, StoreFull, StoreWriteError: nothing was published.
+        """
+        self._begin()
+        name = naming.relative_path(key)
+        content, fingerprint = sound_content(file)
+        self._books.publish(NewFile(name, [content], (fingerprint or "")[:8]), create_only=True)
+        return self.root / name
 
     def get(
         self,

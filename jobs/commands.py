@@ -22,6 +22,7 @@ _MODULES = {
     "prune": "jobs.upkeep_commands",
     "pin": "jobs.upkeep_commands",
     "clear": "jobs.upkeep_commands",
+    "migrate": "jobs.migrate_command",
 }
 _BUILD_ONLY = ("ray", "transformers", "av", "PIL", "safetensors")
 

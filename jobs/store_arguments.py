@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jobs.migrate_arguments import add_migrate
 from jobs.parsers import Commands, add_command, add_json, add_store
 from jobs.sizes import fingerprint_prefix, parse_age, parse_size, positive_int, positive_seconds
 
@@ -19,6 +20,7 @@ def add_store_commands(commands: Commands) -> None:
     _add_prune(commands)
     _add_pin(commands)
     _add_clear(commands)
+    add_migrate(commands)
 
 
 def _add_stats(commands: Commands) -> None:

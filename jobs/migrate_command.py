@@ -1,0 +1,111 @@
+"""`vlm-cache migrate`: brings caches of earlier scripts under today's names, and tells what may be deleted then."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from cache_store import FeatureStore
+from cache_store.migration import (
+    Move,
+    Moved,
+    instruction_hash,
+    moves_of_aliases,
+    moves_of_names,
+    moves_to_flat,
+    moves_to_tree,
+    read_names,
+)
+from cache_store.migration import migrate as migrated
+from jobs.printing import notes, print_json, printable, results, table
+from jobs.sizes import format_size
+from pipeline.errors import BuildRefused
+
+_SHOWN = 20
+
+
+def migrate(args: argparse.Namespace) -> int:
+    """Copy what the options select; 1 if a file was damaged, in conflict or could not say what it is."""
+    source = args.source or args.store
+    if not source.is_dir():
+        raise BuildRefused(f"{source} is no folder; --from names the old cache")
+    recipe = _read_json(args.recipe) if args.recipe else None
+    moves = list(_moves(args, source))
+    with FeatureStore(args.store) as store, Progress(console=notes(), transient=True) as bars:
+        bar = bars.add_task("copying", total=len(moves))
+        found = []
+        for moved in migrated(store, iter(moves), recipe=recipe, dry_run=args.dry_run):
+            found.append(moved)
+            bars.advance(bar)
+    movable = [one.source for one in found if one.outcome in ("copied", "there")]
+    if args.write_list and not args.dry_run:
+        args.write_list.write_text("".join(f"{path}\n" for path in movable))
+    if args.json:
+        print_json(_as_json(found, dry_run=args.dry_run))
+    else:
+        _print(found, args)
+    return 1 if any(one.outcome in ("damaged", "conflict", "skipped") for one in found) else 0
+
+
+def _moves(args: argparse.Namespace, source: Path) -> Iterator[Move | Moved]:
+    prompt_hash = instruction_hash(args.instruction, args.prompt_hash)
+    if args.names:
+        try:
+            return moves_of_names(source, read_names(args.names))
+        except OSError as exc:
+            raise BuildRefused(f"--names {args.names} cannot be read: {exc.strerror or exc}") from exc
+    if args.aliases:
+        return moves_of_aliases(source)
+    if args.to == "flat":
+        return moves_to_flat(source, prompt_hash=prompt_hash)
+    if prompt_hash is None:
+        raise BuildRefused("--to prompt-hash needs --instruction TEXT or --prompt-hash HASH")
+    return moves_to_tree(source, prompt_hash=prompt_hash)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise BuildRefused(f"--recipe {path} is no JSON file: {exc}") from exc
+
+
+def _as_json(found: list[Moved], *, dry_run: bool) -> dict[str, Any]:
+    counts = Counter(one.outcome for one in found)
+    return {
+        "dry_run": dry_run,
+        **{outcome: counts[outcome] for outcome in ("copied", "there", "conflict", "damaged", "skipped")},
+        "bytes": sum(one.bytes for one in found),
+        "files": [asdict(one) for one in found],
+    }
+
+
+def _print(found: list[Moved], args: argparse.Namespace) -> None:
+    console = results()
+    bad = [one for one in found if one.outcome in ("damaged", "conflict", "skipped")]
+    shown = (bad + [one for one in found if args.dry_run and one.outcome == "copied"])[:_SHOWN]
+    if shown:
+        rows = table(("outcome", "left"), ("file", "name"), ("to", "name"), ("reason", "name"))
+        for one in shown:
+            rows.add_row(one.outcome, printable(one.source), printable(one.target or "-"), printable(one.reason or ""))
+        console.print(rows)
+    if len(bad) > _SHOWN:
+        console.print(f"and {len(bad) - _SHOWN:,} more; --json names all")
+    counts = Counter(one.outcome for one in found)
+    verb = "would be copied" if args.dry_run else "copied"
+    console.print(
+        f"{counts['copied']:,} {verb} ({format_size(sum(one.bytes for one in found))}), {counts['there']:,} already "
+        f"there, {counts['conflict']:,} in conflict, {counts['damaged']:,} damaged, {counts['skipped']:,} skipped"
+    )
+    if not args.dry_run and counts["copied"] + counts["there"]:
+        if args.write_list:
+            console.print(f"what may be deleted now: xargs -d '\\n' rm < {args.write_list}")
+        else:
+            console.print("the old files are untouched; --write-list FILE names those that may be deleted now")

@@ -1,0 +1,231 @@
+"""Old caches come under today's names bit for bit, and what cannot be moved safely is named and stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from cache_store import FeatureStore, StepKey, VideoKey, VLACacheManager
+from cache_store.migration import (
+    Move,
+    NamesFileError,
+    migrate,
+    moves_of_aliases,
+    moves_of_names,
+    moves_to_flat,
+    moves_to_tree,
+    read_names,
+)
+from tests.cache_store.conftest import tensor
+
+SIGNATURE = hashlib.md5(b"openai/clip-vit-large-patch14-336:layer-2").hexdigest()[:8]
+
+
+def outcomes(store, moves, **options):
+    return [
+        (one.outcome, one.target)
+        for one in migrate(store, iter(moves), **{"recipe": None, "dry_run": False, **options})
+    ]
+
+
+def write_old_steps(folder, prompt_hash=None):
+    """As the robot scripts wrote them."""
+    target = folder if prompt_hash is None else folder / prompt_hash
+    target.mkdir(parents=True, exist_ok=True)
+    for index in (0, 30):
+        torch.save(tensor(index), target / f"recv_all_1_vlm{index}.pt")
+
+
+def write_old_video(folder, alias, video_id, seed, nframe=8):
+    """As the LongVA scripts wrote them, under the name that the harness gave the data set."""
+    digest = hashlib.md5(f"{alias}:{video_id}:nframe{nframe}:model{SIGNATURE}".encode()).hexdigest()
+    (folder / alias).mkdir(parents=True, exist_ok=True)
+    path = folder / alias / f"{digest}.pt"
+    features = tensor(seed, width=128)
+    torch.save(
+        {
+            "vision_features": features,
+            "video_id": video_id,
+            "video_path": f"videos/{video_id}.mp4",
+            "nframe": nframe,
+            "dataset": alias,
+            "model_signature": SIGNATURE,
+            "dtype": "float16",
+            "shape": list(features.shape),
+        },
+        path,
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"%(a)s": ["recv_all_1", 0], "%(b)s": ["recv_all_1", 30]}',
+        '{"%(a)s": "recv_all_1_vlm0", "%(b)s.pt": "recv_all_1_vlm30.pt"}',
+        '{"recv_all_1_vlm0": "%(a)s", "recv_all_1_vlm30": "%(b)s.pt"}',
+        "hash,dataset,vlm_idx\n%(a)s,recv_all_1,0\n%(b)s.pt,recv_all_1,30\n",
+        "vlm_idx\thash\tdataset\n0\t%(a)s\trecv_all_1\n30\t%(b)s\trecv_all_1\n",
+    ],
+)
+def test_hash_named_files_get_the_names_of_their_list(open_store, tmp_path, text):
+    old = tmp_path / "old"
+    old.mkdir()
+    stems = {name: hashlib.sha256(name.encode()).hexdigest()[:16] for name in "ab"}
+    torch.save(tensor(0), old / f"{stems['a']}.pt")
+    torch.save(tensor(30), old / f"{stems['b']}.pt")
+    torch.save(tensor(9), old / "0123456789abcdef.pt")  # not in the list
+    (tmp_path / "names").write_text(text % stems)
+    store = open_store()
+    moves = list(moves_of_names(old, read_names(tmp_path / "names")))
+    assert {outcome for outcome, _ in outcomes(store, moves)} == {"copied"}
+    assert torch.equal(VLACacheManager(store.root).load_cache("recv_all_1", 30), tensor(30))
+    assert torch.equal(torch.load(store.root / "recv_all_1_vlm0.pt", weights_only=True), tensor(0))
+    assert (store.root / "recv_all_1_vlm0.pt").read_bytes() == (old / f"{stems['a']}.pt").read_bytes()
+    assert {outcome for outcome, _ in outcomes(store, moves)} == {"there"}
+    assert len(list(old.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("hash,dataset\nabcdef12,x\n", "columns"),
+        ("hash,dataset,vlm_idx\n../x,recv,3\n", "line 2"),
+        ("hash,dataset,vlm_idx\nabcdef12,recv,minus\n", "line 2"),
+        ('{"abcdef12": 3}', "abcdef12"),
+        ('["abcdef12"]', "object"),
+    ],
+)
+def test_a_list_that_cannot_be_understood_is_refused_with_its_line(tmp_path, text, word):
+    (tmp_path / "names").write_text(text)
+    with pytest.raises(NamesFileError, match=word):
+        read_names(tmp_path / "names")
+
+
+def test_prompt_hash_folders_become_flat_and_back(open_store):
+    store = open_store()
+    write_old_steps(store.root, "0a1b2c3d")
+    assert outcomes(store, moves_to_flat(store.root)) == [
+        ("copied", "recv_all_1_vlm0.pt"),
+        ("copied", "recv_all_1_vlm30.pt"),
+    ]
+    back = open_store("back")
+    assert {target for _, target in outcomes(back, moves_to_tree(store.root, prompt_hash="ffff0000"))} == {
+        "ffff0000/recv_all_1_vlm0.pt",
+        "ffff0000/recv_all_1_vlm30.pt",
+    }
+    assert torch.equal(back.get(StepKey("recv_all_1", 30, "ffff0000")), tensor(30))
+
+
+def test_two_prompts_for_one_step_are_a_conflict_unless_one_is_chosen(open_store):
+    store = open_store()
+    write_old_steps(store.root, "0a1b2c3d")
+    torch.save(tensor(5), store.root / "0a1b2c3d" / "recv_all_1_vlm60.pt")
+    (store.root / "ffff0000").mkdir()
+    torch.save(tensor(6), store.root / "ffff0000" / "recv_all_1_vlm60.pt")
+    found = outcomes(store, moves_to_flat(store.root))
+    assert ("conflict", "recv_all_1_vlm60.pt") in found
+    assert torch.equal(store.get(StepKey("recv_all_1", 60)), tensor(5))
+    other = open_store("other")
+    assert outcomes(other, moves_to_flat(store.root, prompt_hash="ffff0000")) == [("copied", "recv_all_1_vlm60.pt")]
+
+
+def test_alias_folders_come_under_the_canonical_name(open_store):
+    store = open_store()
+    write_old_video(store.root, "Video-MME_128frame", "abc", 1)
+    stray = write_old_video(store.root, "Video-MME_128frame", "def", 2)
+    stray.rename(stray.with_name("0" * 32 + ".pt"))
+    torch.save(tensor(3), stray.with_name("1" * 32 + ".pt"))
+    found = outcomes(store, moves_of_aliases(store.root))
+    assert sorted(outcome for outcome, _ in found) == ["copied", "skipped", "skipped"]
+    key = VideoKey("Video-MME", "abc", 8, SIGNATURE)
+    value = store.get(key)
+    assert value["dataset"] == "Video-MME"
+    assert torch.equal(value["vision_features"], tensor(1, width=128))
+    assert {outcome for outcome, _ in outcomes(store, moves_of_aliases(store.root))} == {"there", "skipped"}
+
+
+def test_a_recipe_may_be_given_to_files_that_carry_none(open_store):
+    store = open_store()
+    write_old_steps(store.root, "0a1b2c3d")
+    outcomes(store, moves_to_flat(store.root), recipe={"weights": "a"})
+    assert store.state_of(StepKey("recv_all_1", 0), recipe={"weights": "b"}) == "stale"
+    assert torch.equal(store.get(StepKey("recv_all_1", 0), recipe={"weights": "a"}), tensor(0))
+
+
+def test_our_own_files_keep_their_recipe_and_all_their_bytes(open_store):
+    store = open_store()
+    path = store.put(StepKey("recv_all_1", 3, "0a1b2c3d"), tensor(3), recipe={"weights": "a"}, provenance={"x": 1})
+    outcomes(store, moves_to_flat(store.root))
+    assert (store.root / "recv_all_1_vlm3.pt").read_bytes() == path.read_bytes()
+    assert store.state_of(StepKey("recv_all_1", 3), recipe={"weights": "b"}) == "stale"
+
+
+def test_a_dry_run_copies_nothing(open_store):
+    store = open_store()
+    write_old_steps(store.root, "0a1b2c3d")
+    assert {outcome for outcome, _ in outcomes(store, moves_to_flat(store.root), dry_run=True)} == {"copied"}
+    assert not list(store.root.glob("*.pt"))
+
+
+def test_damaged_files_and_links_are_named_or_left_alone(open_store, tmp_path):
+    old = tmp_path / "old"
+    write_old_steps(old, "0a1b2c3d")
+    path = old / "0a1b2c3d" / "recv_all_1_vlm0.pt"
+    content = bytearray(path.read_bytes())
+    content[-300] ^= 1
+    path.write_bytes(content[:-40])
+    (old / "0a1b2c3d" / "recv_all_1_vlm60.pt").symlink_to("/etc/passwd")
+    store = open_store()
+    assert outcomes(store, moves_to_flat(old)) == [
+        ("damaged", "recv_all_1_vlm0.pt"),
+        ("copied", "recv_all_1_vlm30.pt"),
+    ]
+    assert path.exists()
+
+
+def test_the_limit_of_the_store_holds(open_store, tmp_path):
+    write_old_steps(tmp_path / "old", "0a1b2c3d")
+    store = open_store(limit_bytes=2500)
+    assert [outcome for outcome, _ in outcomes(store, moves_to_flat(tmp_path / "old"))] == ["copied", "copied"]
+    assert store.stats().bytes <= 2500
+
+
+def test_an_interrupted_migration_goes_on(open_store, tmp_path):
+    write_old_steps(tmp_path / "old", "0a1b2c3d")
+    store = open_store()
+    next(migrate(store, moves_to_flat(tmp_path / "old"), recipe=None, dry_run=False))
+    assert outcomes(open_store(), moves_to_flat(tmp_path / "old")) == [
+        ("there", "recv_all_1_vlm0.pt"),
+        ("copied", "recv_all_1_vlm30.pt"),
+    ]
+
+
+def test_a_hostile_key_is_skipped(open_store, tmp_path):
+    torch.save(tensor(1), tmp_path / "x.pt")
+    (found,) = outcomes(open_store(), [Move(tmp_path / "x.pt", StepKey("../x", 1), True)])
+    assert found == ("skipped", None)
+
+
+def test_the_command_prints_counts_and_what_may_be_deleted(tmp_path, capsys):
+    from jobs.__main__ import main
+
+    old, store, listed = tmp_path / "old", tmp_path / "store", tmp_path / "done.txt"
+    write_old_steps(old, "0a1b2c3d")
+    command = ["migrate", "--store", str(store), "--from", str(old), "--to", "flat"]
+    assert main([*command, "--dry-run"]) == 0
+    assert "2 would be copied" in capsys.readouterr().out
+    assert main([*command, "--json", "--write-list", str(listed)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["copied"], shown["conflict"], len(shown["files"])) == (2, 0, 2)
+    assert sorted(listed.read_text().split()) == sorted(str(path) for path in old.glob("*/*.pt"))
+    assert main(command) == 0
+    assert "2 already there" in capsys.readouterr().out
+    assert main(["migrate", "--store", str(store), "--to", "prompt-hash"]) == 2
+    torch.save(tensor(99), store / "recv_all_1_vlm0.pt")
+    assert main(command) == 1
+    assert "conflict" in capsys.readouterr().out
+    assert isinstance(FeatureStore(store).get(StepKey("recv_all_1", 30)), torch.Tensor)
