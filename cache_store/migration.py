@@ -186,8 +186,8 @@ def _moved(store: FeatureStore, move: Move, recipe: Mapping[str, Any] | None, *,
     value = decode(move.source)
     if isinstance(move.key, VideoKey) and isinstance(value, dict):
         value = {**value, "dataset": move.key.dataset}
-    if store.contains(move.key):
-        is_same = same_feature(store.get(move.key, check="always"), value)
+    if target.exists():  # not `contains`, which would find the alias's own file
+        is_same = _holds(target, value)
         reason = None if is_same else "another feature has this name already"
         return Moved(str(move.source), shown, "there" if is_same else "conflict", reason, 0)
     if dry_run:
@@ -202,9 +202,16 @@ def _moved(store: FeatureStore, move: Move, recipe: Mapping[str, Any] | None, *,
             store.put(move.key, value, recipe=made, provenance=provenance, create_only=True)
     except EntryExists:
         return Moved(str(move.source), shown, "conflict", "another process wrote this name this moment", 0)
-    if not same_feature(store.get(move.key, check="always"), value):
+    if not _holds(target, value):
         return Moved(str(move.source), shown, "conflict", "the copy does not read back as the same feature", 0)
     return Moved(str(move.source), shown, "copied", None, size)
+
+
+def _holds(path: Path, value: object) -> bool:
+    try:
+        return same_feature(decode(path), value)
+    except (DamagedFeature, FileNotFoundError):
+        return False
 
 
 def instruction_hash(instruction: str | None, prompt_hash: str | None) -> str | None:
