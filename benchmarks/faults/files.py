@@ -196,7 +196,7 @@ def _hostile(chooser: random.Random, canary: Path) -> tuple[str, bytes]:
     name = chooser.choice(list(calls))
     value = calls[name]
     if chooser.random() < 0.4:
-        value = {"vision_features": value, "x": torch.zeros(2)} if chooser.random() < 0.5 else [value]  # type: ignore
+        value = {"vision_features": value, "x": torch.zeros(2)} if chooser.random() < 0.5 else [value]
     try:
         content = pickle.dumps(value, protocol=chooser.choice((2, 2, 3, 4)))
     except RecursionError:

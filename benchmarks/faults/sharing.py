@@ -104,12 +104,13 @@ def read_only(load: Load) -> Outcome:
         assert reader.stats().entries == 6
         found = reader.verify(workers=1)
         assert {problem.path for problem in found.problems} == {"closed", "secret_vlm0.pt"}, found.problems
-        for attempt in (
+        attempts: tuple[Callable[[], object], ...] = (
             lambda: reader.put(StepKey("episode", 9), value_of(1, 1)),
             lambda: reader.delete(StepKey("episode", 0)),
             lambda: reader.pin(["episode"]),
             lambda: reader.get(StepKey("secret", 0)),
-        ):
+        )
+        for attempt in attempts:
             try:
                 attempt()
             except CacheStoreError:

@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+from cache_store import atomic
+
 
 @contextmanager
 def flushes_skipped() -> Iterator[None]:
-    """`os.fsync` and `os.fdatasync` do nothing inside; what is left is the cost of everything else."""
-    with mock.patch.object(os, "fsync", _nothing), mock.patch.object(os, "fdatasync", _nothing):
+    """`os.fsync`, `os.fdatasync` and the flush of a batch do nothing inside; the cost of everything else is left."""
+    with (
+        mock.patch.object(os, "fsync", _nothing),
+        mock.patch.object(os, "fdatasync", _nothing),
+        mock.patch.object(atomic, "_flush_all", _nothing),
+    ):
         yield
 
 
@@ -20,5 +26,5 @@ def settle_disk(_: int = 0) -> None:
     os.sync()
 
 
-def _nothing(fd: int) -> None:
+def _nothing(_: object) -> None:
     """Stands in for a flush."""
