@@ -12,7 +12,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache_store import FeatureStore, StepKey, VideoKey, atomic, recipe_fingerprint
+from cache_store import (
+    EntryExists,
+    FeatureStore,
+    PutItem,
+    StepKey,
+    StoreFull,
+    VideoKey,
+    atomic,
+    recipe_fingerprint,
+)
 from cache_store.ledger import Ledger
 from tests.cache_store.conftest import SimulatedCrash, published_bytes, tensor
 
@@ -38,6 +47,34 @@ class StoreAgainstDict(RuleBasedStateMachine):
     def put_video(self, key, seed, recipe):
         self.store.put(key, {"vision_features": tensor(seed)}, recipe=RECIPES[recipe])
         self.videos[key, recipe] = seed
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=4), seed=st.integers(0, 5))
+    def put_many(self, keys, seed):
+        self.store.put_many([PutItem(key, tensor(seed + place)) for place, key in enumerate(keys)])
+        self.steps.update({key: seed + place for place, key in enumerate(keys)})
+
+    @rule(key=st.sampled_from(KEYS), seed=st.integers(0, 5))
+    def put_if_absent(self, key, seed):
+        with contextlib.suppress(EntryExists):
+            self.store.put(key, tensor(seed), create_only=True)
+            assert key not in self.steps
+            self.steps[key] = seed
+        assert key in self.steps
+
+    @rule(key=st.sampled_from(KEYS), position=st.integers(0, 127))
+    def damage(self, key, position):
+        if key in self.steps:
+            path = self.store.path_of(key)
+            content = bytearray(path.read_bytes())
+            content[content.find(tensor(self.steps[key]).numpy().tobytes()) + position] ^= 1
+            path.write_bytes(content)
+            del self.steps[key]
+            assert self.store.get(key) is None
+
+    @rule()
+    def ask_for_states(self):
+        states = self.store.states((key, None) for key in KEYS)
+        assert [state == "present" for state in states] == [key in self.steps for key in KEYS]
 
     @rule(key=st.sampled_from(KEYS))
     def get(self, key):
@@ -107,3 +144,90 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
 TestStoreAgainstDict = StoreAgainstDict.TestCase
 TestStoreAgainstDict.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+LIMITED = [StepKey(f"e{number % 3}", number) for number in range(9)]
+SIZE = 1650  # bytes of the file of `tensor(seed)` under these keys
+
+
+class StoreUnderLimit(RuleBasedStateMachine):
+    """Two stores on one folder: eviction takes only what it may, and only when it must."""
+
+    @initialize()
+    def open(self):
+        self.folder = tempfile.mkdtemp(prefix="vlm-cache-limit-")
+        self.stores = [FeatureStore(self.folder, limit_bytes=5 * SIZE), FeatureStore(self.folder, run_id="run")]
+        self.values: dict[StepKey, int] = {}
+        self.pinned: set[str] = set()
+        self.of_run: set[StepKey] = set()
+
+    def present(self):
+        return {key for key in self.values if self.stores[0].path_of(key).exists()}
+
+    @rule(key=st.sampled_from(LIMITED), seed=st.integers(0, 5), by=st.integers(0, 1))
+    def put(self, key, seed, by):
+        before = self.present()
+        try:
+            self.stores[by].put(key, tensor(seed))
+        except StoreFull:
+            held = {one for one in before if one.dataset in self.pinned or one in self.of_run}
+            assert len(held - {key}) + 1 > 5
+            assert self.present() == before
+            return
+        self.values[key] = seed
+        if by == 1:
+            self.of_run.add(key)
+        gone = (before | {key}) - self.present()
+        assert key not in gone
+        assert not gone or len(before | {key}) > 5
+        assert all(one.dataset not in self.pinned and one not in self.of_run for one in gone)
+
+    @rule(key=st.sampled_from(LIMITED), by=st.integers(0, 1))
+    def get(self, key, by):
+        found = self.stores[by].get(key)
+        assert (found is not None) == (key in self.present())
+        assert found is None or torch.equal(found, tensor(self.values[key]))
+
+    @rule(dataset=st.sampled_from(["e0", "e1"]))
+    def pin(self, dataset):
+        self.stores[0].pin([dataset])
+        self.pinned.add(dataset)
+
+    @rule(dataset=st.sampled_from(["e0", "e1"]))
+    def unpin(self, dataset):
+        assert (self.stores[0].unpin(dataset) > 0) == (dataset in self.pinned)
+        self.pinned.discard(dataset)
+
+    @rule(by=st.integers(0, 1), key=st.sampled_from(LIMITED))
+    def delete(self, by, key):
+        was_there = key in self.present()
+        assert self.stores[by].delete(key) == was_there
+        self.of_run.discard(key)
+
+    @rule()
+    def end_the_run(self):
+        self.stores[1].close()
+        self.of_run.clear()
+        self.stores[1] = FeatureStore(self.folder, run_id="run")
+
+    @rule()
+    def compact(self):
+        (self.stores[0].root / ".vlm-cache" / "snapshot").unlink(missing_ok=True)
+        self.stores[0].stats()
+
+    @invariant()
+    def the_limit_holds(self):
+        if hasattr(self, "stores"):
+            assert published_bytes(self.stores[0].root) <= 5 * SIZE
+
+    def teardown(self):
+        if hasattr(self, "stores"):
+            for store in self.stores:
+                store.close()
+            assert self.stores[0].verify(workers=1).problems == []
+            assert self.stores[0].stats().bytes == published_bytes(self.stores[0].root)
+            shutil.rmtree(self.folder)
+
+
+TestStoreUnderLimit = StoreUnderLimit.TestCase
+TestStoreUnderLimit.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
