@@ -193,6 +193,10 @@ class Evictor:
             # Removed by hand or by another process whose line is still to come: only the books are wrong.
             self._ledger.changes.entries[row.name] = None
             return
+        except PermissionError as exc:
+            # Another user's file in a folder that only its owner may empty: the next one has to go instead.
+            logger.warning("%s may not be evicted by this user: %s", path, exc.strerror)
+            return
         except OSError as exc:
             raise StoreWriteError(path, exc) from exc
         freed.lines.append(line("d", -row.bytes, row.name))

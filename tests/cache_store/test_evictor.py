@@ -321,6 +321,24 @@ def test_without_syncfs_each_file_of_a_batch_is_flushed(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 10
 
 
+def test_an_entry_that_this_user_may_not_unlink_is_passed_over(open_store, monkeypatch, caplog):
+    store = open_store(limit_bytes=3 * SMALL)
+    for index in range(3):
+        store.put(key(index), tensor(index))
+    real = os.unlink
+
+    def guarded(path, **options):
+        if str(path).endswith("_vlm0.pt"):
+            raise PermissionError(1, "Operation not permitted")
+        real(path, **options)
+
+    monkeypatch.setattr(evictor.os, "unlink", guarded)
+    store.put(key(3), tensor(3))
+    monkeypatch.undo()
+    assert kept(store) == [0, 2, 3]
+    assert "may not be evicted" in caplog.text
+
+
 def test_create_only_never_replaces(store):
     store.put(key(0), tensor(1), create_only=True)
     with pytest.raises(EntryExists) as caught:
