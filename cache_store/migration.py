@@ -73,14 +73,15 @@ def read_names(path: Path) -> dict[str, StepKey]:
         return _names_of_table(path, text)
     if not isinstance(fields, dict):
         raise NamesFileError(path, "the whole file", "is no JSON object")
-    names = {}
+    names: dict[str, StepKey] = {}
     for left, right in fields.items():
         digest, target = (right, left) if _step_of(left) is not None else (left, right)
         key = _step_of(target)
         stem = str(digest).removesuffix(naming.SUFFIX)
         if key is None or not _HASH_NAME.fullmatch(stem):
             raise NamesFileError(path, repr(left), "is neither hash -> step nor step -> hash")
-        names[stem] = key
+        if names.setdefault(stem, key) != key:
+            raise NamesFileError(path, repr(left), f"names {stem} a second time, otherwise")
     return names
 
 
@@ -89,12 +90,14 @@ def _names_of_table(path: Path, text: str) -> dict[str, StepKey]:
     rows = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first else ",")
     if not set(_COLUMNS) <= set(rows.fieldnames or ()):
         raise NamesFileError(path, "line 1", f"needs the columns {', '.join(_COLUMNS)}, or JSON")
-    names = {}
+    names: dict[str, StepKey] = {}
     for number, row in enumerate(rows, start=2):
         stem, index = (row["hash"] or "").removesuffix(naming.SUFFIX), row["vlm_idx"] or ""
         if not _HASH_NAME.fullmatch(stem) or not index.isdecimal():
             raise NamesFileError(path, f"line {number}", f"hash {row['hash']!r} or vlm_idx {index!r} is none")
-        names[stem] = StepKey(row["dataset"], int(index), row.get("prompt_hash") or None)
+        key = StepKey(row["dataset"], int(index), row.get("prompt_hash") or None)
+        if names.setdefault(stem, key) != key:
+            raise NamesFileError(path, f"line {number}", f"names {stem} a second time, otherwise")
     return names
 
 

@@ -46,7 +46,18 @@ def test_a_full_store_ends_the_run_with_its_counts_and_the_list(old, tmp_path, c
     assert {path.name for path in (tmp_path / "new").glob("*.pt")} == {"episode_1_vlm0.pt", "episode_1_vlm1.pt"}
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'{"0123abcd": ["e", 1', b"hash,dataset\n", b"[]", b""])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b'{"0123abcd": ["e", 1',
+        b"hash,dataset\n",
+        b"[]",
+        b"",
+        b"hash,dataset,vlm_idx\n0123abcd,e,1\n0123abcd,f,1\n",
+        b'{"e_vlm1": "0123abcd", "f_vlm1": "0123abcd"}',
+    ],
+)
 def test_a_list_that_is_none_is_refused_in_words(content, old, tmp_path, capsys):
     (tmp_path / "names").write_bytes(content)
     assert run(capsys, "--store", tmp_path / "new", "--from", old, "--names", tmp_path / "names")[0] == 2
