@@ -6,8 +6,10 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 from cache_store import archive, naming
 from cache_store.codec import decode, same_feature
 from cache_store.dataset_names import canonical_dataset_name
-from cache_store.errors import CacheStoreError, DamagedFeature, EntryExists, InvalidKey
+from cache_store.errors import CacheStoreError, DamagedFeature, EntryExists, InvalidKey, StoreReadError
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.store import FeatureStore
 
@@ -61,21 +63,25 @@ def read_names(path: Path) -> dict[str, StepKey]:
         NamesFileError: names the first line that cannot be understood.
         OSError: as `open`.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise NamesFileError(path, f"byte {exc.start}", "is not UTF-8") from exc
     try:
         fields = json.loads(text)
     except ValueError:
         return _names_of_table(path, text)
     if not isinstance(fields, dict):
         raise NamesFileError(path, "the whole file", "is no JSON object")
-    names = {}
+    names: dict[str, StepKey] = {}
     for left, right in fields.items():
         digest, target = (right, left) if _step_of(left) is not None else (left, right)
         key = _step_of(target)
         stem = str(digest).removesuffix(naming.SUFFIX)
         if key is None or not _HASH_NAME.fullmatch(stem):
             raise NamesFileError(path, repr(left), "is neither hash -> step nor step -> hash")
-        names[stem] = key
+        if names.setdefault(stem, key) != key:
+            raise NamesFileError(path, repr(left), f"names {stem} a second time, otherwise")
     return names
 
 
@@ -84,12 +90,14 @@ def _names_of_table(path: Path, text: str) -> dict[str, StepKey]:
     rows = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first else ",")
     if not set(_COLUMNS) <= set(rows.fieldnames or ()):
         raise NamesFileError(path, "line 1", f"needs the columns {', '.join(_COLUMNS)}, or JSON")
-    names = {}
+    names: dict[str, StepKey] = {}
     for number, row in enumerate(rows, start=2):
         stem, index = (row["hash"] or "").removesuffix(naming.SUFFIX), row["vlm_idx"] or ""
         if not _HASH_NAME.fullmatch(stem) or not index.isdecimal():
             raise NamesFileError(path, f"line {number}", f"hash {row['hash']!r} or vlm_idx {index!r} is none")
-        names[stem] = StepKey(row["dataset"], int(index), row.get("prompt_hash") or None)
+        key = StepKey(row["dataset"], int(index), row.get("prompt_hash") or None)
+        if names.setdefault(stem, key) != key:
+            raise NamesFileError(path, f"line {number}", f"names {stem} a second time, otherwise")
     return names
 
 
@@ -127,7 +135,8 @@ def moves_to_tree(folder: Path, *, prompt_hash: str) -> Iterator[Move]:
 def _steps(folder: Path) -> Iterator[tuple[Path, StepKey]]:
     for source in sorted((*folder.glob("*.pt"), *folder.glob("*/*.pt"))):
         parsed = naming.parse(source.relative_to(folder).as_posix())
-        if parsed is not None and parsed.key is not None and not source.is_symlink():
+        is_linked = source.is_symlink() or (source.parent != folder and source.parent.is_symlink())
+        if parsed is not None and parsed.key is not None and not is_linked:
             yield source, parsed.key
 
 
@@ -141,12 +150,15 @@ def moves_of_aliases(folder: Path) -> Iterator[Move | Moved]:
         if canonical == inner.name:
             continue
         for source in sorted(inner.glob("*.pt")):
+            if source.is_symlink():
+                yield Moved(str(source), None, "skipped", "symbolic links are not followed", 0)
+                continue
             try:
                 content = decode(source)
                 fields = content if isinstance(content, dict) else {}
                 key = VideoKey(inner.name, fields["video_id"], fields["nframe"], fields["model_signature"])
                 expected = naming.relative_path(key)
-            except (DamagedFeature, FileNotFoundError) as exc:
+            except (DamagedFeature, FileNotFoundError, StoreReadError) as exc:
                 yield Moved(str(source), None, "damaged", str(exc), 0)
                 continue
             except (KeyError, TypeError, InvalidKey):
@@ -159,18 +171,56 @@ def moves_of_aliases(folder: Path) -> Iterator[Move | Moved]:
 
 
 def migrate(
-    store: FeatureStore, moves: Iterator[Move | Moved], *, recipe: Mapping[str, Any] | None, dry_run: bool
+    store: FeatureStore, moves: Iterable[Move | Moved], *, recipe: Mapping[str, Any] | None, dry_run: bool
 ) -> Iterator[Moved]:
-    """Copy each file to its new name in the store, lazily; what is there already and differs is named, not touched.
+    """Copy each file to its new name in the store; what is there already and differs is named, not touched.
 
     Tensors stay the very same bits. A file that is only renamed keeps all its bytes, unless it has no recipe and
-    `recipe` gives it one.
+    `recipe` gives it one. Two different features for one name are both left. Nothing is evicted meanwhile.
 
     Raises:
         StoreFull, StoreWriteError: the store cannot take the next file.
     """
+    moves = list(moves)
+    contested = _contested(moves)
+    # Room made by eviction would come from sources not yet copied, or from copies whose sources a person then deletes.
+    with nullcontext() if dry_run else store.reading(datasets=["*"]):
+        for move in moves:
+            if isinstance(move, Moved):
+                yield move
+            elif move.key in contested:
+                target = naming.relative_path(move.key)
+                yield Moved(str(move.source), target, "conflict", "another old file, which differs, has this key", 0)
+            else:
+                yield _moved(store, move, recipe, dry_run=dry_run)
+
+
+def _contested(moves: Iterable[Move | Moved]) -> set[FeatureKey]:
+    """The keys that different features are to have; damaged files have no say."""
+    sources: dict[FeatureKey, list[Path]] = {}
     for move in moves:
-        yield move if isinstance(move, Moved) else _moved(store, move, recipe, dry_run=dry_run)
+        if isinstance(move, Move):
+            sources.setdefault(move.key, []).append(move.source)
+    return {key for key, rivals in sources.items() if len(rivals) > 1 and _differ(rivals)}
+
+
+def _differ(rivals: list[Path]) -> bool:
+    sound = [path for path in rivals if _is_sound(path)]
+    first = decode(sound[0]) if sound else None
+    for path in sound[1:]:
+        other = decode(path)
+        if isinstance(first, dict) and isinstance(other, dict) and "dataset" in other:
+            other = {**other, "dataset": first.get("dataset")}  # two aliases of one benchmark
+        if not same_feature(first, other):
+            return True
+    return False
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return archive.check(path) is None
+    except (FileNotFoundError, StoreReadError):
+        return False
 
 
 def _moved(store: FeatureStore, move: Move, recipe: Mapping[str, Any] | None, *, dry_run: bool) -> Moved:
@@ -180,12 +230,16 @@ def _moved(store: FeatureStore, move: Move, recipe: Mapping[str, Any] | None, *,
         problem = archive.check(move.source)
     except (InvalidKey, FileNotFoundError) as exc:
         return Moved(str(move.source), None, "skipped", str(exc), 0)
+    except StoreReadError as exc:
+        return Moved(str(move.source), None, "damaged", f"cannot be read: {exc.reason}", 0)
     shown = target.relative_to(store.root).as_posix()
     if problem is not None:
         return Moved(str(move.source), shown, "damaged", problem, 0)
     value = decode(move.source)
     if isinstance(move.key, VideoKey) and isinstance(value, dict):
         value = {**value, "dataset": move.key.dataset}
+    if _is_no_copy(move.source, target):
+        return Moved(str(move.source), shown, "conflict", "a link in the store is in the place of the copy", 0)
     if target.exists():  # not `contains`, which would find the alias's own file
         is_same = _holds(target, value)
         reason = None if is_same else "another feature has this name already"
@@ -205,6 +259,13 @@ def _moved(store: FeatureStore, move: Move, recipe: Mapping[str, Any] | None, *,
     if not _holds(target, value):
         return Moved(str(move.source), shown, "conflict", "the copy does not read back as the same feature", 0)
     return Moved(str(move.source), shown, "copied", None, size)
+
+
+def _is_no_copy(source: Path, target: Path) -> bool:
+    # Deleting the source would then delete the feature.
+    if target.is_symlink() or target.parent.is_symlink():
+        return True
+    return target.exists() and os.path.samefile(source, target)
 
 
 def _holds(path: Path, value: object) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, StoreFull, StoreWriteError
 from cache_store.migration import (
     Move,
     Moved,
@@ -38,20 +40,31 @@ def migrate(args: argparse.Namespace) -> int:
         raise BuildRefused(f"{source} is no folder; --from names the old cache")
     recipe = _read_json(args.recipe) if args.recipe else None
     moves = list(_moves(args, source))
-    with FeatureStore(args.store) as store, Progress(console=notes(), transient=True) as bars:
+    found: list[Moved] = []
+    stopped: str | None = None
+    with ExitStack() as stack:
+        is_new = args.dry_run and not args.store.exists()  # a dry run makes nothing, not even the store's folder
+        root = stack.enter_context(tempfile.TemporaryDirectory()) if is_new else args.store
+        store = stack.enter_context(FeatureStore(root))
+        bars = stack.enter_context(Progress(console=notes(), transient=True))
         bar = bars.add_task("copying", total=len(moves))
-        found = []
-        for moved in migrated(store, iter(moves), recipe=recipe, dry_run=args.dry_run):
-            found.append(moved)
-            bars.advance(bar)
+        try:
+            for moved in migrated(store, moves, recipe=recipe, dry_run=args.dry_run):
+                found.append(moved)
+                bars.advance(bar)
+        except (StoreFull, StoreWriteError) as exc:
+            stopped = str(exc)
+    not_started = len(moves) - len(found)
     movable = [one.source for one in found if one.outcome in ("copied", "there")]
     if args.write_list and not args.dry_run:
         args.write_list.write_text("".join(f"{path}\n" for path in movable))
     if args.json:
-        print_json(_as_json(found, dry_run=args.dry_run))
+        print_json({**_as_json(found, dry_run=args.dry_run), "not_started": not_started, "stopped": stopped})
     else:
         _print(found, args)
-    return 1 if any(one.outcome in ("damaged", "conflict", "skipped") for one in found) else 0
+        if stopped:
+            results().print(f"stopped, {not_started:,} not copied: {stopped}", markup=False)
+    return 1 if stopped or any(one.outcome in ("damaged", "conflict", "skipped") for one in found) else 0
 
 
 def _moves(args: argparse.Namespace, source: Path) -> Iterator[Move | Moved]:
