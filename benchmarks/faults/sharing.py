@@ -153,6 +153,7 @@ def keys(load: Load) -> Outcome:
     outcome = Outcome()
     chooser = random.Random(load.seed)
     root = load.folder / "keys"
+    before = {root, *load.folder.iterdir()}
     names = [
         "../x",
         "/etc/passwd",
@@ -191,6 +192,6 @@ def keys(load: Load) -> Outcome:
             forms
         )
         check_books(store, outcome, "keys")
-    outside = [path for path in Path(load.folder).iterdir() if path.name != "keys"]
+    outside = set(load.folder.iterdir()) - before
     outcome.expect(not outside, f"files outside the store: {outside}")
     return outcome
