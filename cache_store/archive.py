@@ -124,6 +124,10 @@ class Archive:
             info = self._zip.getinfo(name)
         except KeyError as exc:
             raise DamagedFeature(self.path, f"record {name} is missing") from exc
+        return self._place(info)
+
+    def _place(self, info: zipfile.ZipInfo) -> tuple[int, int, int]:
+        name = info.filename
         self._check_is_plain(info)
         # The name and the padding before the data may be longer here than in the directory.
         header = self._read_at(info.header_offset, _LOCAL_BYTES)
@@ -151,8 +155,11 @@ class Archive:
             raise DamagedFeature(self.path, f"record {name} is missing") from exc
         if info.file_size > _SMALL_RECORD_BYTES:
             raise UnknownLayout(f"{name} has {info.file_size} bytes")
-        self._verify_one(info)
-        return self._zip.read(info)
+        offset, size, crc = self._place(info)
+        content = self._read_at(offset, size)
+        if len(content) != size or zlib.crc32(content) != crc:
+            raise DamagedFeature(self.path, f"record {name} fails its checksum")
+        return content
 
     def _read_at(self, offset: int, count: int) -> bytes:
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST_BYTES = 1 << 16
-_FIRST_BUFFER_BYTES = 1 << 14
+_FIRST_BUFFER_BYTES = 1 << 10  # the first file of a kind is read with care, and tells how long its like are
 _SLACK_BYTES = 256  # records of neighbouring files differ by a few digits
 _MAX_HEADS = 1024
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC

@@ -141,6 +141,9 @@ def _parse_video(folder: str) -> ParsedName | None:
 
 def is_feature(relative: str) -> bool:
     """Whether a relative path is a feature's name; what `parse` accepts, at a fraction of its cost."""
+    head, separator, tail = relative.rpartition("_vlm")
+    if head in _SAFE_DATASETS and tail[-3:] == SUFFIX and _INDEX.fullmatch(tail, 0, len(tail) - 3):
+        return True
     if not relative.endswith(SUFFIX):
         return False
     folder, slash, name = relative.rpartition("/")
@@ -151,6 +154,8 @@ def is_feature(relative: str) -> bool:
     dataset, separator, index = name[: -len(SUFFIX)].rpartition("_vlm")
     if not separator or not _INDEX.fullmatch(index) or _dataset_problem(dataset) is not None:
         return False
+    if len(_SAFE_DATASETS) < _MAX_SAFE_DATASETS:
+        _SAFE_DATASETS.add(dataset)
     return not folder or _HASH8.fullmatch(folder) is not None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Table
 
 _STRAY_AFTER_S = 24 * 3600.0
+_NAMES_AT_ONCE = 1 << 16
 
 
-def feature_names(root: Path) -> Iterator[str]:
-    """Relative paths of all features, by names alone: no file is touched. In no order."""
+def feature_names(root: Path, temporaries: list[str] | None = None) -> Iterator[str]:
+    """Relative paths of all features, by names alone: no file is touched. In no order.
+
+    Temporary files that it comes by are added to `temporaries`.
+    """
     for folder in (None, *_folders(root)):
         try:
             names = os.listdir(root / folder if folder else root)
@@ -34,6 +40,8 @@ def feature_names(root: Path) -> Iterator[str]:
             relative = f"{folder}/{name}" if folder else name
             if naming.is_feature(relative):
                 yield relative
+            elif temporaries is not None and name.startswith(naming.TEMP_PREFIX):
+                temporaries.append(relative)
 
 
 def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
@@ -43,7 +51,8 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
     """
     with lease(root / naming.LEASE, timeout_s=30.0) as is_held:
         now_s = file_system_now_s(root)
-        table, silences_s, is_changed = _listed(root, ledger, now_s)
+        temporaries: list[str] = []
+        table, silences_s, is_changed = _listed(root, ledger, now_s, temporaries)
         if is_held and (is_changed or ledger.needs_folding):
             try:
                 ledger.fold(journal, table, silences_s)
@@ -52,7 +61,7 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
                 return table
             ledger.read()
         if is_held:
-            sweep(root, now_s)
+            sweep(root, now_s, temporaries)
         return table
 
 
@@ -62,15 +71,15 @@ def table_for_folding(root: Path, ledger: Ledger, silences_s: dict[str, float]) 
     if table is not None:
         return table
     # The changes alone would make a full store look nearly empty.
-    return _listed(root, ledger, file_system_now_s(root))[0]
+    return _listed(root, ledger, file_system_now_s(root), [])[0]
 
 
-def _listed(root: Path, ledger: Ledger, now_s: float) -> tuple[Table, dict[str, float], bool]:
+def _listed(root: Path, ledger: Ledger, now_s: float, temporaries: list[str]) -> tuple[Table, dict[str, float], bool]:
     """The corrected table, the silences of journals, and whether the books were wrong."""
     from cache_store import entry_table
 
     # Listed before the journals are read: what appears in between is known from them.
-    on_disk = _array(feature_names(root))
+    on_disk = _array(feature_names(root, temporaries))
     ledger.read()
     silences_s = ledger.silences_s(now_s)
     ledger.settle(silences_s)
@@ -81,18 +90,18 @@ def _listed(root: Path, ledger: Ledger, now_s: float) -> tuple[Table, dict[str, 
     return table, silences_s, known is None or is_corrected or total_bytes != ledger.total_bytes
 
 
-def sweep(root: Path, now_s: float) -> None:
-    """Remove temporary files and pins that nobody needs any more; `now_s` is the file system's clock."""
-    internal = [naming.STORE_FOLDER, naming.JOURNALS, naming.RECIPES]
-    for folder in ("", *_folders(root), *internal):
-        try:
-            names = os.listdir(root / folder)
-        except OSError:
-            # Not there, or not ours: nothing to tidy.
-            continue
-        for name in names:
-            if name.startswith(naming.TEMP_PREFIX):
-                _remove_if_stray(root / folder / name, now_s)
+def sweep(root: Path, now_s: float, temporaries: Iterable[str]) -> None:
+    """Remove those of the store's own and the given temporary files, and pins, that nobody needs any more.
+
+    `now_s` is the file system's clock.
+    """
+    found = list(temporaries)
+    for folder in (naming.STORE_FOLDER, naming.JOURNALS, naming.RECIPES, naming.PINS, naming.PLANS):
+        # A folder that is not there, or not ours, holds nothing to tidy.
+        with contextlib.suppress(OSError):
+            found += [f"{folder}/{name}" for name in os.listdir(root / folder) if name.startswith(naming.TEMP_PREFIX)]
+    for name in found:
+        _remove_if_stray(root / name, now_s)
     pins.sweep(root, now_s)
 
 
@@ -110,10 +119,12 @@ def _folders(root: Path) -> list[str]:
         return sorted(item.name for item in listing if item.name[0] != "." and item.is_dir())
 
 
-def _array(names: Iterator[str]) -> ChunkedArray:
+def _array(names: Iterable[str]) -> ChunkedArray:
     import pyarrow as pa
 
-    return pa.chunked_array([pa.array(names, pa.string())])
+    left = iter(names)
+    chunks = iter(lambda: list(itertools.islice(left, _NAMES_AT_ONCE)), [])
+    return pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks], pa.string())
 
 
 def _corrected(root: Path, table: Table, on_disk: ChunkedArray, changes: Changes) -> tuple[Table, bool]:

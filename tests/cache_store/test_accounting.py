@@ -371,10 +371,10 @@ def test_a_child_forked_while_a_thread_holds_the_store_can_put(open_store, monke
     listing, go_on = threading.Event(), threading.Event()
     real = scan.feature_names
 
-    def wait_in_the_listing(root):
+    def wait_in_the_listing(root, temporaries):
         listing.set()
         go_on.wait(60)
-        return real(root)
+        return real(root, temporaries)
 
     monkeypatch.setattr(scan, "feature_names", wait_in_the_listing)
     thread = threading.Thread(target=store.stats)

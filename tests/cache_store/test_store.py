@@ -293,8 +293,8 @@ def test_an_entry_published_during_the_listing_is_not_lost(store, monkeypatch):
     store.put(StepKey("first", 0), tensor(1))
     real = scan.feature_names
 
-    def listing_before_a_put(root):
-        names = list(real(root))
+    def listing_before_a_put(root, temporaries):
+        names = list(real(root, temporaries))
         store.put(KEY, tensor(2))
         return names
 
