@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cache_store import pickle_layout
+from cache_store.checksum import crc32
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.pickle_layout import UnknownLayout
 from cache_store.recipes import canonical_json
@@ -157,7 +158,7 @@ class Archive:
             raise UnknownLayout(f"{name} has {info.file_size} bytes")
         offset, size, crc = self._place(info)
         content = self._read_at(offset, size)
-        if len(content) != size or zlib.crc32(content) != crc:
+        if len(content) != size or crc32(content) != crc:
             raise DamagedFeature(self.path, f"record {name} fails its checksum")
         return content
 

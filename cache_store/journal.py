@@ -32,7 +32,7 @@ from typing import NamedTuple
 from cache_store import naming
 from cache_store.atomic import make_folder
 from cache_store.errors import StoreWriteError
-from cache_store.processes import this_process
+from cache_store.processes import HERE, this_process
 
 _TOUCH_EVERY_S = 60.0
 
@@ -70,7 +70,7 @@ class Journal:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._pid = HERE.pid
         self._fd: int | None = None
         self._name: str | None = None
         self._sum = 0
@@ -79,7 +79,7 @@ class Journal:
     @property
     def name(self) -> str | None:
         """The journal's file name, None before the first append."""
-        return self._name if self._pid == os.getpid() else None
+        return self._name if self._pid == HERE.pid else None
 
     def append(self, *lines: Line) -> None:
         """Append whole lines.
@@ -113,7 +113,7 @@ class Journal:
 
     def tick(self, now_s: float) -> None:
         """Show other hosts that this process lives, once a minute; errors ignored. `now_s` is the monotonic clock."""
-        if self._pid != os.getpid() or self._fd is None or now_s - self._touched_s < _TOUCH_EVERY_S:
+        if self._pid != HERE.pid or self._fd is None or now_s - self._touched_s < _TOUCH_EVERY_S:
             return
         self._touched_s = now_s
         # Removed by a compactor? The next append notices and starts a new file.
@@ -125,7 +125,7 @@ class Journal:
 
         Errors are ignored: a journal without its last line looks like a dead process's, and is handled as one.
         """
-        if self._pid != os.getpid() or self._fd is None:
+        if self._pid != HERE.pid or self._fd is None:
             return
         with self._lock:
             if self._fd is None:
@@ -137,7 +137,7 @@ class Journal:
     def _start_over_after_fork(self) -> None:
         # Two processes in one file would tear each other's lines, and the lock may be held by a thread that
         # the child does not have.
-        if self._pid != os.getpid():
+        if self._pid != HERE.pid:
             inherited = self._fd
             self._forget()
             if inherited is not None:

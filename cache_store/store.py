@@ -17,6 +17,7 @@ from cache_store.bulk import KnownRecipes, with_wanted
 from cache_store.errors import StoreWriteError
 from cache_store.feature_file import PLAINLY, Check, Frames, How
 from cache_store.keys import FeatureKey, StepKey
+from cache_store.processes import HERE
 from cache_store.put_item import PutItem, encoded_item
 from cache_store.reader import OnStale, Reader, State, Wanted
 from cache_store.recipes import recipe_fingerprint
@@ -62,7 +63,7 @@ class FeatureStore(Upkeep):
             self.set_limit(limit_bytes, soft_limit_bytes=soft_limit_bytes)
 
     def _assemble(self, limits: Settings) -> None:
-        self._pid = os.getpid()
+        self._pid = HERE.pid
         self._next_tick_s = 0.0
         self._books = Books(self.root, self.run_id)
         self._books.budget.limits = limits
@@ -73,7 +74,7 @@ class FeatureStore(Upkeep):
     def _begin(self) -> None:
         # A forked child must neither write into its parent's journal nor wait for its parent's threads'
         # locks.
-        if self._pid != os.getpid():
+        if self._pid != HERE.pid:
             self._video_dtype = None
             self._assemble(self._books.budget.limits)
         now_s = monotonic()
@@ -207,7 +208,7 @@ class FeatureStore(Upkeep):
             raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
         if type(key) is StepKey and out is None and frames is None and not mmap and check in ("once", "always"):
             fingerprint = None if recipe is None else recipe_fingerprint(recipe)
-            value = self._reader.read_step(naming.relative_path(key), fingerprint)
+            value = self._reader.read_step(naming.step_path(key), fingerprint)
             if value is not None:
                 return value
         if check not in ("once", "always", "size"):

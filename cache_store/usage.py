@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from cache_store.accounts import Counters
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal, line
 from cache_store.naming import dataset_shown, group_of
+from cache_store.processes import HERE
 
 _FLUSH_AFTER_READS = 4096
 _FLUSH_AFTER_S = 10.0
@@ -27,20 +28,16 @@ class Usage:
         self._forget()
 
     def _forget(self) -> None:
-        self._pid = os.getpid()
+        self._pid = HERE.pid
         self._lock = threading.Lock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._reads: dict[str, int] = {}  # name -> how often, in the order of the last read
+        self._reads: deque[str] = deque()
         self._others: list[tuple[str, str]] = []  # (counter, name)
         self._since_s = time.monotonic()
 
     def hit(self, name: str) -> None:
         """Count a read; the caller asks `tick` from time to time."""
-        with self._lock:
-            reads = self._reads
-            reads[name] = reads.pop(name, 0) + 1
+        reads = self._reads
+        reads.append(name)  # one step for all threads, so without the lock
         if len(reads) >= _FLUSH_AFTER_READS:
             self.flush()
 
@@ -63,7 +60,7 @@ class Usage:
             self._count("unread", name)
 
     def _count(self, counter: str, name: str) -> None:
-        if self._pid != os.getpid():
+        if self._pid != HERE.pid:
             self._forget()
         with self._lock:
             self._others.append((counter, name))
@@ -73,19 +70,22 @@ class Usage:
 
     def flush(self) -> None:
         """Write the batch; errors are swallowed: a read-only store must stay readable, these are hints."""
-        if self._pid != os.getpid():
+        if self._pid != HERE.pid:
             self._forget()
         with self._lock:
-            reads, others = self._reads, self._others
-            self._clear()
-        if not reads and not others:
+            # What other threads append meanwhile waits for the next batch.
+            names = [self._reads.popleft() for _ in range(len(self._reads))]
+            others, self._others = self._others, []
+            self._since_s = time.monotonic()
+        if not names and not others:
             return
         lines = [
             line("n", 0, dataset, c.hits, c.misses, c.evictions, c.damaged, c.unread)
-            for dataset, c in _by_dataset(reads, others).items()
+            for dataset, c in _by_dataset(names, others).items()
         ]
-        if reads:
-            lines.append(line("u", 0, *reads))
+        if names:
+            latest_first = dict.fromkeys(reversed(names))
+            lines.append(line("u", 0, *reversed(latest_first)))
         try:
             self._journal.append(*lines)
         except StoreWriteError:
@@ -93,16 +93,12 @@ class Usage:
             return
 
 
-def _by_dataset(reads: dict[str, int], others: list[tuple[str, str]]) -> dict[str, Counters]:
+def _by_dataset(reads: list[str], others: list[tuple[str, str]]) -> dict[str, Counters]:
     counters: dict[str, Counters] = {}
-    hits: dict[str, int] = {}
-    samples: dict[str, str] = {}
-    for name, count in reads.items():
-        group = group_of(name)
-        hits[group] = hits.get(group, 0) + count
-        samples[group] = name
-    for group, count in hits.items():
-        counters.setdefault(dataset_shown(samples[group]), Counters()).hits += count
+    groups = list(map(group_of, reads))
+    sample_of = dict(zip(groups, reads, strict=True))
+    for group, hits in Counter(groups).items():
+        counters.setdefault(dataset_shown(sample_of[group]), Counters()).hits += hits
     for counter, name in others:
         of_dataset = counters.setdefault(dataset_shown(name), Counters())
         setattr(of_dataset, counter, getattr(of_dataset, counter) + 1)
