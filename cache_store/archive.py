@@ -174,16 +174,17 @@ class Archive:
             raise DamagedFeature(self.path, f"record {info.filename} is not stored plainly")
 
     def _verify_one(self, info: zipfile.ZipInfo) -> None:
-        self._check_is_plain(info)
-        try:
-            with self._zip.open(info) as stream:
-                remaining = info.file_size
-                while chunk := stream.read(_CHUNK_BYTES):
-                    remaining -= len(chunk)
-        except (*_ZIP_ERRORS, OSError) as exc:
-            raise _translated(self.path, exc, f"record {info.filename} fails its checksum") from exc
-        if remaining:
-            raise DamagedFeature(self.path, f"record {info.filename} ends {remaining} bytes early")
+        offset, remaining, wanted = self._place(info)
+        crc = 0
+        while remaining:
+            chunk = self._read_at(offset, min(remaining, _CHUNK_BYTES))
+            if not chunk:
+                raise DamagedFeature(self.path, f"record {info.filename} ends {remaining} bytes early")
+            crc = crc32(chunk, crc)
+            offset += len(chunk)
+            remaining -= len(chunk)
+        if crc != wanted:
+            raise DamagedFeature(self.path, f"record {info.filename} fails its checksum")
 
 
 @functools.lru_cache(maxsize=1024)
