@@ -13,7 +13,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cache_store import FeatureStore, StepKey, StoreWriteError, atomic, books, entry_table, journal, ledger, scan
+from cache_store import (
+    FeatureStore,
+    StepKey,
+    StoreWriteError,
+    atomic,
+    books,
+    entry_table,
+    journal,
+    ledger,
+    maintenance,
+    scan,
+)
 from cache_store.journal import Journal, line
 from cache_store.ledger import Ledger
 from cache_store.processes import is_alive, this_process
@@ -63,7 +74,7 @@ def refuse_listing(monkeypatch):
     def refuse(*_):
         raise AssertionError("the files were listed")
 
-    monkeypatch.setattr(scan, "feature_names", refuse)
+    monkeypatch.setattr(scan, "names_on_disk", refuse)
 
 
 def _work(root, worker):
@@ -117,9 +128,9 @@ def test_compaction_keeps_entries_order_of_use_and_counters(open_store, monkeypa
     view.read()
     assert view.snapshot.entries > 20
     assert view.total_bytes == view.changes.published_bytes == published_bytes(store.root)
-    entries = dict(entry_table.by_name(view.table()))
+    entries = list(maintenance.entry_infos(view.table()))
     assert len(entries) == 30
-    assert max(entries, key=lambda name: entries[name].used_us) == "episode_vlm3.pt"
+    assert max(entries, key=lambda entry: entry.last_use).name == "episode_vlm3.pt"
     monkeypatch.undo()
     assert (store.stats().hits, store.stats().misses) == (1, 1)
 
@@ -369,14 +380,14 @@ def test_a_child_forked_while_a_thread_holds_the_store_can_put(open_store, monke
     store = open_store(limit_bytes=10**6)
     store.put(key(0), tensor(0))
     listing, go_on = threading.Event(), threading.Event()
-    real = scan.feature_names
+    real = scan.names_on_disk
 
-    def wait_in_the_listing(root, temporaries):
+    def wait_in_the_listing(root):
         listing.set()
         go_on.wait(60)
-        return real(root, temporaries)
+        return real(root)
 
-    monkeypatch.setattr(scan, "feature_names", wait_in_the_listing)
+    monkeypatch.setattr(scan, "names_on_disk", wait_in_the_listing)
     thread = threading.Thread(target=store.stats)
     thread.start()
     listing.wait(60)
