@@ -54,18 +54,19 @@ def merged(table: pa.Table, changes: Changes) -> pa.Table:
         return table
     # The table may be a hundred times as long as the changes: only these are hashed.
     is_touched = pc.is_in(table["name"], value_set=pa.array(touched, pa.string()))
-    rows = dict(_rows(table.filter(is_touched)))
-    new: dict[str, Entry] = {}
-    for name in touched:
-        entry = changes.entries.get(name)
-        old = rows.get(name)
-        if entry is not None:
-            new[name] = entry if old is None or not old.runs else entry._replace(runs=joined(old.runs, entry.runs))
-        elif old is not None and name not in changes.entries:
+    touched_rows = table.filter(is_touched)
+    if touched_rows.num_rows:  # else the table need not be copied
+        table = table.filter(pc.invert(is_touched))
+    deleted = pa.array([name for name, entry in changes.entries.items() if entry is None], pa.string())
+    rows = dict(_rows(touched_rows.filter(pc.invert(pc.is_in(touched_rows["name"], value_set=deleted)))))
+    new = {name: entry for name, entry in changes.entries.items() if entry is not None}
+    for name, old in rows.items():
+        entry = new.get(name)
+        if entry is None:
             used_us = max(old.used_us, changes.used.get(name, 0))
             new[name] = old._replace(used_us=used_us, runs=joined(old.runs, changes.runs.get(name, "")))
-    if rows:  # else nothing is rewritten, and the table need not be copied
-        table = table.filter(pc.invert(is_touched))
+        elif old.runs:
+            new[name] = entry._replace(runs=joined(old.runs, entry.runs))
     return pa.concat_tables([table, from_entries(new)])
 
 

@@ -9,7 +9,7 @@ time in microseconds, then the kind's own fields. The last whole line of each jo
     x  0         name...                       ... and were not
     p  change    bytes written_us fingerprint8 run granted name
                                                published; change = bytes - bytes replaced - bytes of the grant used
-    d  -bytes    name                          deleted
+    d  -bytes    small name...                 deleted; small = what small entries had of the bytes
     m  0         run name...                   protected from eviction while the run is active
     u  0         name...                       read, in this order, the last at the line's time
     n  0         dataset hits misses evictions damaged unread    since the last such line
@@ -25,7 +25,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,12 @@ class Line(NamedTuple):
 def line(kind: str, change: int, *fields: object, time_us: int | None = None) -> Line:
     """One journal line, of now unless `time_us` says otherwise."""
     return Line(kind, change, "\t".join(map(str, fields)), now_us() if time_us is None else time_us)
+
+
+def deletion(sizes: Mapping[str, int]) -> Line:
+    """The line that says that these files, of so many bytes, are no longer there."""
+    small_bytes = sum(filter(naming.is_small, sizes.values()))
+    return line("d", -sum(sizes.values()), small_bytes, *sizes)
 
 
 class Journal:

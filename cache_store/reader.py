@@ -16,7 +16,7 @@ from cache_store.dataset_names import names_to_search
 from cache_store.errors import DamagedFeature, RecipeMismatch, StoreReadError, StoreWriteError
 from cache_store.fast_read import FastReader
 from cache_store.feature_file import PLAINLY, How, load
-from cache_store.journal import Journal, line
+from cache_store.journal import Journal, deletion
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.recipes import differences, recipe_fingerprint
 from cache_store.usage import Usage
@@ -163,7 +163,7 @@ class Reader:
             return
         logger.warning("%s is damaged (%s); set aside as %s", name, reason, target)
         try:
-            self._journal.append(line("d", -size, name))
+            self._journal.append(deletion({name: size}))
         except StoreWriteError:
             # The rename worked, so the disk is full: the next put says so, and a scan corrects the total.
             return

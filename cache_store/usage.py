@@ -31,7 +31,8 @@ class Usage:
         self._pid = HERE.pid
         self._lock = threading.Lock()
         self._reads: deque[str] = deque()
-        self._others: list[tuple[str, str]] = []  # (counter, name)
+        self._others: dict[str, list[str]] = {}  # counter -> names
+        self._other_count = 0
         self._since_s = time.monotonic()
 
     def hit(self, name: str) -> None:
@@ -54,17 +55,16 @@ class Usage:
 
     def evicted(self, names: Iterable[str], *, unread: Iterable[str]) -> None:
         """Count evictions; `unread` are those of them that nobody had read."""
-        for name in names:
-            self._count("evictions", name)
-        for name in unread:
-            self._count("unread", name)
+        self._count("evictions", *names)
+        self._count("unread", *unread)
 
-    def _count(self, counter: str, name: str) -> None:
+    def _count(self, counter: str, *names: str) -> None:
         if self._pid != HERE.pid:
             self._forget()
         with self._lock:
-            self._others.append((counter, name))
-            is_due = len(self._others) >= _FLUSH_AFTER_READS
+            self._others.setdefault(counter, []).extend(names)
+            self._other_count += len(names)
+            is_due = self._other_count >= _FLUSH_AFTER_READS
         if is_due:
             self.flush()
 
@@ -75,13 +75,13 @@ class Usage:
         with self._lock:
             # What other threads append meanwhile waits for the next batch.
             names = [self._reads.popleft() for _ in range(len(self._reads))]
-            others, self._others = self._others, []
+            counted, self._others, self._other_count = {"hits": names, **self._others}, {}, 0
             self._since_s = time.monotonic()
-        if not names and not others:
+        if not any(counted.values()):
             return
         lines = [
             line("n", 0, dataset, c.hits, c.misses, c.evictions, c.damaged, c.unread)
-            for dataset, c in _by_dataset(names, others).items()
+            for dataset, c in _by_dataset(counted).items()
         ]
         if names:
             latest_first = dict.fromkeys(reversed(names))
@@ -93,13 +93,12 @@ class Usage:
             return
 
 
-def _by_dataset(reads: list[str], others: list[tuple[str, str]]) -> dict[str, Counters]:
+def _by_dataset(counted: dict[str, list[str]]) -> dict[str, Counters]:
     counters: dict[str, Counters] = {}
-    groups = list(map(group_of, reads))
-    sample_of = dict(zip(groups, reads, strict=True))
-    for group, hits in Counter(groups).items():
-        counters.setdefault(dataset_shown(sample_of[group]), Counters()).hits += hits
-    for counter, name in others:
-        of_dataset = counters.setdefault(dataset_shown(name), Counters())
-        setattr(of_dataset, counter, getattr(of_dataset, counter) + 1)
+    for counter, names in counted.items():
+        groups = list(map(group_of, names))
+        sample_of = dict(zip(groups, names, strict=True))
+        for group, count in Counter(groups).items():
+            of_dataset = counters.setdefault(dataset_shown(sample_of[group]), Counters())
+            setattr(of_dataset, counter, getattr(of_dataset, counter) + count)
     return counters
