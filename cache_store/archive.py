@@ -29,6 +29,7 @@ _CHUNK_BYTES = 1 << 20
 _SMALL_RECORD_BYTES = 1 << 20
 _LOCAL_BYTES = 30
 _END_BYTES = 22
+_encoded = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _RECORD_END = re.compile(rb'"recipe_fingerprint":"([0-9a-f]{8})[0-9a-f]{56}"}')
 _RECORD_END_BYTES = len('"recipe_fingerprint":""}') + 64
 # What zipfile raises on bytes that are no sound archive; it has no common class for them.
@@ -60,7 +61,7 @@ class Record:
 
     def to_json(self) -> bytes:
         """Canonical: equal records give equal bytes."""
-        key = json.dumps(self.key, sort_keys=True, separators=(",", ":"))  # another one each time: not worth keeping
+        key = _encoded(self.key)  # another one each time: not worth keeping
         provenance = "null" if self.provenance is None else canonical_json(self.provenance)
         recipe = "null" if self.recipe is None else canonical_json(self.recipe)
         fingerprint = "null" if self.recipe_fingerprint is None else f'"{self.recipe_fingerprint}"'
