@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias
 
@@ -43,6 +44,10 @@ class UrlPath:
         Raises:
             ValueError: no such protocol is known, or its package is not installed.
         """
+        inner, chained, outer = self.url.partition("::")
+        if chained:
+            protocol, _, path = inner.partition("://")
+            return _archive(f"{protocol}://::{outer}", os.getpid()), path
         from fsspec.core import url_to_fs
 
         try:
@@ -56,6 +61,18 @@ class UrlPath:
         file_system, path = self.file_system()
         opened: IO[Any] = file_system.open(path, mode)
         return opened
+
+
+@lru_cache(maxsize=8)
+def _archive(url: str, process: int) -> Any:
+    """Return the file system inside an archive, once for each process.
+
+    It closes the archive when it is dropped, under the files that were opened in it, and a forked process would share
+    its place in the archive with its parent.
+    """
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(url)[0]
 
 
 MediaPath: TypeAlias = Path | UrlPath
