@@ -193,6 +193,11 @@ class TestMVBench:
         assert [id for id, _ in found(source)] == ["video/a/x@1-2.5", "video/b/x", "clip@1-2.5"]
         assert [sample.images_fps for sample in source] == [None, None, 3.0]
 
+    def test_a_bound_that_is_not_there_stays_open(self, tmp_path):
+        touch(tmp_path / "video/star/Charades_v1_480/x.mp4")
+        write_rows(tmp_path / "json/action_sequence.json", [{"video": "x.mp4", "start": 2, "end": None}])
+        assert [id for id, _ in found(open_benchmark("mvbench", tmp_path))] == ["x@2-"]
+
     def test_an_unknown_task_and_a_bound_that_is_no_number_are_refused_by_row(self, tmp_path):
         path = write_rows(tmp_path / "json/cooking.json", [{"video": "x.mp4"}])
         with pytest.raises(SourceError, match=r"row 1 of json/cooking\.json.*cooking"):
@@ -302,6 +307,13 @@ class TestEveryBenchmark:
         write_rows(tmp_path / "lvb_val.json", [lvb_row("x.mp4"), {"video_path": None, "question": "?"}])
         with pytest.raises(SourceError, match=r"row 2 of .*lvb_val\.json has no video_path"):
             open_benchmark("long-video-bench", tmp_path)
+
+    @pytest.mark.parametrize("name", ["rows.json", "rows.tsv"])
+    def test_a_byte_order_mark_is_no_part_of_the_first_column(self, tmp_path, name):
+        touch(tmp_path / "videos/x.mp4")
+        path = write_rows(tmp_path / name, [{"video_path": "x.mp4"}])
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert found(open_benchmark("long-video-bench", tmp_path, path)) == [("x", "videos/x.mp4")]
 
     @pytest.mark.parametrize("kind", BENCHMARKS)
     def test_a_folder_without_annotations_says_which_are_expected(self, tmp_path, kind):

@@ -76,8 +76,8 @@ def write_v3(root: Path, *, lengths: tuple[int, ...] = (5, 7, 4), index_name: st
         for camera in CAMERAS:
             first = 0 if camera == "cam.front" and index == 2 else sum(lengths[:index])
             place = {"chunk_index": 0, "file_index": int(camera == "cam.front" and index == 2)}
-            # Floating point sums, as they come out of accumulated durations.
-            times = {"from_timestamp": sum([0.1] * first), "to_timestamp": sum([0.1] * (first + length))}
+            # Accumulated durations end up a little beside the frames' times.
+            times = {"from_timestamp": first / 10 - 1e-9, "to_timestamp": (first + length) / 10 + 1e-9}
             row |= {f"videos/{camera}/{name}": value for name, value in (place | times).items()}
         episodes.append({**row, **(changes if index == 1 else {})})
     write_rows(root / "meta/episodes/chunk-000/file-000.parquet", episodes[:2])

@@ -128,6 +128,13 @@ def test_a_folder_of_archives_says_how_to_unpack_them(tmp_path):
     assert "unpack" not in reasons["notes.txt"]
 
 
+def test_archives_behind_a_url_are_named_without_a_command(memory):
+    memory.pipe("/places/set/videos.zip", b"")
+    with pytest.raises(SourceError, match=r"videos\.zip.*unpack them there") as refusal:
+        VideoFolder(UrlPath("memory://places/set"))
+    assert "unzip" not in str(refusal.value)
+
+
 def test_the_command_for_split_archives_does_what_it_says(tmp_path):
     touch(tmp_path / "made/videos/x.mp4")
     place = tmp_path / "it's here"
