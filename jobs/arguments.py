@@ -148,7 +148,11 @@ def _add_build(commands: Commands) -> None:
         help="--data URL: what a decoder keeps of it in the temporary folder at most",
     )
     cluster.add_argument(
-        "--unit-timeout", type=parse_age, default="10m", metavar="AGE", help="longest decode of one unit"
+        "--unit-timeout",
+        type=parse_age,
+        default="10m",
+        metavar="AGE",
+        help="longest decode of a unit, fetching included",
     )
 
 

@@ -78,6 +78,7 @@ class Layout:
     question_type: tuple[str, ...] = ("question_type", "task_type")
     task: Callable[[Row], str | None] = lambda row: None  # the part of the benchmark that asks
     name: Callable[[Row], str] | None = None  # the video's id, where it is not the file's stem
+    stems_repeat: bool = False  # in the whole benchmark: then every id is a path, whichever part of it is built
     unfold: Callable[[Any], list[dict[str, Any]]] | None = None  # rows of a JSON file that is no list
 
     @property
@@ -112,8 +113,10 @@ class Benchmark:
         self._rows = [row for file, place in self._files(annotations) for row in self._read(file, place)]
         looked: dict[tuple[str | None, tuple[Place, ...]], _Found] = {}
         self._asked = [self._look_for(row, looked) for row in self._rows]
-        # Where two videos share a stem, both need more than that as their id.
-        self._repeated = repeated_stems({found.place.path for found in looked.values()})
+        # Where two videos share a stem, both need more than that as their id. Which do must not depend on the part of
+        # the benchmark that is built: two parts built one after the other would take each other's features.
+        paths = {found.place.path for found in looked.values()}
+        self._repeated = repeated_stems(paths, at_least=1 if layout.stems_repeat else 2)
         self._samples = self._make_samples()
 
     def _files(self, annotations: MediaPath | None) -> list[tuple[str, MediaPath]]:

@@ -39,10 +39,10 @@ def is_video(name: str) -> bool:
     return PurePosixPath(name).suffix.lower().removeprefix(".") in VIDEO_EXTENSIONS
 
 
-def repeated_stems(relative_paths: Iterable[str]) -> frozenset[str]:
+def repeated_stems(relative_paths: Iterable[str], *, at_least: int = 2) -> frozenset[str]:
     """Return the stems that more than one of the paths has; those videos need more than their stem as id."""
     counts = Counter(_without_extension(PurePosixPath(path)).name for path in relative_paths)
-    return frozenset(stem for stem, count in counts.items() if count > 1)
+    return frozenset(stem for stem, count in counts.items() if count >= at_least)
 
 
 def video_id(

@@ -36,15 +36,16 @@ def test_clips_of_a_benchmark_behind_a_url(tmp_path, capsys):
     assert main(arguments) == 1
     report = json.loads(capsys.readouterr().out)
     (failure,) = report["failed"]
-    assert (report["done"], failure["key"], failure["stage"]) == (2, "gone@0-1", "source")
+    folder = "video/star/Charades_v1_480/"
+    assert (report["done"], failure["key"], failure["stage"]) == (2, f"{folder}gone@0-1", "source")
     with FeatureStore(tmp_path / "store") as store:
-        assert sorted((key.dataset, key.video_id) for key in store.keys()) == [
-            ("MVBench", "whole@0-1"),
-            ("MVBench", "whole@1.5-2.5"),
-        ]
+        assert {key.dataset for key in store.keys()} == {"MVBench"}
+        assert sorted(key.video_id for key in store.keys()) == [f"{folder}whole@0-1", f"{folder}whole@1.5-2.5"]
         assert store.verify().problems == []
     questions = pyarrow.parquet.read_table(report_folder / "questions.parquet").to_pylist()
-    assert [row["video_id"] for row in questions] == ["whole@0-1", "whole@1.5-2.5", "whole@0-1", "gone@0-1"]
+    assert [row["video_id"] for row in questions] == [
+        f"{folder}{clip}" for clip in ("whole@0-1", "whole@1.5-2.5", "whole@0-1", "gone@0-1")
+    ]
     assert [row["problem"] for row in questions] == [None, None, None, failure["reason"]]
 
 

@@ -149,9 +149,9 @@ class TestMVBench:
         )
         source = open_benchmark("mvbench", tmp_path)
         assert [id for id, _ in found(source)] == [
-            "ZS9XR@11.1-19.6",
-            "ZS9XR@0-9",
-            "castle.s01_clip_00@1.5-6.5",
+            "video/star/Charades_v1_480/ZS9XR@11.1-19.6",
+            "video/star/Charades_v1_480/ZS9XR@0-9",
+            "video/tvqa/frames_fps3_hq/castle.s01_clip_00@1.5-6.5",
             "video/data0613/clevrer/video_validation/video_1",
             "video/perception/videos/video_1",
         ]
@@ -166,7 +166,7 @@ class TestMVBench:
         row = {"video": "ZS9XR_11.1_19.6.mp4", "start": 11.1, "end": 19.6, **MVBENCH_ROW}
         write_rows(tmp_path / "json/action_sequence.json", [row])
         touch(tmp_path / "star/Charades_segment/ZS9XR_11.1_19.6.mp4")
-        expected = [("ZS9XR_11.1_19.6", "star/Charades_segment/ZS9XR_11.1_19.6.mp4")]
+        expected = [("star/Charades_segment/ZS9XR_11.1_19.6", "star/Charades_segment/ZS9XR_11.1_19.6.mp4")]
         assert found(open_benchmark("mvbench", tmp_path)) == expected
         whole = {"root": {"Action Sequence": "star/Charades_segment/"}, "meta": {"Action Sequence": [row]}}
         (tmp_path / "test.json").write_text(json.dumps(whole))
@@ -190,13 +190,22 @@ class TestMVBench:
         rows[2]["video"] = "clip"
         touch(tmp_path / "video/a/x.mp4", tmp_path / "video/b/x.mp4", tmp_path / "video/c/clip/00001.jpg")
         source = open_benchmark("mvbench", tmp_path, write_rows(tmp_path / "MVBench.tsv", rows))
-        assert [id for id, _ in found(source)] == ["video/a/x@1-2.5", "video/b/x", "clip@1-2.5"]
+        assert [id for id, _ in found(source)] == ["video/a/x@1-2.5", "video/b/x", "video/c/clip@1-2.5"]
         assert [sample.images_fps for sample in source] == [None, None, 3.0]
+
+    def test_parts_built_one_by_one_never_share_an_id(self, tmp_path):
+        touch(tmp_path / "video/perception/videos/video_1.mp4", tmp_path / "video/clevrer/video_validation/video_1.mp4")
+        ids = []
+        for task in ("moving_count", "object_shuffle"):
+            part = write_rows(tmp_path / f"json/{task}.json", [{"video": "video_1.mp4", **MVBENCH_ROW}])
+            ids += [id for id, _ in found(open_benchmark("mvbench", tmp_path, part))]
+        assert len(set(ids)) == 2
+        assert ids == [id for id, _ in found(open_benchmark("mvbench", tmp_path))]
 
     def test_a_bound_that_is_not_there_stays_open(self, tmp_path):
         touch(tmp_path / "video/star/Charades_v1_480/x.mp4")
         write_rows(tmp_path / "json/action_sequence.json", [{"video": "x.mp4", "start": 2, "end": None}])
-        assert [id for id, _ in found(open_benchmark("mvbench", tmp_path))] == ["x@2-"]
+        assert [id for id, _ in found(open_benchmark("mvbench", tmp_path))] == ["video/star/Charades_v1_480/x@2-"]
 
     def test_an_unknown_task_and_a_bound_that_is_no_number_are_refused_by_row(self, tmp_path):
         path = write_rows(tmp_path / "json/cooking.json", [{"video": "x.mp4"}])
@@ -243,19 +252,23 @@ class TestMLVU:
         for path in ("1_plotQA/movie_1.mp4", "1_plotQA/x.mp4", "9_summary/x.mp4"):
             touch(tmp_path / "MLVU/video" / path)
         source = open_benchmark("mlvu", tmp_path)
-        assert [id for id, _ in found(source)] == ["movie_1", "MLVU/video/1_plotQA/x", "MLVU/video/9_summary/x"]
+        assert [id for id, _ in found(source)] == [
+            "MLVU/video/1_plotQA/movie_1",
+            "MLVU/video/1_plotQA/x",
+            "MLVU/video/9_summary/x",
+        ]
         assert [question.task for question in source.questions()] == ["plotQA", "plotQA", "plotQA", "summary"]
 
     def test_the_tables_of_vlmevalkit_and_the_parquet_of_lmms_eval(self, tmp_path):
         touch(tmp_path / "MLVU/video/3_ego/ego_35.mp4", tmp_path / "video/ego_36.mp4")
         row = {"index": 0, "task_type": "ego", "prefix": "./MLVU/video/3_ego", "video": "ego_35.mp4"}
         table = write_rows(tmp_path / "MLVU_MCQ.tsv", [row])
-        assert found(open_benchmark("mlvu", tmp_path)) == [("ego_35", "MLVU/video/3_ego/ego_35.mp4")]
+        assert found(open_benchmark("mlvu", tmp_path)) == [("MLVU/video/3_ego/ego_35", "MLVU/video/3_ego/ego_35.mp4")]
         table.unlink()
         rows = [{"video_name": "ego_36.mp4", "question": "Q?", "task_type": "ego", "answer": "A"}]
         write_rows(tmp_path / "data/test-00000-of-00001.parquet", rows)
         source = open_benchmark("mlvu", tmp_path)
-        assert found(source) == [("ego_36", "video/ego_36.mp4")]
+        assert found(source) == [("video/ego_36", "video/ego_36.mp4")]
         assert [question.task for question in source.questions()] == ["ego"]
 
 
@@ -349,7 +362,8 @@ class TestQuestionTable:
         rows = pyarrow.parquet.read_table(path).to_pylist()
         assert path.name == "questions.parquet"
         assert [row["row"] for row in rows] == list(range(6))
-        assert [row["video_id"] for row in rows[:3]] == ["ZS9XR@11.1-19.6", "ZS9XR@0-9", "ZS9XR@11.1-19.6"]
+        clip = "video/star/Charades_v1_480/ZS9XR"
+        assert [row["video_id"] for row in rows[:3]] == [f"{clip}@{part}" for part in ("11.1-19.6", "0-9", "11.1-19.6")]
         assert rows[1] == {
             "row": 1,
             "annotations": "json/action_sequence.json",
@@ -358,7 +372,7 @@ class TestQuestionTable:
             "question": "What?",
             "question_type": None,
             "dataset": "MVBench",
-            "video_id": "ZS9XR@0-9",
+            "video_id": f"{clip}@0-9",
             "path": "video/star/Charades_v1_480/ZS9XR.mp4",
             "start_s": 0.0,
             "end_s": 9.0,
