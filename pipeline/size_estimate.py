@@ -79,7 +79,7 @@ def _frames_of(sample: VideoSample, task: BuildTask) -> int | None:
     """How many frames will be sampled; None when the file does not tell."""
     if task.sampling.name in _RULES_OF_FIXED_LENGTH:
         return task.nframe
-    if not isinstance(sample.path, Path) or sample.images_fps is not None:
+    if not isinstance(sample.path, Path) or sample.fps is not None:
         return None
     # Late: PyAV belongs to the build, and plans are also made by who does not decode.
     from pipeline.vision.survey import promised_length

@@ -55,7 +55,7 @@ class Place:
     path: str  # POSIX, relative to the data folder
     start_s: float | None = None
     end_s: float | None = None
-    images_fps: float | None = None  # the place is a folder of images, shown at this rate
+    fps: float | None = None  # images per second, where the place is a folder of numbered images
 
     def __post_init__(self) -> None:
         # "./videos/x.mp4" and "videos/x.mp4" are one place.
@@ -166,7 +166,7 @@ class Benchmark:
         return looked[name, places]
 
     def _holds(self, place: Place) -> bool:
-        has = self._folder.has_file if place.images_fps is None else self._folder.has_folder
+        has = self._folder.has_file if place.fps is None else self._folder.has_folder
         return has(place.path)
 
     def _id(self, found: _Found) -> str:
@@ -196,13 +196,13 @@ class Benchmark:
                 place.path,
                 start_s=place.start_s,
                 end_s=place.end_s,
-                images_fps=place.images_fps,
+                fps=place.fps,
                 problem=self._problem(place, asked_by) if found.is_missing else None,
             )
         return samples
 
     def _problem(self, place: Place, asked_by: list[str]) -> str:
-        what = "file" if place.images_fps is None else "folder of images"
+        what = "file" if place.fps is None else "folder of images"
         problem = (
             f"no {what} {place.path} below {self._folder.root}, nor where else this benchmark keeps it; "
             f"needed by {_some(asked_by)}"

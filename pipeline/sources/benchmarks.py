@@ -1,4 +1,8 @@
-"""The one table of benchmarks: what `--source` calls each, and how it lies on disk."""
+"""The one table of benchmarks: what `--source` calls each, and how it lies on disk.
+
+A new one is a `Layout` in a module of its own (`temp_compass.py` is a short example), a line here, and, for the names
+that evaluation harnesses give to it, a line in `cache_store/dataset_names.py`.
+"""
 
 from __future__ import annotations
 

@@ -89,11 +89,11 @@ class _FetchedMedia:
             file_system, remote = path.file_system()
             is_folder = file_system.isdir(remote)
             size = int(file_system.du(remote) if is_folder else file_system.size(remote) or 0)
-            if size > limit_bytes:
-                limit = f"at most {limit_bytes:,} are fetched at a time; raise --fetch-limit"
-                raise MediaError(f"{path} takes {size:,} bytes, and {limit}")
-            self._make_room(limit_bytes - size)
+            self._make_room(path, size, limit_bytes)
             file_system.get(remote.rstrip("/") + "/" if is_folder else remote, str(local), recursive=is_folder)
+            # Not every server tells the size before.
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            self._make_room(path, size, limit_bytes)
             return _Fetched(local, folder, size)
         except MediaError:
             shutil.rmtree(folder, ignore_errors=True)
@@ -103,14 +103,17 @@ class _FetchedMedia:
             shutil.rmtree(folder, ignore_errors=True)
             raise MediaError(f"{path} cannot be fetched to {self._place}: {type(exc).__name__}: {exc}") from exc
 
-    def _make_room(self, left_bytes: int) -> None:
-        """Delete what nobody uses, least recently used first, until at most `left_bytes` are held."""
+    def _make_room(self, path: UrlPath, size: int, limit_bytes: int) -> None:
+        """Delete what nobody uses, least recently used first, until `size` more bytes fit. Raises `MediaError`."""
+        if size > limit_bytes:
+            limit = f"at most {limit_bytes:,} are fetched at a time; raise --fetch-limit"
+            raise MediaError(f"{path} takes {size:,} bytes, and {limit}")
         held_bytes = sum(fetched.bytes for fetched in self._media.values())
-        for path, fetched in list(self._media.items()):
-            if held_bytes <= left_bytes:
+        for other, fetched in list(self._media.items()):
+            if held_bytes + size <= limit_bytes:
                 return
             if not fetched.users:
-                held_bytes -= self._media.pop(path).bytes
+                held_bytes -= self._media.pop(other).bytes
                 shutil.rmtree(fetched.folder, ignore_errors=True)
 
 

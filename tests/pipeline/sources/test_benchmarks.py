@@ -156,8 +156,8 @@ class TestMVBench:
             "video/perception/videos/video_1",
         ]
         clip, other, images, *_ = source
-        assert (clip.path, clip.start_s, clip.end_s, clip.images_fps) == (other.path, 11.1, 19.6, None)
-        assert (images.images_fps, images.start_s) == (3.0, 1.5)
+        assert (clip.path, clip.start_s, clip.end_s, clip.fps) == (other.path, 11.1, 19.6, None)
+        assert (images.fps, images.start_s) == (3.0, 1.5)
         assert images.path.is_dir()
         assert [question.task for question in source.questions()][2:4] == ["action_sequence", "episodic_reasoning"]
         assert [question.question_id for question in source.questions()] == ["0", "1", "2", "0", "0", "0"]
@@ -191,7 +191,7 @@ class TestMVBench:
         touch(tmp_path / "video/a/x.mp4", tmp_path / "video/b/x.mp4", tmp_path / "video/c/clip/00001.jpg")
         source = open_benchmark("mvbench", tmp_path, write_rows(tmp_path / "MVBench.tsv", rows))
         assert [id for id, _ in found(source)] == ["video/a/x@1-2.5", "video/b/x", "video/c/clip@1-2.5"]
-        assert [sample.images_fps for sample in source] == [None, None, 3.0]
+        assert [sample.fps for sample in source] == [None, None, 3.0]
 
     def test_parts_built_one_by_one_never_share_an_id(self, tmp_path):
         touch(tmp_path / "video/perception/videos/video_1.mp4", tmp_path / "video/clevrer/video_validation/video_1.mp4")

@@ -228,6 +228,16 @@ class TestLocalise:
                 localise(UrlPath(url)).__enter__()
         assert files_in(fetched) == []
 
+    def test_a_server_that_does_not_tell_the_size_is_measured_afterwards(self, memory, fetched, monkeypatch):
+        memory.pipe("/places/small", bytes(10))
+        memory.pipe("/places/large", bytes(11))
+        monkeypatch.setattr(type(memory), "size", lambda self, path: None)
+        with localise(UrlPath("memory://places/small"), limit_bytes=10):
+            pass
+        with pytest.raises(MediaError, match="takes 11 bytes"):
+            localise(UrlPath("memory://places/large"), limit_bytes=10).__enter__()
+        assert files_in(fetched) == ["small"]
+
     def test_a_process_leaves_nothing_and_takes_away_what_a_killed_one_left(self, tmp_path):
         fetch = (
             "import fsspec, os, sys\n"
