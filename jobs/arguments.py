@@ -8,9 +8,10 @@ from pathlib import Path
 from jobs.parsers import Commands, add_command, add_store
 from jobs.sizes import parse_age, parse_size, positive_int
 from jobs.store_arguments import add_store_commands
+from pipeline.sources import STEP_SOURCES, VIDEO_SOURCES, parse_media_path
 from pipeline.version import VERSION
 
-SOURCES = ("folder", "video-mme", "vla", "lerobot")
+SOURCES = (*VIDEO_SOURCES, *STEP_SOURCES)
 ENCODERS = ("longva", "qwen2_5_vl", "huggingface")
 
 
@@ -29,6 +30,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _source_name(text: str) -> str:
+    """Return a source's name however its benchmark is spelled: `LongVideoBench` and `long_video_bench` too."""
+    by_letters = {name.replace("-", ""): name for name in SOURCES}
+    return by_letters.get(text.lower().replace("-", "").replace("_", ""), text)
+
+
 def _add_build(commands: Commands) -> None:
     parser = add_command(
         commands,
@@ -36,14 +43,27 @@ def _add_build(commands: Commands) -> None:
         "Encode what the store does not hold yet. The same command again resumes, and skips what is done.",
         "vlm-cache build --source video-mme --data /data/Video-MME --encoder longva \\\n"
         "      --model /models/LongVA-7B --store /cache/longva --limit 200GiB",
+        "vlm-cache build --source mvbench --data /hub/datasets--OpenGVLab--MVBench/snapshots/REV \\\n"
+        "      --encoder longva --model /models/LongVA-7B --store /cache/longva --report /runs/mvbench",
+        "vlm-cache build --source folder --data s3://bucket/videos --encoder huggingface \\\n"
+        "      --model google/siglip-base-patch16-224 --store /cache/siglip",
         "vlm-cache build --source vla --data /data/insertion --encoder qwen2_5_vl \\\n"
         "      --model Qwen/Qwen2.5-VL-3B-Instruct --store /cache/vla",
     )
     what = parser.add_argument_group("what to encode")
-    what.add_argument("--source", required=True, choices=SOURCES, help="how the input is laid out")
-    what.add_argument("--data", required=True, type=Path, metavar="PATH", help="folder of the input")
+    what.add_argument("--source", required=True, type=_source_name, choices=SOURCES, help="how the input is laid out")
     what.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="video-mme: parquet, JSON or TSV with the videos"
+        "--data",
+        required=True,
+        type=parse_media_path,
+        metavar="PATH_OR_URL",
+        help="folder of the input: here, a Hugging Face snapshot, or a URL that fsspec lists (not for vla)",
+    )
+    what.add_argument(
+        "--annotations",
+        type=parse_media_path,
+        metavar="FILE_OR_FOLDER",
+        help="benchmarks: the questions, where they are not in the data folder: parquet, JSON, TSV or CSV",
     )
     what.add_argument("--dataset", metavar="NAME", help="name in the store, instead of the source's own")
     what.add_argument("--instruction", metavar="TEXT", help="vla, lerobot: instead of the episodes' own")
@@ -104,7 +124,12 @@ def _add_build(commands: Commands) -> None:
         help="build although the whole exceeds the limit: the least recently used features go, this build's own too",
     )
     where.add_argument("--overwrite", action="store_true", help="build again what the store already holds")
-    where.add_argument("--report", type=Path, metavar="DIR", help="write report.json and failed.jsonl there")
+    where.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write report.json and failed.jsonl there, and a benchmark's questions.parquet",
+    )
 
     cluster = parser.add_argument_group("Ray")
     cluster.add_argument("--address", metavar="ADDRESS", help="cluster to join, else $RAY_ADDRESS, else this machine")
@@ -116,7 +141,18 @@ def _add_build(commands: Commands) -> None:
         "--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto takes GPUs where there are any"
     )
     cluster.add_argument(
-        "--unit-timeout", type=parse_age, default="10m", metavar="AGE", help="longest decode of one unit"
+        "--fetch-limit",
+        type=parse_size,
+        default="8GiB",
+        metavar="SIZE",
+        help="--data URL: what a decoder keeps of it in the temporary folder at most",
+    )
+    cluster.add_argument(
+        "--unit-timeout",
+        type=parse_age,
+        default="10m",
+        metavar="AGE",
+        help="longest decode of a unit, fetching included",
     )
 
 

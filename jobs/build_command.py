@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import uuid
@@ -21,11 +20,19 @@ from pipeline.encoders.base import VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.lanes import BuildReport, TimeLimits, run_build
 from pipeline.size_estimate import by_length, upper_bound
-from pipeline.sources import Source, open_source
+from pipeline.sources import (
+    BENCHMARKS,
+    VIDEO_SOURCES,
+    Benchmark,
+    Source,
+    absolute,
+    data_set_name,
+    open_source,
+    write_questions,
+)
 from pipeline.vision import SamplingRule
 from pipeline.work_plan import BuildTask, Plan, plan_build
 
-VIDEO_SOURCES = ("folder", "video-mme")
 VIDEO_ENCODERS = ("longva", "huggingface")
 
 
@@ -42,11 +49,13 @@ def build(args: argparse.Namespace) -> int:
         _check_one_feature(args, spec, store)
         if args.dataset is not None:
             store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
-        task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling)
+        task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling, fetch_limit_bytes=args.fetch_limit)
         plan = plan_build(source, task, store, overwrite=args.overwrite)
         if store.limit_bytes is not None and not args.allow_eviction:
             _check_whole(plan, store, store.limit_bytes)
-        store.remember_plan(f"{args.source} {os.path.abspath(args.data)} {args.encoder}", plan.wanted())
+        store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
+        if args.report and isinstance(source, Benchmark):
+            _write_questions(args.report, source)
         with _stop_on_signal() as should_stop, BuildView(title=_title(args)) as view:
             report = run_build(
                 plan,
@@ -75,7 +84,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         fits = "longva or huggingface" if is_video else "qwen2_5_vl"
         raise BuildRefused(f"--encoder {args.encoder} cannot encode --source {args.source}; that takes {fits}")
     given = {
-        "--annotations": args.annotations is not None and args.source != "video-mme",
+        "--annotations": args.annotations is not None and args.source not in BENCHMARKS,
         "--dataset": args.dataset is not None and args.source == "vla",
         "--instruction": args.instruction is not None and is_video,
         "--views": args.views is not None and is_video,
@@ -96,7 +105,7 @@ def _sampling(text: str) -> SamplingRule:
 def _open_source(args: argparse.Namespace) -> Source:
     dataset = args.dataset
     if dataset is None and args.source == "folder":
-        dataset = Path(os.path.abspath(args.data)).name
+        dataset = data_set_name(args.data)
     return open_source(
         args.source,
         args.data,
@@ -168,7 +177,7 @@ def _check_whole(plan: Plan, store: FeatureStore, limit_bytes: int) -> None:
 
 
 def _title(args: argparse.Namespace) -> str:
-    return f"{args.source} {args.data.name} with {args.encoder} {args.model} into {args.store}"
+    return f"{args.source} {data_set_name(args.data)} with {args.encoder} {args.model} into {args.store}"
 
 
 @contextmanager
@@ -189,6 +198,13 @@ def _stop_on_signal() -> Iterator[Callable[[], str | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _write_questions(folder: Path, source: Benchmark) -> None:
+    try:
+        write_questions(source.questions(), folder)
+    except OSError as exc:
+        raise BuildRefused(f"--report: the table of questions cannot be written to {folder}: {exc}") from exc
 
 
 def _write_report(folder: Path, report: BuildReport) -> None:

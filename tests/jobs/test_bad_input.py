@@ -60,6 +60,26 @@ def test_empty_folder(refused, tmp_path):
     assert str(tmp_path / "empty") in refused(data=tmp_path / "empty")
 
 
+def test_an_unknown_source_names_those_there_are(refused, videos):
+    said = refused(source="videomm")
+    assert "videomm" in said
+    assert "long-video-bench" in said
+
+
+def test_a_url_that_cannot_be_listed(refused):
+    assert "nosuch://bucket/set" in refused(data="nosuch://bucket/set")
+
+
+def test_annotations_mean_nothing_for_a_folder(refused, videos, tmp_path):
+    assert "--annotations" in refused(annotations=tmp_path / "rows.json")
+
+
+def test_a_table_of_questions_that_cannot_be_written(refused, videos, tmp_path):
+    (tmp_path / "videos" / "rows.json").write_text('[{"videoID": "a"}]')
+    (tmp_path / "report").write_text("a file")
+    assert "--report" in refused(source="video-mme", report=tmp_path / "report")
+
+
 def test_unknown_encoder_names_those_there_are(refused, videos):
     said = refused(encoder="longvla")
     assert "longvla" in said
