@@ -115,10 +115,11 @@ class FeatureStore(Upkeep):
             ValueError: a soft limit above the limit.
         """
         limits = self._books.budget.limits.changed(limit_bytes, soft_limit_bytes)
-        if remember and limits != self._books.budget.limits:
+        if remember:
             try:
-                settings.remember(self.root, limits)
-            except StoreWriteError as exc:
+                if limits != settings.remembered(self.root):
+                    settings.remember(self.root, limits)
+            except (StoreWriteError, OSError) as exc:
                 # Readers of a read-only store pass their usual limit; they will never need it.
                 logger.info("the limit is not remembered: %s", exc)
         self._books.change_limits(limits)
