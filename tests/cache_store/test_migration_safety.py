@@ -91,7 +91,11 @@ def as_nobody(work, *arguments):
         if os.geteuid() == 0:
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-        results.put(work(*arguments))
+        try:
+            results.put(work(*arguments))
+        except BaseException as exc:
+            results.put(repr(exc))
+            raise
 
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -104,8 +108,11 @@ def as_nobody(work, *arguments):
 
 
 @pytest.fixture
-def open_folder():
+def open_folder(tmp_path):
     """A folder that every user may enter, which pytest's own are not."""
+    # Imports what is imported late: the interpreter may lie where an unprivileged user cannot read.
+    old_cache_of_every_kind(tmp_path / "old")
+    migrate_all(tmp_path / "old", tmp_path / "new")
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.chmod(folder, 0o755)
         (Path(folder) / "new").mkdir()
