@@ -122,7 +122,7 @@ def parse(relative: str) -> ParsedName | None:
         return None
     stem = name[: -len(SUFFIX)]
     if folder and _HEX32.fullmatch(stem):
-        return _parse_video(folder)
+        return parse_video_folder(folder)
     # Not the other way round: an episode's own name may contain "_vlm".
     dataset, separator, index = stem.rpartition("_vlm")
     if not separator or not _INDEX.fullmatch(index) or not is_dataset(dataset):
@@ -132,7 +132,8 @@ def parse(relative: str) -> ParsedName | None:
     return ParsedName(dataset, StepKey(dataset, int(index), folder or None))
 
 
-def _parse_video(folder: str) -> ParsedName | None:
+def parse_video_folder(folder: str) -> ParsedName | None:
+    """What the name of a folder of video features tells; None for a folder that can hold none."""
     dataset, separator, fingerprint8 = folder.partition("@")
     if not is_dataset(dataset) or (separator and not _HASH8.fullmatch(fingerprint8)):
         return None

@@ -116,10 +116,11 @@ class FeatureStore(Upkeep):
             ValueError: a soft limit above the limit.
         """
         limits = self._books.budget.limits.changed(limit_bytes, soft_limit_bytes)
-        if remember and limits != self._books.budget.limits:
+        if remember:
             try:
-                settings.remember(self.root, limits)
-            except StoreWriteError as exc:
+                if limits != settings.remembered(self.root):
+                    settings.remember(self.root, limits)
+            except (StoreWriteError, OSError) as exc:
                 # Readers of a read-only store pass their usual limit; they will never need it.
                 logger.info("the limit is not remembered: %s", exc)
         self._books.change_limits(limits)
@@ -132,10 +133,12 @@ class FeatureStore(Upkeep):
         recipe: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         create_only: bool = False,
+        is_second: bool = False,
     ) -> Path:
         """Store a feature, replacing what the key holds, and return its file; on any error the old one stays.
 
-        Of a video family the first recipe owns the plain folder, another one gets `<dataset>@<fingerprint8>`.
+        Of a video family the first recipe owns the plain folder, another one gets `<dataset>@<fingerprint8>`, and so
+        does one that the caller says `is_second`.
 
         Raises:
             InvalidKey, TypeError, ValueError: key, value, recipe or provenance cannot be stored.
@@ -143,7 +146,7 @@ class FeatureStore(Upkeep):
             StoreFull, StoreWriteError: nothing was published.
         """
         self._begin()
-        file = self._new_file(PutItem(key, value, recipe, provenance))
+        file = self._new_file(PutItem(key, value, recipe, provenance), is_second=is_second)
         self._books.publish(file, create_only=create_only)
         return self.root / file.name
 
@@ -275,10 +278,10 @@ class FeatureStore(Upkeep):
             self.flush_meta()
         self._books.close()
 
-    def _new_file(self, item: PutItem) -> NewFile:
+    def _new_file(self, item: PutItem, *, is_second: bool = False) -> NewFile:
         encoded = encoded_item(item)
         self._video_dtype = encoded.video_dtype or self._video_dtype
-        name = families.claimed_name(self.root, item.key, encoded.fingerprint)
+        name = families.claimed_name(self.root, item.key, encoded.fingerprint, is_second=is_second)
         return NewFile(name, encoded.buffers, (encoded.fingerprint or "")[:8])
 
 

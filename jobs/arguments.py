@@ -109,8 +109,9 @@ def _add_build(commands: Commands) -> None:
         "--limit",
         type=parse_size,
         metavar="SIZE",
-        help="size limit of the store, kept for later: 50GiB; 0 lifts it. A build that takes more is refused before it "
-        "starts; of videos shorter than --nframe their real length counts",
+        help="size limit of the store, kept for later: 50GiB; 0 lifts it. A build that takes more, beside what is "
+        "pinned of other data sets, is refused before it starts, and the limit stays as it was; of videos shorter than "
+        "--nframe their real length counts",
     )
     where.add_argument(
         "--soft-limit",
