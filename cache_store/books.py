@@ -184,7 +184,7 @@ class Books:
         except OSError as exc:
             raise StoreWriteError(str(path), exc) from exc
         logger.warning("%s is damaged (%s); set aside as %s", name, reason, moved_to)
-        self.journal.append(deletion({name: size}))
+        self._note(deletion({name: size}))
         return moved_to
 
     def protect(self, names: Iterable[str], run_id: str) -> None:

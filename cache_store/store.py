@@ -67,7 +67,7 @@ class FeatureStore(Upkeep):
         self._next_tick_s = 0.0
         self._books = Books(self.root, self.run_id)
         self._books.budget.limits = limits
-        self._reader = Reader(self.root, self._books.journal, self._books.usage)
+        self._reader = Reader(self.root, self._books)
         # Not weakref.finalize: workers of a DataLoader end without running what atexit would run.
         Finalize(self, _write_the_rest, args=(self._books,), exitpriority=0)
 
