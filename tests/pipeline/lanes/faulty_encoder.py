@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,10 @@ class FaultyEncoder:
         self._marks = marks
 
     def encode(self, step: StepInput) -> torch.Tensor:
-        image = step.images[0]
+        return self.forward([torch.tensor(image) for image in step.images], step.instruction)
+
+    def forward(self, images: Sequence[torch.Tensor], instruction: str) -> torch.Tensor:
+        image = images[0].numpy()
         fault, number = image[0, 0, 0], int(image[0, 0, 1])
         if fault == ENCODER_TELLS_ITS_GPU:
             (self._marks / f"gpu {os.environ['CUDA_VISIBLE_DEVICES']}").touch()
