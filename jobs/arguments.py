@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jobs.parsers import Commands, add_command, add_store
+from jobs.parsers import Commands, add_command, add_json, add_store
 from jobs.sizes import parse_age, parse_size, positive_int
 from jobs.store_arguments import add_store_commands
 from pipeline.version import VERSION
@@ -24,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vlm-cache {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_build(commands)
+    _add_retry_failed(commands)
     add_store_commands(commands)
     _add_demo(commands)
     return parser
@@ -104,20 +105,44 @@ def _add_build(commands: Commands) -> None:
         help="build although the whole exceeds the limit: the least recently used features go, this build's own too",
     )
     where.add_argument("--overwrite", action="store_true", help="build again what the store already holds")
-    where.add_argument("--report", type=Path, metavar="DIR", help="write report.json and failed.jsonl there")
+    where.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write build.json, failed.jsonl and report.json there, instead of into ROOT/.vlm-cache/runs/",
+    )
 
     cluster = parser.add_argument_group("Ray")
     cluster.add_argument("--address", metavar="ADDRESS", help="cluster to join, else $RAY_ADDRESS, else this machine")
     cluster.add_argument(
         "--lanes", type=positive_int, metavar="N", help="encoders at once; one per GPU, or one on the CPU"
     )
-    cluster.add_argument("--decoders-per-lane", type=positive_int, metavar="N", help="4 beside a GPU, 1 on the CPU")
+    cluster.add_argument(
+        "--decoders-per-lane", type=positive_int, metavar="N", help="instead of as many as each encoder needs"
+    )
     cluster.add_argument(
         "--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto takes GPUs where there are any"
     )
-    cluster.add_argument(
-        "--unit-timeout", type=parse_age, default="10m", metavar="AGE", help="longest decode of one unit"
+    for stage, name, default in (("decode", "unit", "10m"), ("encode", "encode", "30m"), ("write", "write", "10m")):
+        cluster.add_argument(
+            f"--{name}-timeout", type=parse_age, default=default, metavar="AGE", help=f"longest {stage} of one unit"
+        )
+
+
+def _add_retry_failed(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "retry-failed",
+        "Build again exactly the units that failed in an earlier build, with the same arguments. Refused if the same "
+        "arguments mean other features today.",
+        "vlm-cache retry-failed /cache/longva/.vlm-cache/runs/0d9c6f0e5b0f4b6c8b1f0a4f7c2d9e31",
     )
+    parser.add_argument(
+        "run", type=Path, metavar="DIR|FILE", help="the folder of that build's report, or its failed.jsonl"
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="cluster to join, instead of where that build ran")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write this run's report there")
+    add_json(parser)
 
 
 def _add_demo(commands: Commands) -> None:

@@ -42,6 +42,7 @@ class UnitFailure:
     spoils_process: bool = False
     attempts: int = 1  # calls of this stage
     host: str = ""  # where the last of them ran
+    recipe: str = ""  # the unit's fingerprint
 
 
 # What the disk, not the file, answers.

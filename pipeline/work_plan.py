@@ -51,6 +51,10 @@ class BuildTask:
             self._recipes[asked] = self._new_recipe(sample, *asked)
         return self._recipes[asked]
 
+    def shared_recipe(self) -> dict[str, Json]:
+        """Return what the recipes of all samples have in common."""
+        return {"encoder": dict(self.spec.recipe()), "nframe": self.nframe, "sampling": self.sampling.name}
+
     def _new_recipe(self, sample: Sample, *asked: Any) -> dict[str, Json]:
         if isinstance(sample, VideoSample):
             spec = cast(VideoEncoderSpec, self.spec)

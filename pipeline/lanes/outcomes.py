@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from cache_store import recipe_fingerprint
 from pipeline.encode_unit import UnitDone
 from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes.feeding import Feeding
@@ -70,7 +71,8 @@ class Outcomes:
         self._end(work)
         if failure.stops_build and self.report.stopped is not None:
             return  # in flight when the build stopped for the same reason: not started, as all that follow
-        self._note_failure(replace(failure, attempts=work.attempts, host=worker.host))
+        recipe = recipe_fingerprint(self._plan.task.recipe(work.unit.sample))
+        self._note_failure(replace(failure, attempts=work.attempts, host=worker.host, recipe=recipe))
         if failure.stops_build:
             raise BuildStopped(failure.reason)
 
