@@ -66,11 +66,12 @@ class Claims:
                 os.utime(self._folder / (self._build + _OWNER))
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back, and remove what dead builds left."""
         for shard in list(self._mine):
             self.release(shard)
         with contextlib.suppress(OSError):
             os.unlink(self._folder / (self._build + _OWNER))
+            self._sweep()
 
     def _write(self, name: str, text: str, *, publish: Callable[[Path, Path], None] = os.replace) -> None:
         temporary = self._folder / f"{name}.{self._build}.new"

@@ -158,9 +158,12 @@ def _fill_the_disk_after(files: int) -> None:
 
 
 class FaultySource:
-    """One step for each fault named, in order: image k has the fault in its red value and k in its green value."""
+    """One step for each fault named, in order: image k has the fault in its red value and k in its green value.
 
-    def __init__(self, folder: Path, faults: list[int]) -> None:
+    All steps are one episode's, or each `episode_steps` of them are.
+    """
+
+    def __init__(self, folder: Path, faults: list[int], *, episode_steps: int = 10**9) -> None:
         self._samples = []
         folder.mkdir(parents=True, exist_ok=True)
         for number, fault in enumerate(faults):
@@ -168,7 +171,8 @@ class FaultySource:
             pixels[0, 0] = (fault, number % 256, 0)
             path = folder / f"{number:05d}.png"
             Image.fromarray(pixels).save(path)
-            self._samples.append(StepSample("episode_1", number, (ImageFile("front", path),), "pick the block"))
+            episode = f"episode_{1 + number // episode_steps}"
+            self._samples.append(StepSample(episode, number, (ImageFile("front", path),), "pick the block"))
 
     def __iter__(self):
         return iter(self._samples)
