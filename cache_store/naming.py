@@ -25,6 +25,10 @@ RECIPES = f"{STORE_FOLDER}/recipes"
 PLANS = f"{STORE_FOLDER}/plans"
 QUARANTINE = f"{STORE_FOLDER}/quarantine"
 PINS = f"{STORE_FOLDER}/pins"
+# Of the builds that write into the store; the store itself never looks there.
+RUNS = f"{STORE_FOLDER}/runs"
+CLAIMS = f"{STORE_FOLDER}/claims"
+BATCH_SIZES = f"{STORE_FOLDER}/batch_sizes.json"
 META = "cache_meta.json"
 
 SUFFIX = ".pt"

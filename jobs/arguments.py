@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jobs.parsers import Commands, add_command, add_store
+from jobs.parsers import Commands, add_command, add_json, add_store
 from jobs.sizes import parse_age, parse_size, positive_int
 from jobs.store_arguments import add_store_commands
 from pipeline.sources import STEP_SOURCES, VIDEO_SOURCES, parse_media_path
@@ -25,6 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vlm-cache {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_build(commands)
+    _add_retry_failed(commands)
     add_store_commands(commands)
     _add_demo(commands)
     return parser
@@ -129,7 +130,8 @@ def _add_build(commands: Commands) -> None:
         "--report",
         type=Path,
         metavar="DIR",
-        help="write report.json and failed.jsonl there, and a benchmark's questions.parquet",
+        help="write build.json, failed.jsonl, report.json and a benchmark's questions.parquet there, instead of into "
+        "ROOT/.vlm-cache/runs/",
     )
 
     cluster = parser.add_argument_group("Ray")
@@ -137,7 +139,9 @@ def _add_build(commands: Commands) -> None:
     cluster.add_argument(
         "--lanes", type=positive_int, metavar="N", help="encoders at once; one per GPU, or one on the CPU"
     )
-    cluster.add_argument("--decoders-per-lane", type=positive_int, metavar="N", help="4 beside a GPU, 1 on the CPU")
+    cluster.add_argument(
+        "--decoders-per-lane", type=positive_int, metavar="N", help="instead of as many as each encoder needs"
+    )
     cluster.add_argument(
         "--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto takes GPUs where there are any"
     )
@@ -148,13 +152,34 @@ def _add_build(commands: Commands) -> None:
         metavar="SIZE",
         help="--data URL: what a decoder keeps of it in the temporary folder at most",
     )
-    cluster.add_argument(
-        "--unit-timeout",
-        type=parse_age,
-        default="10m",
-        metavar="AGE",
-        help="longest decode of a unit, fetching included",
+    for stage, name, default, note in (
+        ("decode", "unit", "10m", ", fetching included"),
+        ("encode", "encode", "30m", ""),
+        ("write", "write", "10m", ""),
+    ):
+        cluster.add_argument(
+            f"--{name}-timeout",
+            type=parse_age,
+            default=default,
+            metavar="AGE",
+            help=f"longest {stage} of one unit{note}",
+        )
+
+
+def _add_retry_failed(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "retry-failed",
+        "Build again exactly the units that failed in an earlier build, with the same arguments. Refused if the same "
+        "arguments mean other features today.",
+        "vlm-cache retry-failed /cache/longva/.vlm-cache/runs/0d9c6f0e5b0f4b6c8b1f0a4f7c2d9e31",
     )
+    parser.add_argument(
+        "run", type=Path, metavar="DIR|FILE", help="the folder of that build's report, or its failed.jsonl"
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="cluster to join, instead of where that build ran")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write this run's report there")
+    add_json(parser)
 
 
 def _add_demo(commands: Commands) -> None:

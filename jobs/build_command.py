@@ -9,16 +9,17 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from cache_store import CacheStoreError, FeatureStore, StepKey, canonical_dataset_name
 from jobs.build_views import BuildView, print_report
+from jobs.failed_units import OnlyThese, check_recipes
+from jobs.run_folder import FailedRun, RunFolder
 from jobs.sizes import format_size
 from pipeline.encoders import EncoderSpec, StepEncoderSpec, load_spec
 from pipeline.encoders.base import VideoEncoderSpec
 from pipeline.errors import BuildRefused
-from pipeline.lanes import BuildReport, TimeLimits, run_build
+from pipeline.lanes import TimeLimits, run_build
 from pipeline.size_estimate import by_length, upper_bound
 from pipeline.sources import (
     BENCHMARKS,
@@ -28,7 +29,6 @@ from pipeline.sources import (
     absolute,
     data_set_name,
     open_source,
-    write_questions,
 )
 from pipeline.vision import SamplingRule
 from pipeline.work_plan import BuildTask, Plan, plan_build
@@ -36,15 +36,21 @@ from pipeline.work_plan import BuildTask, Plan, plan_build
 VIDEO_ENCODERS = ("longva", "huggingface")
 
 
-def build(args: argparse.Namespace) -> int:
-    """Build a cache; returns 0 if every sample has its feature, 1 if some failed or were not started."""
+def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
+    """Build a cache; returns 0 if every sample has its feature, 1 if some failed or were not started.
+
+    With `only`, the failed units of an earlier run of the same arguments and nothing else.
+    """
     _check_arguments(args)
     sampling = _sampling(args.sampling)
     source = _open_source(args)
+    if only is not None:
+        source = OnlyThese(source, frozenset(only.recipes))
     print(f"reading the weights of {args.model} ...", file=sys.stderr)
     spec = _load_spec(args)
     # Without a run's id nothing protects what the build writes: it may evict its own features.
-    run_id = None if args.allow_eviction else uuid.uuid4().hex
+    run = uuid.uuid4().hex
+    run_id = None if args.allow_eviction else run
     with FeatureStore(args.store, run_id=run_id) as store:
         _set_limits(args, store, remember=False)
         if store.limit_bytes is not None:
@@ -52,13 +58,18 @@ def build(args: argparse.Namespace) -> int:
         if args.dataset is not None:
             store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
         task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling, fetch_limit_bytes=args.fetch_limit)
+        if only is not None:
+            check_recipes(only, source, task)
         plan = plan_build(source, task, store, overwrite=args.overwrite)
         if store.limit_bytes is not None:
             _check_room(args, plan, store, store.limit_bytes)
         _set_limits(args, store, remember=True)  # a refused build leaves the store as it was
-        store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
-        if args.report and isinstance(source, Benchmark):
-            _write_questions(args.report, source)
+        if only is None:
+            store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
+        folder = RunFolder(args.report) if args.report else RunFolder.in_store(store.root, run)
+        folder.begin(args, task.shared_recipe())
+        if isinstance(source, Benchmark):
+            folder.write_questions(source.questions())
         with _stop_on_signal() as should_stop, BuildView(title=_title(args)) as view:
             report = run_build(
                 plan,
@@ -67,16 +78,16 @@ def build(args: argparse.Namespace) -> int:
                 lanes=args.lanes,
                 decoders_per_lane=args.decoders_per_lane,
                 device=args.device,
-                limits=TimeLimits(decode_s=args.unit_timeout),
+                limits=TimeLimits(args.unit_timeout, args.encode_timeout, args.write_timeout),
+                on_failure=folder.note,
                 on_progress=view.show,
                 should_stop=should_stop,
             )
-    if args.report:
-        _write_report(args.report, report)
+        folder.end(report)
     if args.json:
-        print(json.dumps(report.to_json(), ensure_ascii=False))
+        print(json.dumps({**report.to_json(), "folder": str(folder.folder)}, ensure_ascii=False))
     else:
-        print_report(report)
+        print_report(report, folder.folder)
     return report.exit_status
 
 
@@ -221,22 +232,3 @@ def _stop_on_signal() -> Iterator[Callable[[], str | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write_questions(folder: Path, source: Benchmark) -> None:
-    try:
-        write_questions(source.questions(), folder)
-    except OSError as exc:
-        raise BuildRefused(f"--report: the table of questions cannot be written to {folder}: {exc}") from exc
-
-
-def _write_report(folder: Path, report: BuildReport) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        whole = report.to_json()
-        (folder / "report.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-        lines = [json.dumps(failure, ensure_ascii=False) + "\n" for failure in whole["failed"]]
-        (folder / "failed.jsonl").write_text("".join(lines))
-    except OSError as exc:
-        # The features are what hours were spent on; a report that cannot be written must not hide them.
-        print(f"the report could not be written to {folder}: {exc}", file=sys.stderr)

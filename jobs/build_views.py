@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich import box
@@ -98,17 +99,19 @@ def _render(title: str, progress: Progress) -> Group:
     return Group(*parts)
 
 
-def print_report(report: BuildReport) -> None:
-    """Print the final report: failures by name, then the counts."""
+def print_report(report: BuildReport, folder: Path) -> None:
+    """Print the final report: failures by name, then the counts; `folder` holds its dead letters."""
     console = Console()
     if report.failed:
         table = Table(title="failed", title_justify="left", title_style="bold red", box=box.SIMPLE, pad_edge=False)
         table.add_column("key", overflow="fold")
         table.add_column("stage")
+        table.add_column("error")
         table.add_column("reason", overflow="fold")
         for failure in report.failed:
-            table.add_row(escape(failure.key), failure.stage, escape(failure.reason))
+            table.add_row(escape(failure.key), failure.stage, failure.error.value, escape(failure.reason))
         console.print(table)
+        console.print(f"to build these again: vlm-cache retry-failed {escape(str(folder))}", soft_wrap=True)
     if report.ignored:
         console.print(f"ignored {len(report.ignored)} files:")
         for path, reason in report.ignored[:10]:

@@ -14,6 +14,7 @@ REFUSALS = (PipelineError, CacheStoreError)
 # Imported when called, because a reading install has neither ray nor decoders and still looks after its stores.
 _MODULES = {
     "build": "jobs.build_command",
+    "retry-failed": "jobs.retry_command",
     "demo": "jobs.demo_command",
     "stats": "jobs.stats_command",
     "ls": "jobs.listing_commands",
@@ -39,5 +40,5 @@ def command(args: argparse.Namespace) -> int:
         if exc.name not in _BUILD_ONLY:
             raise
         raise BuildRefused(f"the package {exc.name} is not installed; pip install 'vlm-cache[build]'") from exc
-    status: int = getattr(module, args.command)(args)
+    status: int = getattr(module, args.command.replace("-", "_"))(args)
     return status

@@ -11,38 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from cache_store import FeatureStore, StoreFull, StoreWriteError, VideoKey
-from pipeline.encoders.base import (
-    ImagePreprocess,
-    Json,
-    StepEncoder,
-    StepInput,
-    VideoEncoder,
-    VideoPreprocess,
-)
-from pipeline.errors import MediaError
+from cache_store import FeatureStore, PutItem, VideoKey
+from pipeline.encoders.base import ImagePreprocess, Json, StepInput, VideoPreprocess
+from pipeline.failures import UnitFailure, failure_of
 from pipeline.sources import ImageFile, StepSample, VideoSample, localise
 from pipeline.version import VERSION
 from pipeline.vision.decoding import decode_frame, decode_video
 from pipeline.vision.images import read_image
 from pipeline.work_plan import BuildTask, Unit
-
-Stage = Literal["source", "decode", "encode", "write"]
-
-
-@dataclass(frozen=True)
-class UnitFailure:
-    """Why one unit gave no feature. `stops_build`: the same would fail every other unit too (bad disk, full store)."""
-
-    key: str
-    stage: Stage
-    reason: str
-    stops_build: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +49,9 @@ class UnitDone:
 
     key: str
     bytes: int  # of the published file
-    encode_s: float
-    write_s: float
+    encode_s: float = 0.0  # on the device
+    write_s: float = 0.0  # from the feature's arrival on the host to its final name
+    split_into: int | None = None  # frames at once, where the device had no memory for what the recipe asks for
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +62,13 @@ class EncodedUnit:
     value: object
     provenance: Mapping[str, Json]
     encode_s: float
+    split_into: int | None = None  # as in `UnitDone`
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the feature's tensor."""
+        value = self.value["vision_features"] if isinstance(self.value, dict) else self.value
+        return int(cast(torch.Tensor, value).nbytes)
 
 
 def decode_unit(unit: Unit, task: BuildTask) -> DecodedUnit | UnitFailure:
@@ -91,11 +80,22 @@ def decode_unit(unit: Unit, task: BuildTask) -> DecodedUnit | UnitFailure:
             pixels, provenance = _decode_video(unit.sample, task)
         else:
             pixels, provenance = _decode_step(unit.sample, task)
-    except MediaError as exc:
-        return UnitFailure(unit.name, "decode", str(exc))
     except Exception as exc:  # noqa: BLE001 - one file's surprise must not end the build: it is named instead
-        return UnitFailure(unit.name, "decode", f"{type(exc).__name__}: {exc}")
+        return failure_of(exc, key=unit.name, stage="decode")
     return DecodedUnit(unit, pixels, provenance, time.perf_counter() - started)
+
+
+def published(unit: Unit, task: BuildTask, store: FeatureStore) -> UnitDone | None:
+    """Return the unit as done if the store has its feature by now, and keep that for the length of the build."""
+    recipe = task.recipe(unit.sample)
+    if store.state_of(unit.key, recipe=recipe) != "present":
+        return None
+    if task.run_id is not None:
+        store.protect([unit.key], recipe=recipe)
+    try:
+        return UnitDone(unit.name, store.path_of(unit.key, recipe=recipe).stat().st_size)
+    except OSError:
+        return UnitDone(unit.name, 0)  # under an alias of its data set
 
 
 def _decode_video(sample: VideoSample, task: BuildTask) -> tuple[np.ndarray, dict[str, Json]]:
@@ -131,21 +131,18 @@ def _decode_step(sample: StepSample, task: BuildTask) -> tuple[StepInput, dict[s
     return StepInput(tuple(images), sample.instruction), {"decoders": decoders}
 
 
-def encode_unit(decoded: DecodedUnit, encoder: VideoEncoder | StepEncoder, *, device: str) -> EncodedUnit:
-    """Encode one decoded unit on the device that `encoder` lives on; lay its feature out as the contract says.
-
-    Raises whatever the model raises: the caller knows whether a failure is the unit's or the device's.
-    """
-    started = time.perf_counter()
+def encoded_unit(
+    decoded: DecodedUnit, features: torch.Tensor, *, device: str, encode_s: float, split_into: int | None = None
+) -> EncodedUnit:
+    """Lay a unit's feature out as the contract says, and note what happened to it on the way."""
     unit = decoded.unit
-    value: object
+    value: object = features
     if isinstance(unit.sample, VideoSample):
-        features = cast(VideoEncoder, encoder).encode(cast(np.ndarray, decoded.pixels))
         value = video_entry(unit.sample, cast(VideoKey, unit.key), features)
-    else:
-        value = cast(StepEncoder, encoder).encode(cast(StepInput, decoded.pixels))
     provenance = {**decoded.provenance, **_what_encoded(device)}
-    return EncodedUnit(unit, value, provenance, time.perf_counter() - started)
+    if split_into is not None:
+        provenance["frames_per_forward"] = split_into
+    return EncodedUnit(unit, value, provenance, encode_s, split_into)
 
 
 def video_entry(sample: VideoSample, key: VideoKey, features: torch.Tensor) -> dict[str, Any]:
@@ -162,16 +159,10 @@ def video_entry(sample: VideoSample, key: VideoKey, features: torch.Tensor) -> d
     }
 
 
-def commit_unit(encoded: EncodedUnit, task: BuildTask, store: FeatureStore) -> UnitDone | UnitFailure:
-    """Publish one feature. A full store and a failing disk come back as failures that stop the build."""
-    started = time.perf_counter()
+def put_item(encoded: EncodedUnit, task: BuildTask) -> PutItem:
+    """Return what the store is to keep of a unit."""
     unit = encoded.unit
-    try:
-        path = store.put(unit.key, encoded.value, recipe=task.recipe(unit.sample), provenance=dict(encoded.provenance))
-        published_bytes = path.stat().st_size
-    except (StoreWriteError, StoreFull, OSError) as exc:
-        return UnitFailure(unit.name, "write", str(exc), stops_build=True)
-    return UnitDone(unit.name, published_bytes, encoded.encode_s, time.perf_counter() - started)
+    return PutItem(unit.key, encoded.value, task.recipe(unit.sample), dict(encoded.provenance))
 
 
 @cache

@@ -5,12 +5,13 @@ Of a planned sample one byte is kept, so that a plan of a million units costs a 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, cast
 
-from cache_store import FeatureKey, FeatureStore, InvalidKey, RecipeMismatch, StepKey, VideoKey
+from cache_store import FeatureKey, FeatureStore, InvalidKey, RecipeMismatch, StepKey, VideoKey, recipe_fingerprint
 from pipeline.encoders.base import EncoderSpec, Json, StepEncoderSpec, VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.recipe import step_recipe, video_recipe
@@ -51,6 +52,10 @@ class BuildTask:
             self._recipes[asked] = self._new_recipe(sample, *asked)
         return self._recipes[asked]
 
+    def shared_recipe(self) -> dict[str, Json]:
+        """Return what the recipes of all samples have in common."""
+        return {"encoder": dict(self.spec.recipe()), "nframe": self.nframe, "sampling": self.sampling.name}
+
     def _new_recipe(self, sample: Sample, *asked: Any) -> dict[str, Json]:
         if isinstance(sample, VideoSample):
             spec = cast(VideoEncoderSpec, self.spec)
@@ -72,6 +77,18 @@ class Unit:
     def group(self) -> str:
         """What must stay in one shard: an episode's steps; a video stands alone."""
         return self.sample.dataset if isinstance(self.sample, StepSample) else self.name
+
+
+def _unit(sample: Sample, task: BuildTask) -> Unit:
+    return Unit(unit_name(sample), task.key(sample), sample)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Neighbouring units that a lane pulls at once, and that one of several builds claims."""
+
+    name: str  # the same in every build of the same plan
+    units: list[Unit]
 
 
 class Decision(IntEnum):
@@ -110,9 +127,22 @@ class Plan:
 
     def units(self) -> Iterator[Unit]:
         """Yield the units to build, lazily and in the source's order."""
-        for sample, decision in zip(self.source, self.decisions, strict=True):
-            if decision == Decision.TODO:
-                yield Unit(unit_name(sample), self.task.key(sample), sample)
+        for shard in self.shards():
+            yield from shard.units
+
+    def shards(self, *, size: int = SHARD_UNITS) -> Iterator[Shard]:
+        """Yield the units to build in shards, lazily; shards are cut and named by all samples, whatever is done."""
+        decisions = iter(self.decisions)
+        for whole in shards((_unit(sample, self.task) for sample in self.source), size=size):
+            wanted = [unit for unit in whole if next(decisions) == Decision.TODO]
+            if wanted:
+                yield Shard(self._shard_name(whole), wanted)
+
+    def _shard_name(self, whole: list[Unit]) -> str:
+        first, last = whole[0], whole[-1]
+        recipe = recipe_fingerprint(self.task.recipe(first.sample))
+        facts = (recipe, first.sample.dataset, first.name, last.sample.dataset, last.name, str(len(whole)))
+        return hashlib.sha256("\0".join(facts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def plan_build(source: Source, task: BuildTask, store: FeatureStore, *, overwrite: bool) -> Plan:

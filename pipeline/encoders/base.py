@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,8 +45,20 @@ class ImagePreprocess(Protocol):
 class VideoEncoder(Protocol):
     """A loaded vision tower on one device."""
 
+    @property
+    def frames_per_forward(self) -> int | None:
+        """What the recipe asks for; None: all frames of a video at once."""
+        ...
+
     def encode(self, pixels: np.ndarray) -> torch.Tensor:
         """Encode one video: uint8 [frames, height, width, 3] to a CPU tensor [frames, tokens, width], own storage."""
+        ...
+
+    def forward(self, pixels: torch.Tensor, *, at_most: int | None = None) -> torch.Tensor:
+        """As `encode` from and to the device, which may still be computing; pixels elsewhere are brought there.
+
+        `at_most` frames go through the tower at once, if that is less than what the recipe asks for.
+        """
         ...
 
 
@@ -55,6 +67,10 @@ class StepEncoder(Protocol):
 
     def encode(self, step: StepInput) -> torch.Tensor:
         """Encode one VLM step to a CPU float16 tensor [1, 1, width], own storage."""
+        ...
+
+    def forward(self, images: Sequence[torch.Tensor], instruction: str) -> torch.Tensor:
+        """As `encode` from and to the device, which may still be computing; images elsewhere are brought there."""
         ...
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.encoders import small_models
@@ -109,18 +108,30 @@ class Qwen25VlEncoder:
         if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) != model.config.image_token_id:
             raise EncoderError(f"the tokenizer's {IMAGE_PLACEHOLDER} is not the model's image token")
 
-    @torch.inference_mode()
     def encode(self, step: StepInput) -> torch.Tensor:
         """Encode one VLM step to a CPU float16 tensor [1, 1, width], own storage.
 
         Raises:
             EncoderError: the step has no image, or its instruction holds the image placeholder.
         """
-        if not step.images:
+        # Copies: Ray hands out read-only arrays.
+        pooled = self.forward([torch.tensor(image) for image in step.images], step.instruction)
+        # Inference tensors refuse later use in autograd.
+        with torch.inference_mode(mode=False):
+            return torch.empty(pooled.shape, dtype=pooled.dtype).copy_(pooled)
+
+    @torch.inference_mode()
+    def forward(self, images: Sequence[torch.Tensor], instruction: str) -> torch.Tensor:
+        """Encode images, uint8 [height, width, 3] each anywhere, to a float16 tensor [1, 1, width] on the device.
+
+        Raises:
+            EncoderError: there is no image, or the instruction holds the image placeholder.
+        """
+        if not images:
             raise EncoderError("a VLM step needs at least one image")
-        patches, grids = zip(*(self._patches(image) for image in step.images), strict=True)
+        patches, grids = zip(*(self._patches(image) for image in images), strict=True)
         grid = torch.cat(grids)
-        tokens = self._tokenizer(self._prompt(step.instruction, grid), return_tensors="pt").to(self._device)
+        tokens = self._tokenizer(self._prompt(instruction, grid), return_tensors="pt").to(self._device)
         ids = tokens["input_ids"]
         hidden = self._model(
             input_ids=ids,
@@ -130,14 +141,11 @@ class Qwen25VlEncoder:
             image_grid_thw=grid,
             use_cache=False,
         ).last_hidden_state
-        pooled = hidden.mean(dim=1, keepdim=True).to(torch.float16)
-        # Inference tensors refuse later use in autograd.
-        with torch.inference_mode(mode=False):
-            return torch.empty(pooled.shape, dtype=pooled.dtype).copy_(pooled)
+        pooled: torch.Tensor = hidden.mean(dim=1, keepdim=True).to(torch.float16)
+        return pooled
 
-    def _patches(self, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        on_device = torch.tensor(image).to(self._device)  # a copy: Ray hands out read-only arrays
-        return self._spec.preprocess.patchify(self._table(on_device[None])[0])
+    def _patches(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._spec.preprocess.patchify(self._table(image.to(self._device)[None])[0])
 
     def _prompt(self, instruction: str, grid: torch.Tensor) -> str:
         """Return the chat text with one placeholder per image token that the model will make."""

@@ -37,23 +37,30 @@ class TowerEncoder:
         self._device = device
         self._dtype = DTYPES[dtype]
         self._table = table
-        self._frames_per_forward = frames_per_forward
+        self.frames_per_forward = frames_per_forward
         self._select = select
 
-    @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> torch.Tensor:
         """Encode one video: uint8 [frames, height, width, 3] to a CPU tensor [frames, tokens, width], own storage."""
-        step = self._frames_per_forward or len(pixels)
-        parts = [self._forward(pixels[start : start + step]) for start in range(0, len(pixels), step)]
-        features = torch.cat(parts) if len(parts) > 1 else parts[0]
+        # A copy: Ray hands out read-only arrays.
+        features = self.forward(torch.tensor(pixels))
         # A slice would be saved with the storage of what it was cut from; inference tensors refuse later use
         # in autograd.
         with torch.inference_mode(mode=False):
             return torch.empty(features.shape, dtype=features.dtype).copy_(features)
 
-    def _forward(self, pixels: np.ndarray) -> torch.Tensor:
-        on_device = torch.tensor(pixels).to(self._device)  # a copy: Ray hands out read-only arrays
-        values = self._table(on_device).to(self._dtype)
+    @torch.inference_mode()
+    def forward(self, pixels: torch.Tensor, *, at_most: int | None = None) -> torch.Tensor:
+        """Encode one video, uint8 [frames, height, width, 3] anywhere, to [frames, tokens, width] on the device.
+
+        `at_most` frames go through the tower at once, if that is less than what the recipe asks for.
+        """
+        step = min(count for count in (self.frames_per_forward, at_most, len(pixels)) if count is not None)
+        parts = [self._tower_of(pixels[start : start + step]) for start in range(0, len(pixels), step)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _tower_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        values = self._table(pixels.to(self._device)).to(self._dtype)
         return self._select(self._tower(pixel_values=values).last_hidden_state)
 
 

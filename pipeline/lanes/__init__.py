@@ -2,7 +2,7 @@
 
 from pipeline.lanes.build import run_build
 from pipeline.lanes.cluster import connection
-from pipeline.lanes.report import BuildReport, LaneProgress, Progress
-from pipeline.lanes.scheduler import TimeLimits
+from pipeline.lanes.limits import TimeLimits
+from pipeline.lanes.report import BuildReport, LaneProgress, Progress, failure_to_json
 
-__all__ = ["BuildReport", "LaneProgress", "Progress", "TimeLimits", "connection", "run_build"]
+__all__ = ["BuildReport", "LaneProgress", "Progress", "TimeLimits", "connection", "failure_to_json", "run_build"]

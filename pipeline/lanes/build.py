@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Literal
 
 from cache_store import FeatureStore
-from pipeline.encode_unit import UnitFailure
+from pipeline.failures import UnitFailure
+from pipeline.lanes.claims import Claims
 from pipeline.lanes.cluster import connection, shape_lanes
+from pipeline.lanes.limits import TimeLimits
+from pipeline.lanes.outcomes import source_failures
 from pipeline.lanes.report import BuildReport, Progress
-from pipeline.lanes.scheduler import Scheduler, TimeLimits
+from pipeline.lanes.scheduler import Scheduler
 from pipeline.work_plan import Plan
 
 
@@ -22,33 +26,42 @@ def run_build(
     decoders_per_lane: int | None = None,
     device: Literal["auto", "cpu", "gpu"] = "auto",
     limits: TimeLimits | None = None,
+    on_failure: Callable[[UnitFailure], None] = lambda failure: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], str | None] = lambda: None,
 ) -> BuildReport:
     """Build what the plan holds; returns the report, in which every failed unit has its name and reason.
 
     Ray is joined at `address` or $RAY_ADDRESS, else started on this machine for the length of the call; a plan with
-    nothing to do starts nothing. `should_stop` is asked about twice a second; a reason ends the build after the units
-    in flight.
+    nothing to do starts nothing. `on_failure` hears of each failed unit at once. `should_stop` is asked about twice a
+    second; a reason ends the build after the units in flight.
 
     Raises:
         BuildRefused: no cluster answers, or it has not what `device` asks for.
         EncoderError: the model cannot be loaded where it is to run.
     """
     if plan.todo == 0:
-        failed = [UnitFailure(name, "source", reason) for name, reason in plan.problems]
-        report = BuildReport(skipped=plan.skipped, failed=failed)
+        report = BuildReport(skipped=plan.skipped, failed=source_failures(plan))
+        for failure in report.failed:
+            on_failure(failure)
     else:
         with connection(address):
             shape = shape_lanes(lanes=lanes, decoders_per_lane=decoders_per_lane, device=device)
-            scheduler = Scheduler(
-                plan,
-                store,
-                shape,
-                limits=limits or TimeLimits(),
-                on_progress=on_progress,
-                should_stop=should_stop,
-            )
-            report = scheduler.run()
+            # With --overwrite nobody can tell by the store what another build has done, so nothing is shared.
+            claims = None if plan.overwrite else Claims(store.root, build=plan.task.run_id or uuid.uuid4().hex)
+            try:
+                report = Scheduler(
+                    plan,
+                    store,
+                    shape,
+                    claims=claims,
+                    limits=limits or TimeLimits(),
+                    on_failure=on_failure,
+                    on_progress=on_progress,
+                    should_stop=should_stop,
+                ).run()
+            finally:
+                if claims is not None:
+                    claims.close()
     report.ignored = [(str(file.path), file.reason) for file in plan.source.ignored()]
     return report

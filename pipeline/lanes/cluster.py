@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +17,17 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import BuildRefused
+from pipeline.lanes.limits import TimeLimits
 from pipeline.lanes.processes import DecoderProcess, EncoderProcess
 from pipeline.work_plan import BuildTask
 
 # One call writes, one is on the device, one waits with its pixels already local.
 ENCODER_DEPTH = 3
+# While they are few bytes, so that one flush publishes many; each occupies a thread of the encoder's process.
+ENCODER_DEPTH_SMALL = 32
 # One call runs, one waits, so that a decoder never idles for the driver's round trip.
 DECODER_DEPTH = 2
+MOST_DECODERS = 16  # of one lane, unless more are asked for
 CONNECT_S = 10.0
 
 
@@ -40,6 +46,8 @@ def connection(address: str | None) -> Iterator[None]:
     joining = address or os.environ.get("RAY_ADDRESS")
     if joining:
         _require_listener(joining)
+    # Ray takes SIGTERM for itself, and would end the build where the caller's own handler drains it.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if joining:
@@ -49,6 +57,8 @@ def connection(address: str | None) -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as exc:
         raise BuildRefused(f"no Ray cluster to use at {joining or 'this machine'}: {exc}") from exc
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -71,7 +81,8 @@ class LaneShape:
     """What each lane of a build asks of the cluster."""
 
     lanes: int
-    decoders_per_lane: int
+    decoders_per_lane: int  # at the start
+    most_decoders: int  # of one lane, if its encoder starves
     gpus_per_encoder: int  # 0 or 1
     cpus_per_process: float  # what Ray reserves for each process; below 1 where lanes outnumber the CPUs
     cpu_threads: int  # torch threads of an encoder on the CPU
@@ -95,14 +106,16 @@ def shape_lanes(
         raise BuildRefused("the cluster has no GPU now; pass --lanes to wait for an autoscaler, or --device cpu")
     on_gpu = device == "gpu" or (device == "auto" and gpus > 0)
     count = lanes or (gpus if on_gpu else 1)
-    decoders = decoders_per_lane or (4 if on_gpu else 1)
+    # On the CPU a decoder takes from the encoder beside it; a GPU is worth some crowding.
+    most = decoders_per_lane or max(4 if on_gpu else 1, min(MOST_DECODERS, int(cpus) // count - 1))
     # Where lanes outnumber the CPUs they share them, or the last ones would wait for ever. A cluster without any
     # CPU has an autoscaler to ask. Hundredths, because they read well in `ray status`.
-    share = math.floor(100 * min(1.0, cpus / (count * (decoders + 1)))) / 100 if cpus else 1.0
+    share = math.floor(100 * min(1.0, cpus / (count * (most + 1)))) / 100 if cpus else 1.0
     objects = resources.get("object_store_memory", 2 * 2**30)
     return LaneShape(
         lanes=count,
-        decoders_per_lane=decoders,
+        decoders_per_lane=decoders_per_lane or 1,
+        most_decoders=most,
         gpus_per_encoder=1 if on_gpu else 0,
         cpus_per_process=max(share, 0.01),
         cpu_threads=max(1, int(cpus) // count),
@@ -110,7 +123,7 @@ def shape_lanes(
     )
 
 
-def start_encoder(task: BuildTask, shape: LaneShape) -> Any:
+def start_encoder(task: BuildTask, shape: LaneShape, limits: TimeLimits) -> Any:
     """Start one encoder process; Ray restarts it wherever it dies, and never repeats a call by itself."""
     return (
         ray.remote(EncoderProcess)
@@ -119,21 +132,22 @@ def start_encoder(task: BuildTask, shape: LaneShape) -> Any:
             num_cpus=shape.cpus_per_process,
             max_restarts=-1,
             max_task_retries=0,
-            max_concurrency=ENCODER_DEPTH,
+            max_concurrency=ENCODER_DEPTH_SMALL + 1,  # one more for ready() and close()
         )
-        .remote(task, shape.cpu_threads)
+        .remote(task, shape.cpu_threads, limits)
     )
 
 
-def start_decoder(task: BuildTask, shape: LaneShape, *, near_node: str) -> Any:
-    """Start one decoder process, on the encoder's node if there is room, else anywhere."""
+def start_decoder(task: BuildTask, shape: LaneShape, *, near_node: str, recheck: bool) -> Any:
+    """Start one decoder process, on the encoder's node if there is room now, else anywhere: it needs no GPU."""
+    near = NodeAffinitySchedulingStrategy(near_node, soft=True, _spill_on_unavailable=True)
     return (
         ray.remote(DecoderProcess)
-        .options(
-            num_cpus=shape.cpus_per_process,
-            max_restarts=-1,
-            max_task_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(near_node, soft=True),
-        )
-        .remote(task)
+        .options(num_cpus=shape.cpus_per_process, max_restarts=-1, max_task_retries=0, scheduling_strategy=near)
+        .remote(task, recheck)
     )
+
+
+def is_gone(node_id: str) -> bool:
+    """Whether the cluster has lost the node: what ran there was preempted, and is not to blame."""
+    return not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id)

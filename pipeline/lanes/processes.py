@@ -5,22 +5,23 @@ Decoding never shares a process with the model: a decoder can die inside native 
 
 from __future__ import annotations
 
+import socket
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 import torch
 
 from cache_store import FeatureStore
-from pipeline.encode_unit import (
-    DecodedUnit,
-    UnitDone,
-    UnitFailure,
-    commit_unit,
-    decode_unit,
-    encode_unit,
-)
-from pipeline.encoders import StepEncoder, VideoEncoder
+from cache_store.naming import BATCH_SIZES
+from pipeline.encode_unit import DecodedUnit, EncodedUnit, UnitDone, decode_unit, published
+from pipeline.failures import ErrorClass, UnitFailure, failure_of
+from pipeline.lanes.batch_sizes import BatchSizes
+from pipeline.lanes.device import DeviceStage
+from pipeline.lanes.limits import TimeLimits
+from pipeline.lanes.one_at_a_time import Hung
+from pipeline.lanes.writer import Writer
 from pipeline.work_plan import BuildTask, Unit
 
 
@@ -29,6 +30,7 @@ class ProcessInfo:
     """Where a process of a lane came up."""
 
     node_id: str
+    host: str
     device: str
 
 
@@ -36,66 +38,91 @@ class ProcessInfo:
 class DecodeOutcome:
     """What the scheduler needs to know of a decoded unit; the pixels go from process to process without it."""
 
-    failure: UnitFailure | None
-    nbytes: int
-    decode_s: float
+    failure: UnitFailure | None = None
+    present: UnitDone | None = None  # the store has the feature meanwhile: nothing was decoded
+    nbytes: int = 0
+    decode_s: float = 0.0
 
 
 class DecoderProcess:
     """Turns units into pixels. One at a time: the first unit in flight is the one that runs."""
 
-    def __init__(self, task: BuildTask) -> None:
+    def __init__(self, task: BuildTask, recheck: bool) -> None:
         self._task = task
+        self._store = FeatureStore(task.store_root, run_id=task.run_id) if recheck else None
         # PIL and numpy do the work here; torch's own pool would only take the encoder's cores.
         torch.set_num_threads(1)
 
     def ready(self) -> ProcessInfo:
         """Answer as soon as the process can work."""
-        return ProcessInfo(ray.get_runtime_context().get_node_id(), "cpu")
+        return _info("cpu")
 
     def decode(self, unit: Unit) -> tuple[DecodeOutcome, DecodedUnit | None]:
-        """Decode one unit; the second value stays in the object store until the encoder takes it."""
+        """Decode one unit; the second value stays in the object store until the encoder takes it.
+
+        What another build or a lost process has published since the plan was made is not decoded again.
+        """
+        if self._store is not None and (present := published(unit, self._task, self._store)) is not None:
+            return DecodeOutcome(present=present), None
         decoded = decode_unit(unit, self._task)
         if isinstance(decoded, UnitFailure):
-            return DecodeOutcome(decoded, 0, 0.0), None
-        return DecodeOutcome(None, decoded.nbytes, decoded.decode_s), decoded
+            return DecodeOutcome(decoded), None
+        return DecodeOutcome(nbytes=decoded.nbytes, decode_s=decoded.decode_s), decoded
 
 
 class EncoderProcess:
     """Holds the model on one device and the writer beside it.
 
-    Called by several threads at once: while one unit is written the next one is on the device.
+    Called by several threads at once: while one unit is on the device others come, leave it, or are written.
     """
 
-    def __init__(self, task: BuildTask, cpu_threads: int) -> None:
-        self._task = task
-        self._cpu_threads = cpu_threads
-        self._on_device = threading.Lock()
-        self._loaded = threading.Lock()
-        self._encoder: VideoEncoder | StepEncoder | None = None
+    def __init__(self, task: BuildTask, cpu_threads: int, limits: TimeLimits) -> None:
+        self._task, self._cpu_threads, self._limits = task, cpu_threads, limits
+        self._loading = threading.Lock()
+        self._is_loaded = False
         self._device = "cuda:0" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
     def ready(self) -> ProcessInfo:
         """Load the model if it is not loaded yet. Raises what loading raises, so that the driver sees the reason."""
-        with self._loaded:
-            if self._encoder is None:
-                # Ray starts its workers with OMP_NUM_THREADS=1, which would leave the lane's other cores idle.
-                torch.set_num_threads(self._cpu_threads)
-                self._store = FeatureStore(self._task.store_root, run_id=self._task.run_id)
-                self._encoder = self._task.spec.load(self._device)
-        return ProcessInfo(ray.get_runtime_context().get_node_id(), self._device)
+        with self._loading:
+            if not self._is_loaded:
+                self._load()
+        return _info(self._device)
+
+    def _load(self) -> None:
+        # Ray starts its workers with OMP_NUM_THREADS=1, which would leave the lane's other cores idle.
+        torch.set_num_threads(self._cpu_threads)
+        self._store = FeatureStore(self._task.store_root, run_id=self._task.run_id)
+        encoder = self._task.spec.load(self._device)
+        name = torch.cuda.get_device_name(self._device) if self._device != "cpu" else "cpu"
+        file = Path(self._task.store_root) / BATCH_SIZES
+        sizes = BatchSizes(file, self._task.spec.recipe(), device_name=name)
+        self._stage = DeviceStage(encoder, self._device, sizes, limit_s=self._limits.encode_s)
+        self._writer = Writer(self._task, self._store, limit_s=self._limits.write_s)
+        self._is_loaded = True
 
     def encode(self, decoded: DecodedUnit) -> UnitDone | UnitFailure:
         """Encode one unit and publish it. Returns only after the feature has its final name."""
-        assert self._encoder is not None, "the scheduler calls ready() first"
+        self._writer.expect()
+        encoded = self._encoded(decoded)
+        if isinstance(encoded, UnitFailure):
+            self._writer.expect_no_more()
+            return encoded
+        return self._writer.publish(encoded)
+
+    def _encoded(self, decoded: DecodedUnit) -> EncodedUnit | UnitFailure:
         try:
-            with self._on_device:
-                encoded = encode_unit(decoded, self._encoder, device=self._device)
+            return self._stage.encode(decoded)
+        except Hung as exc:
+            return UnitFailure(decoded.unit.name, "encode", str(exc), ErrorClass.HANG, spoils_process=True)
         except Exception as exc:  # noqa: BLE001 - the unit is named in the report, and the lane goes on
-            return UnitFailure(decoded.unit.name, "encode", f"{type(exc).__name__}: {exc}")
-        return commit_unit(encoded, self._task, self._store)
+            return failure_of(exc, key=decoded.unit.name, stage="encode")
 
     def close(self) -> None:
         """Write down what the store still holds in memory: use times and counters."""
-        if self._encoder is not None:
+        if self._is_loaded:
             self._store.close()
+
+
+def _info(device: str) -> ProcessInfo:
+    return ProcessInfo(ray.get_runtime_context().get_node_id(), socket.gethostname(), device)

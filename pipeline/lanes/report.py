@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.encode_unit import UnitFailure
+from pipeline.failures import UnitFailure
 
 
 @dataclass
@@ -55,6 +55,7 @@ class BuildReport:
     bytes: int = 0  # of the files published by this build
     seconds: float = 0.0
     restarts: int = 0  # processes that died and came back
+    split: int = 0  # units encoded in smaller batches than asked for, because the device had no memory
     stopped: str | None = None  # why the build ended before its plan did
     warning: str | None = None  # what the operator should know though every unit may be done
     stage_seconds: StageSeconds = field(default_factory=StageSeconds)
@@ -70,13 +71,26 @@ class BuildReport:
         return {
             "done": self.done,
             "skipped": self.skipped,
-            "failed": [{"key": f.key, "stage": f.stage, "reason": f.reason} for f in self.failed],
+            "failed": [failure_to_json(failure) for failure in self.failed],
             "not_started": self.not_started,
             "bytes": self.bytes,
             "seconds": round(self.seconds, 3),
             "restarts": self.restarts,
+            "split": self.split,
             "stopped": self.stopped,
             "warning": self.warning,
             "stage_seconds": {stage: round(s, 3) for stage, s in asdict(self.stage_seconds).items()},
             "ignored": [{"path": path, "reason": reason} for path, reason in self.ignored],
         }
+
+
+def failure_to_json(failure: UnitFailure) -> dict[str, Any]:
+    """Return a failure as reports and dead letters show it."""
+    return {
+        "key": failure.key,
+        "stage": failure.stage,
+        "error": failure.error.value,
+        "reason": failure.reason,
+        "attempts": failure.attempts,
+        "host": failure.host,
+    }

@@ -6,6 +6,7 @@ suspect and is called again alone; who dies alone, again, is the culprit, and it
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,24 +15,21 @@ from enum import Enum, auto
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    WorkerCrashedError,
-)
 
 from pipeline.work_plan import Unit
 
-# The last four are no subclasses of RayActorError, though each means that the process or its node went away.
-PROCESS_LOST = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ObjectLostError)
-
 # Two deaths with nothing else in flight: the first may still have been a preempted node or an impatient operator.
 LONELY_DEATHS = 2
-# More than any single unit can cause: then the process itself is what fails.
-DEATHS_WITHOUT_RESULT = 10
 RESTART_WAIT_S = 0.5
+# Units of few bytes may be in flight in larger numbers, so that many are published with one flush.
+SMALL_TOGETHER_BYTES = 8 * 2**20
+
+
+@dataclass(eq=False)
+class ByteCount:
+    """Bytes in flight of one lane: decoded or being decoded, not yet encoded."""
+
+    held: int = 0
 
 
 @dataclass(eq=False)
@@ -39,10 +37,29 @@ class Work:
     """One unit on its way through one stage."""
 
     unit: Unit
+    shard: str = ""
     pixels: Any = None  # ObjectRef of the decoded unit, for the encoder
-    nbytes: int = 0  # what it counts against the lane's limit
+    nbytes: int = 0  # what it counts against its lane's limit
+    attempts: int = 0  # calls of the present stage
     alone: bool = False  # a suspect: nothing else may be in flight beside it
     lonely_deaths: int = 0
+    maybe_done: bool = False  # an encoder had it and was lost: the store may hold it
+    _account: ByteCount = field(default_factory=ByteCount)
+
+    def hold(self, account: ByteCount, nbytes: int) -> None:
+        """Count the work's bytes on `account`, and no longer where they were counted before."""
+        self._account.held -= self.nbytes
+        account.held += nbytes
+        self._account, self.nbytes = account, nbytes
+
+    def release(self) -> None:
+        """Let go of the pixels and their bytes."""
+        self.hold(self._account, 0)
+        self.pixels = None
+
+    def enter_next_stage(self) -> None:
+        """Forget what happened in the stage before: its blame is not carried on."""
+        self.attempts, self.alone, self.lonely_deaths = 0, False, 0
 
 
 class State(Enum):
@@ -60,12 +77,16 @@ class Worker:
     actor: Any
     kind: Literal["decode", "encode"]
     depth: int  # calls in flight at most
+    most_depth: int = 0  # the same while they are few bytes and wait for the disk
     state: State = State.DRAINING
+    node_id: str = ""
+    host: str = ""
     in_flight: dict[Any, Work] = field(default_factory=dict)  # by ObjectRef, oldest first
     suspects: deque[Work] = field(default_factory=deque)
     ping: Any = None  # ObjectRef of the pending ready()
     restarts: int = 0
     deaths_without_result: int = 0
+    _waiting_for_disk: int = 0  # units that come from the device while one is being published
     _head_since: float = 0.0  # when the oldest call became the oldest, on the monotonic clock
     _ask_after: float = 0.0  # on the monotonic clock
 
@@ -77,12 +98,16 @@ class Worker:
         if self.state is State.DRAINING and not self.in_flight and time.monotonic() >= self._ask_after:
             self.state, self.ping = State.STARTING, self.actor.ready.remote()
 
-    def answered(self) -> None:
-        """Note that the process can be called."""
+    def answered(self, node_id: str, host: str) -> None:
+        """Note that the process can be called, and where it is."""
         self.state, self.ping = State.READY, None
+        self.node_id, self.host = node_id, host
 
-    def admit(self, fresh: Callable[[], Work | None]) -> Work | None:
-        """Return what may be called now: a suspect if nothing else is in flight, else fresh work, else None."""
+    def admit(self, fresh: Callable[[], Work | None], orphan: Callable[[], Work | None]) -> Work | None:
+        """Return what may be called now: a suspect if nothing else is in flight, else fresh work, else None.
+
+        A process with nothing to do takes an orphan, a suspect of another process that is down.
+        """
         if self.state is not State.READY:
             return None
         if self.suspects:
@@ -91,14 +116,30 @@ class Worker:
             suspect = self.suspects.popleft()
             suspect.alone = True
             return suspect
-        if len(self.in_flight) >= self.depth or any(work.alone for work in self.in_flight.values()):
+        if self._is_full() or any(work.alone for work in self.in_flight.values()):
             return None
-        return fresh()
+        work = fresh()
+        if work is None and not self.in_flight and (work := orphan()) is not None:
+            work.alone = True
+        return work
+
+    def _is_full(self) -> bool:
+        if len(self.in_flight) < self.depth:
+            return False
+        # More than wait for the disk would only wait for the device, where no idle lane could take them.
+        if len(self.in_flight) >= min(self.most_depth, self.depth + self._waiting_for_disk):
+            return True
+        return sum(work.nbytes for work in self.in_flight.values()) >= SMALL_TOGETHER_BYTES
+
+    def note_speed(self, encode_s: float, write_s: float) -> None:
+        """Note how long a unit was on the device and how long it then waited until it was published."""
+        self._waiting_for_disk = math.ceil(write_s / max(encode_s, 1e-4))
 
     def started(self, call: Any, work: Work) -> None:
         """Note that `call` (an ObjectRef) is in flight for `work`."""
         if not self.in_flight:
             self._head_since = time.monotonic()
+        work.attempts += 1
         self.in_flight[call] = work
 
     def ended(self, call: Any) -> Work:
@@ -106,18 +147,18 @@ class Worker:
         self._head_since = time.monotonic()
         return self.in_flight.pop(call)
 
-    def died(self) -> None:
+    def died(self, *, is_preempted: bool = False) -> None:
         """Note that the process was lost. Its other calls will come back as lost too."""
         if self.state is State.DRAINING:
             return
         self.restarts += 1
-        self.deaths_without_result += 1
+        self.deaths_without_result += not is_preempted
         self._ask_after = time.monotonic() + RESTART_WAIT_S * min(self.deaths_without_result, 20)
         self.state, self.ping = State.DRAINING, None
 
-    def blame(self, work: Work) -> bool:
+    def blame(self, work: Work, *, is_preempted: bool = False) -> bool:
         """Return whether `work`, lost with its process, is the culprit; if not proven, it becomes a suspect."""
-        work.lonely_deaths += work.alone
+        work.lonely_deaths += work.alone and not is_preempted
         if work.lonely_deaths >= LONELY_DEATHS:
             return True
         self.suspects.append(work)

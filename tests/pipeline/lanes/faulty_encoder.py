@@ -5,12 +5,14 @@ A real spec in every respect but the numbers, so that lanes are tested with real
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cache_store import atomic
 from pipeline.encoders.base import StepInput
 from pipeline.errors import EncoderError
 from pipeline.sources import IgnoredFile, ImageFile, StepSample
@@ -26,26 +29,48 @@ GOOD = 1
 DECODER_RAISES = 10
 DECODER_DIES = 11
 DECODER_HANGS = 12
+DECODER_DIES_ONCE = 13
 ENCODER_TELLS_ITS_GPU = 2
 ENCODER_RAISES = 20
 ENCODER_DIES = 21
 ENCODER_DIES_ONCE = 22  # as a preempted node would: the next try succeeds
 ENCODER_WAITS_TO_BE_KILLED = 23  # until the test kills it
+ENCODER_SPOILED = 24  # every later unit of the process fails too
+ENCODER_SPOILED_ONCE = 25
+ENCODER_HANGS = 26
+ENCODER_OUT_OF_MEMORY = 27
 
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _is_first(mark: Path) -> bool:
+    """Whether nobody left this mark before; leaves it, with the process id in it."""
+    if mark.exists():
+        return False
+    # The rename makes the process id appear whole to the test that waits for it.
+    mark.with_suffix(".new").write_text(str(os.getpid()))
+    mark.with_suffix(".new").rename(mark)
+    return True
+
+
+@dataclass(frozen=True)
 class FaultyPreprocess:
     """Hands images on, unless their first pixel asks for a fault of the decoder."""
 
+    marks: Path
+    most_delay_s: float = 0.0
+
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        fault = image[0, 0, 0]
+        fault, number = image[0, 0, 0], int(image[0, 0, 1])
+        time.sleep(random.random() * self.most_delay_s)
+        if fault == DECODER_DIES_ONCE and _is_first(self.marks / f"{number}"):
+            os.kill(os.getpid(), signal.SIGSEGV)
         if fault == DECODER_RAISES:
             raise ValueError("this image asked the decoder to raise")
         if fault == DECODER_DIES:
-            _die()
+            os.kill(os.getpid(), signal.SIGSEGV)
         if fault == DECODER_HANGS:
             threading.Event().wait()
         return image
@@ -54,12 +79,27 @@ class FaultyPreprocess:
 class FaultyEncoder:
     """Returns the mean colour of the first image, [1, 1, 3], unless its first pixel asks for a fault."""
 
-    def __init__(self, marks: Path) -> None:
-        self._marks = marks
+    def __init__(self, marks: Path, most_delay_s: float = 0.0) -> None:
+        self._marks, self._most_delay_s = marks, most_delay_s
+        self._is_spoiled = False
 
     def encode(self, step: StepInput) -> torch.Tensor:
-        image = step.images[0]
+        return self.forward([torch.tensor(image) for image in step.images], step.instruction)
+
+    def forward(self, images: Sequence[torch.Tensor], instruction: str) -> torch.Tensor:
+        image = images[0].numpy()
         fault, number = image[0, 0, 0], int(image[0, 0, 1])
+        with open(self._marks / "forwards", "a") as file:
+            file.write(f"{number}\n")
+        time.sleep(random.random() * self._most_delay_s)
+        if fault == ENCODER_SPOILED or (fault == ENCODER_SPOILED_ONCE and _is_first(self._marks / f"{number}")):
+            self._is_spoiled = True
+        if self._is_spoiled:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        if fault == ENCODER_HANGS:
+            threading.Event().wait()
+        if fault == ENCODER_OUT_OF_MEMORY:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB")
         if fault == ENCODER_TELLS_ITS_GPU:
             (self._marks / f"gpu {os.environ['CUDA_VISIBLE_DEVICES']}").touch()
             # Wait for the other lane, or the first one to come up would do all the work.
@@ -69,15 +109,10 @@ class FaultyEncoder:
             raise ValueError("this image asked the encoder to raise")
         if fault == ENCODER_DIES:
             _die()
-        if fault in (ENCODER_DIES_ONCE, ENCODER_WAITS_TO_BE_KILLED):
-            mark = self._marks / f"{number}"
-            if not mark.exists():
-                # The rename makes the process id appear whole to the test that waits for it.
-                mark.with_suffix(".new").write_text(str(os.getpid()))
-                mark.with_suffix(".new").rename(mark)
-                if fault == ENCODER_DIES_ONCE:
-                    _die()
-                threading.Event().wait()
+        if fault in (ENCODER_DIES_ONCE, ENCODER_WAITS_TO_BE_KILLED) and _is_first(self._marks / f"{number}"):
+            if fault == ENCODER_DIES_ONCE:
+                _die()
+            threading.Event().wait()
         return torch.from_numpy(image.astype(np.float32).mean(axis=(0, 1))).to(torch.float16).reshape(1, 1, 3)
 
 
@@ -87,8 +122,13 @@ class FaultySpec:
 
     marks: Path  # where faults that happen once leave their mark
     loads: bool = True
+    most_delay_s: float = 0.0  # of each decode and each forward, at random
+    files_on_disk: int | None = None  # after so many files of one process the disk is full
     family: str = "faulty"
-    preprocess: FaultyPreprocess = field(default_factory=FaultyPreprocess, compare=False)
+
+    @property
+    def preprocess(self) -> FaultyPreprocess:
+        return FaultyPreprocess(self.marks, self.most_delay_s)
 
     def recipe(self) -> Mapping[str, Any]:
         return {"family": self.family, "dtype": "float16", "weights": "none"}
@@ -99,13 +139,31 @@ class FaultySpec:
     def load(self, device: str) -> FaultyEncoder:
         if not self.loads:
             raise EncoderError("this model never loads")
-        return FaultyEncoder(self.marks)
+        if self.files_on_disk is not None:
+            _fill_the_disk_after(self.files_on_disk)
+        return FaultyEncoder(self.marks, self.most_delay_s)
+
+
+def _fill_the_disk_after(files: int) -> None:
+    """Let this process write `files` features, and then find no space."""
+    left, write = [files], atomic._write_all
+
+    def write_while_there_is_space(descriptor, buffers):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(descriptor, buffers)
+
+    atomic._write_all = write_while_there_is_space
 
 
 class FaultySource:
-    """One step for each fault named, in order: image k has the fault in its red value and k in its green value."""
+    """One step for each fault named, in order: image k has the fault in its red value and k in its green value.
 
-    def __init__(self, folder: Path, faults: list[int]) -> None:
+    All steps are one episode's, or each `episode_steps` of them are.
+    """
+
+    def __init__(self, folder: Path, faults: list[int], *, episode_steps: int = 10**9) -> None:
         self._samples = []
         folder.mkdir(parents=True, exist_ok=True)
         for number, fault in enumerate(faults):
@@ -113,7 +171,8 @@ class FaultySource:
             pixels[0, 0] = (fault, number % 256, 0)
             path = folder / f"{number:05d}.png"
             Image.fromarray(pixels).save(path)
-            self._samples.append(StepSample("episode_1", number, (ImageFile("front", path),), "pick the block"))
+            episode = f"episode_{1 + number // episode_steps}"
+            self._samples.append(StepSample(episode, number, (ImageFile("front", path),), "pick the block"))
 
     def __iter__(self):
         return iter(self._samples)

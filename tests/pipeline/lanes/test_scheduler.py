@@ -33,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 class Bench:
     """A source, a store and a spec in one folder, and a way to build them."""
 
-    def __init__(self, folder: Path, faults: list[int], *, limit_bytes: int | None = None, loads: bool = True) -> None:
+    def __init__(self, folder: Path, faults: list[int], *, limit_bytes: int | None = None, **spec) -> None:
         (folder / "marks").mkdir()
         self.marks = folder / "marks"
         self.source = FaultySource(folder / "images", faults)
         self.store = FeatureStore(folder / "store", limit_bytes=limit_bytes, run_id="test")
-        self.task = BuildTask(FaultySpec(self.marks, loads=loads), str(self.store.root), "test")
+        self.task = BuildTask(FaultySpec(self.marks, **spec), str(self.store.root), "test")
 
     def build(self, **options) -> BuildReport:
         plan = plan_build(self.source, self.task, self.store, overwrite=False)

@@ -1,0 +1,41 @@
+"""`vlm-cache retry-failed`: builds again exactly what an earlier run left as dead letters, as it was asked for then."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from jobs.build_command import build
+from jobs.run_folder import FailedRun, read_failed
+from pipeline.errors import BuildRefused
+from pipeline.sources import parse_media_path
+
+
+def retry_failed(args: argparse.Namespace) -> int:
+    """Build the failed units of a run again; returns 0 if all of them have their feature now, else 1.
+
+    Raises:
+        BuildRefused: there are no dead letters to read, or the same arguments mean another recipe today.
+    """
+    run = read_failed(args.run)
+    if not run.recipes:
+        print(f"{args.run} holds no failed units", file=sys.stderr)
+        return 0
+    return build(_asked_then(run, args), only=run)
+
+
+def _asked_then(run: FailedRun, args: argparse.Namespace) -> argparse.Namespace:
+    """Return the arguments of the earlier build; where to run and to report is today's choice."""
+    asked = dict(run.arguments)
+    try:
+        asked["store"] = Path(asked["store"])
+        for name in ("data", "annotations"):
+            asked[name] = None if asked[name] is None else parse_media_path(asked[name])
+    except (KeyError, TypeError) as exc:
+        raise BuildRefused(f"{args.run} was not written by a build of this version: {exc}") from exc
+    asked |= {"command": "build", "json": args.json, "report": args.report}
+    if args.address is not None or not asked.get("address"):
+        asked["address"] = args.address or os.environ.get("RAY_ADDRESS")
+    return argparse.Namespace(**asked)

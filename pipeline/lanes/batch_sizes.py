@@ -1,0 +1,50 @@
+"""How many frames a model takes at once on a device that ran out of memory: learnt once, kept beside the store.
+
+A hint: without the file the next build learns the size again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cache_store import recipe_fingerprint
+
+
+class BatchSizes:
+    """The learnt size of one model and dtype on one kind of device."""
+
+    def __init__(self, file: Path, encoder_recipe: Mapping[str, Any], *, device_name: str) -> None:
+        # The batch that was asked for does not matter: what fits is a fact of the model and the device.
+        facts = {name: fact for name, fact in encoder_recipe.items() if name != "frames_per_forward"}
+        self._file = file
+        self._name = f"{facts.get('family')} {recipe_fingerprint(facts)[:16]} {facts.get('dtype')} on {device_name}"
+        self._frames: int | None = self._kept().get(self._name)
+
+    @property
+    def frames(self) -> int | None:
+        """Frames at once that are known to fit; None while memory never ran out."""
+        return self._frames
+
+    def learn(self, frames: int) -> None:
+        """Note that `frames` at once fit and more did not, here and for later builds."""
+        self._frames = frames
+        temporary = self._file.with_name(f"{self._file.name}.{uuid.uuid4().hex}")
+        # A store that cannot be written to is the writer's to report; the size is learnt again next time.
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps({**self._kept(), self._name: frames}, indent=2) + "\n")
+            os.replace(temporary, self._file)
+
+    def _kept(self) -> dict[str, int]:
+        try:
+            kept = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(kept, dict):
+            return {}
+        return {name: size for name, size in kept.items() if isinstance(size, int) and size > 0}

@@ -1,0 +1,139 @@
+"""What each process works on next: what no other build has, long videos first, no lane idle beside a queue."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.lanes.claims import ASK_AGAIN_S, Claims
+from pipeline.lanes.cluster import ENCODER_DEPTH
+from pipeline.lanes.lane import Lane
+from pipeline.lanes.worker import State, Work, Worker
+from pipeline.sources import VideoSample
+from pipeline.work_plan import Plan, Shard, Unit
+
+MOST_WAITING = 2 * ENCODER_DEPTH  # decoded units of one lane that wait for its encoder
+MOST_WAITING_SMALL = 32  # the same while they are few bytes
+SMALL_BYTES = 2**18
+FIRST_GUESS_BYTES = 16 * 2**20  # of a decoded unit, before the first one is known
+
+
+class Feeding:
+    """Hands out the units of one plan to lanes."""
+
+    def __init__(self, plan: Plan, claims: Claims | None, lanes: Sequence[Lane], *, lane_bytes: int) -> None:
+        """Without `claims` every shard is taken as it comes: what others do to the store makes no difference."""
+        self._shards = plan.shards()
+        self._claims, self._lanes, self._lane_bytes = claims, lanes, lane_bytes
+        self._held_by_others: deque[Shard] = deque()
+        self._ask_after = 0.0  # on the monotonic clock
+        self._unfinished: Counter[str] = Counter()  # units by shard
+        self._is_exhausted = False
+        self._largest_bytes = 0  # of a decoded unit so far
+
+    def note_decoded(self, nbytes: int) -> None:
+        """Note the size of a decoded unit; the largest so far is what is reserved for the next one."""
+        self._largest_bytes = max(self._largest_bytes, nbytes)
+
+    def note_end(self, work: Work) -> None:
+        """Note that a unit has its feature, or has failed. A shard with no other unit left is given back."""
+        self._unfinished[work.shard] -= 1
+        if self._unfinished[work.shard] <= 0:
+            del self._unfinished[work.shard]
+            if self._claims is not None:
+                self._claims.release(work.shard)
+
+    def is_empty(self) -> bool:
+        """Whether nothing is left that any lane could ever pull, what other builds hold included."""
+        return self._is_exhausted and not self._held_by_others
+
+    def next_to_encode(self, lane: Lane) -> Work | None:
+        """Return a decoded unit of the lane, or, if its encoder idles, one that waits for another encoder."""
+        if lane.decoded:
+            return lane.decoded.popleft()
+        if lane.encoder.in_flight:
+            return None
+        richest = max(self._lanes, key=lambda other: len(other.decoded))
+        if not richest.decoded:
+            return None
+        # The pixels move to wherever they are asked for.
+        work = richest.decoded.pop()
+        work.hold(lane.bytes_in_flight, work.nbytes)
+        return work
+
+    def next_to_decode(self, lane: Lane) -> Work | None:
+        """Return the lane's next unit; None while enough of it is decoded already, or no byte is left for more."""
+        guess = self._largest_bytes or FIRST_GUESS_BYTES
+        # More would only wait here, where no other lane's decoders can share the work.
+        if len(lane.decoded) >= (MOST_WAITING_SMALL if guess <= SMALL_BYTES else MOST_WAITING):
+            return None
+        # One unit larger than the limit still passes, alone: a limit must slow a build down, not stop it.
+        held = lane.bytes_in_flight.held
+        if held and held + guess > self._lane_bytes:
+            return None
+        if not lane.queue and not self._refill(lane):
+            return None
+        work = lane.queue.popleft()
+        work.hold(lane.bytes_in_flight, guess)
+        return work
+
+    def has_room(self, lane: Lane) -> bool:
+        """Whether the lane may hold another decoded unit, so that another decoder would be of use."""
+        return lane.bytes_in_flight.held + (self._largest_bytes or FIRST_GUESS_BYTES) <= self._lane_bytes
+
+    def orphan(self, idle: Lane, worker: Worker) -> Work | None:
+        """Return a suspect of a process of the same kind that is down, and may stay so."""
+        for lane in self._lanes:
+            for other in lane.workers:
+                if other.kind == worker.kind and other.state is not State.READY and other.suspects:
+                    work = other.suspects.popleft()
+                    work.hold(idle.bytes_in_flight, work.nbytes)
+                    return work
+        return None
+
+    def _refill(self, lane: Lane) -> bool:
+        """Give the lane its next shard, or, when the plan is at its end, the last unit of the longest queue."""
+        shard = self._next_shard()
+        if shard is not None:
+            self._unfinished[shard.name] += len(shard.units)
+            lane.queue.extend(Work(unit, shard.name) for unit in sorted(shard.units, key=_long_first))
+            return True
+        richest = max(self._lanes, key=lambda other: len(other.queue))
+        if richest.queue and richest is not lane:
+            lane.queue.append(richest.queue.pop())
+        return bool(lane.queue)
+
+    def _next_shard(self) -> Shard | None:
+        """Return the next shard that is free, first among those that another build had."""
+        if self._held_by_others and time.monotonic() > self._ask_after:
+            for _ in range(len(self._held_by_others)):
+                shard = self._held_by_others.popleft()
+                if self._is_free(shard):
+                    return shard
+                self._held_by_others.append(shard)
+            self._ask_after = time.monotonic() + ASK_AGAIN_S
+        while not self._is_exhausted:
+            next_shard = next(self._shards, None)
+            if next_shard is None:
+                self._is_exhausted = True
+            elif self._is_free(next_shard):
+                return next_shard
+            else:
+                self._held_by_others.append(next_shard)
+        return None
+
+    def _is_free(self, shard: Shard) -> bool:
+        return self._claims is None or self._claims.take(shard.name)
+
+
+def _long_first(unit: Unit) -> int:
+    """Order by falling file size, so that no long video is left to the end, when nothing runs beside it any more."""
+    if not isinstance(unit.sample, VideoSample) or not isinstance(unit.sample.path, Path):
+        return 0  # what lies behind a URL would have to be asked for its size
+    try:
+        return -os.stat(unit.sample.path).st_size
+    except OSError:
+        return 0  # the decoder will say what is wrong with it

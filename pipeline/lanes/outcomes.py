@@ -1,0 +1,91 @@
+"""How units end: built, found in the store, or failed. Every unit that was pulled passes through here exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from cache_store import recipe_fingerprint
+from pipeline.encode_unit import UnitDone
+from pipeline.failures import ErrorClass, UnitFailure
+from pipeline.lanes.feeding import Feeding
+from pipeline.lanes.lane import Lane
+from pipeline.lanes.report import BuildReport
+from pipeline.lanes.worker import Work, Worker
+from pipeline.work_plan import Plan
+
+
+class BuildStopped(Exception):
+    """The build ends before its plan does; the message says why."""
+
+
+def source_failures(plan: Plan) -> list[UnitFailure]:
+    """Return the samples that the source itself calls impossible."""
+    return [UnitFailure(name, "source", reason, ErrorClass.BAD_MEDIA, attempts=0) for name, reason in plan.problems]
+
+
+class Outcomes:
+    """Keeps the report of a running build."""
+
+    def __init__(self, plan: Plan, feeding: Feeding, *, on_failure: Callable[[UnitFailure], None]) -> None:
+        self.report = BuildReport(skipped=plan.skipped)
+        self._plan, self._feeding, self._on_failure = plan, feeding, on_failure
+        for failure in source_failures(plan):
+            self._note_failure(failure)
+
+    @property
+    def todo(self) -> int:
+        """Units that this build is to build: not those that others built meanwhile."""
+        return self._plan.todo - (self.report.skipped - self._plan.skipped)
+
+    def done(self, lane: Lane, work: Work, result: UnitDone) -> None:
+        """Note that the unit has its feature, built here."""
+        self._end(work)
+        lane.done += 1
+        report = self.report
+        report.done += 1
+        report.bytes += result.bytes
+        report.stage_seconds.encode += result.encode_s
+        report.stage_seconds.write += result.write_s
+        if result.split_into is not None:
+            report.split += 1
+            report.warning = (
+                f"{report.split} units were encoded {result.split_into} frames at once or in other parts, because the "
+                "device had no memory for more; their last bits may differ, and their provenance says so"
+            )
+
+    def present(self, lane: Lane, work: Work, result: UnitDone) -> None:
+        """Note that the store has the feature: from an encoder of this build that was lost, or from another build."""
+        if work.maybe_done:
+            self.done(lane, work, result)
+        else:
+            self._end(work)
+            self.report.skipped += 1
+
+    def fail(self, worker: Worker, work: Work, failure: UnitFailure) -> None:
+        """Note that the unit has failed for good.
+
+        Raises:
+            BuildStopped: every other unit would fail too.
+        """
+        self._end(work)
+        if failure.stops_build and self.report.stopped is not None:
+            return  # in flight when the build stopped for the same reason: not started, as all that follow
+        recipe = recipe_fingerprint(self._plan.task.recipe(work.unit.sample))
+        self._note_failure(replace(failure, attempts=work.attempts, host=worker.host, recipe=recipe))
+        if failure.stops_build:
+            raise BuildStopped(failure.reason)
+
+    def close(self, seconds: float, restarts: int) -> None:
+        """Add up what is left."""
+        report = self.report
+        report.seconds, report.restarts = seconds, restarts
+        report.not_started = self.todo - report.done - (len(report.failed) - len(self._plan.problems))
+
+    def _note_failure(self, failure: UnitFailure) -> None:
+        self.report.failed.append(failure)
+        self._on_failure(failure)
+
+    def _end(self, work: Work) -> None:
+        work.release()
+        self._feeding.note_end(work)

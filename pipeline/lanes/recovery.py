@@ -1,0 +1,109 @@
+"""What happens to units whose process died, hangs or is spoiled: retried alone, until the culprit is known by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+
+from pipeline.failures import ErrorClass, UnitFailure
+from pipeline.lanes.cluster import is_gone
+from pipeline.lanes.lane import Lane
+from pipeline.lanes.limits import TimeLimits
+from pipeline.lanes.outcomes import BuildStopped, Outcomes
+from pipeline.lanes.worker import State, Work, Worker
+
+# The last four are no subclasses of RayActorError, though each means that the process or its node went away.
+PROCESS_LOST = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ObjectLostError)
+
+# More than any single unit can cause: then the process itself is what fails.
+DEATHS_WITHOUT_RESULT = 10
+
+
+class Recovery:
+    """Judges lost calls."""
+
+    def __init__(self, outcomes: Outcomes, limits: TimeLimits) -> None:
+        self._outcomes, self._limits = outcomes, limits
+
+    def take_lost(self, lane: Lane, worker: Worker, work: Work, exc: Exception) -> None:
+        """Take a call that was lost with its process, or for want of its pixels; the unit is tried again.
+
+        Raises:
+            BuildStopped: the process dies whatever it works on.
+        """
+        work.maybe_done = work.maybe_done or worker.kind == "encode"
+        if isinstance(exc, ObjectLostError):
+            # The node that held the pixels is gone, not the encoder: decode again.
+            work.release()
+            work.enter_next_stage()
+            lane.queue.appendleft(work)
+            return
+        is_preempted = is_gone(worker.node_id)
+        self.note_death(lane, worker, exc, is_preempted=is_preempted)
+        if worker.blame(work, is_preempted=is_preempted):
+            reason = f"the process died each time it worked on this alone ({last_line(exc)})"
+            error = ErrorClass.OUT_OF_MEMORY if _is_out_of_memory(exc) else ErrorClass.CRASH
+            self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, error))
+
+    def take_spoiled(self, lane: Lane, worker: Worker, work: Work, failure: UnitFailure) -> None:
+        """Take a failure after which the process cannot be trusted: it is started anew.
+
+        A hanging unit is known by name. An error of the device may be an earlier unit's, so that all in flight are
+        suspects.
+
+        Raises:
+            BuildStopped: the process is spoiled whatever it works on, or the disk hangs.
+        """
+        if worker.state is State.READY:
+            worker.kill()
+            self.note_death(lane, worker, failure.reason)
+        if failure.error is ErrorClass.HANG or worker.blame(work):
+            self._outcomes.fail(worker, work, failure)
+
+    def note_death(self, lane: Lane, worker: Worker, why: Exception | str, *, is_preempted: bool = False) -> None:
+        """Note that a process is lost.
+
+        Raises:
+            BuildStopped: it was lost too often without finishing a unit.
+        """
+        worker.died(is_preempted=is_preempted)
+        if worker.deaths_without_result >= DEATHS_WITHOUT_RESULT:
+            raise BuildStopped(
+                f"{lane.name}: the {worker.kind}r process died {worker.deaths_without_result} times in a row "
+                f"without finishing a unit; last: {why if isinstance(why, str) else last_line(why)}"
+            )
+
+    def end_overdue(self, lane: Lane, calls: dict[Any, tuple[Lane, Worker]]) -> None:
+        """End the lane's processes that are over their limit, and name the units that hang."""
+        for worker in lane.workers:
+            limit_s = self._limits.of(worker.kind)
+            if not worker.overdue(limit_s):
+                continue
+            call, work = next(iter(worker.in_flight.items()))
+            worker.kill()
+            if not work.alone and len(worker.in_flight) > 1 and worker.kind == "encode":
+                continue  # several threads: not known which of them hangs, so each is tried again alone
+            # A decoder works on one unit at a time, the oldest first: that is the one that hangs.
+            worker.ended(call)
+            del calls[call]
+            worker.died()
+            reason = f"no result after {limit_s:g} s"
+            self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, ErrorClass.HANG))
+
+
+def _is_out_of_memory(exc: Exception) -> bool:
+    return isinstance(exc, OutOfMemoryError) or "running low on memory" in str(exc)
+
+
+def last_line(exc: Exception) -> str:
+    """Return the class and the last line of an error that crossed Ray, whose text begins with a remote traceback."""
+    cause = getattr(exc, "cause", None) or exc
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"

@@ -1,0 +1,120 @@
+"""Publishes finished features: many small ones with one flush to the disk, a large one alone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache_store import FeatureStore
+from pipeline.encode_unit import EncodedUnit, UnitDone, put_item
+from pipeline.failures import ErrorClass, UnitFailure, failure_of
+from pipeline.work_plan import BuildTask
+
+WRITERS = 2  # while one waits for the disk the other one computes checksums
+MOST_UNITS = 64  # of one flush
+MOST_BYTES = 16 * 2**20
+LINGER_S = 0.004  # how long a flush may wait for more, while more is on its way
+
+
+logger = logging.getLogger("pipeline.lanes")
+
+
+@dataclass(eq=False)
+class _Waiting:
+    encoded: EncodedUnit
+    since: float = field(default_factory=time.perf_counter)  # seconds on the performance counter
+    outcome: Future[UnitDone | UnitFailure] = field(default_factory=Future)
+
+
+class Writer:
+    """Threads that gather finished units and publish them. A unit is done when its feature has its final name."""
+
+    def __init__(self, task: BuildTask, store: FeatureStore, *, limit_s: float) -> None:
+        self._task, self._store, self._limit_s = task, store, limit_s
+        self._queue: deque[_Waiting] = deque()
+        self._queued_bytes = 0
+        self._coming = 0  # units in the process that are not in the queue yet
+        self._changed = threading.Condition()
+        self._gathering = threading.Lock()
+        for number in range(WRITERS):
+            threading.Thread(target=self._work, name=f"writer {number}", daemon=True).start()
+
+    def expect(self) -> None:
+        """Note that a unit is on its way: a flush may wait a moment for it."""
+        with self._changed:
+            self._coming += 1
+
+    def expect_no_more(self) -> None:
+        """Take one `expect` back: its unit has failed on its way."""
+        with self._changed:
+            self._coming -= 1
+            self._changed.notify()
+
+    def publish(self, encoded: EncodedUnit) -> UnitDone | UnitFailure:
+        """Publish one expected unit together with others that are ready; returns when it is published or has failed.
+
+        A full store and a failing or hanging disk come back as failures that stop the build.
+        """
+        waiting = _Waiting(encoded)
+        with self._changed:
+            self._coming -= 1
+            self._queue.append(waiting)
+            self._queued_bytes += encoded.nbytes
+            # One thread gathers. It is woken where it can act, because each waking costs more than a small feature.
+            if len(self._queue) == 1 or self._is_worth_a_flush():
+                self._changed.notify()
+        if wait([waiting.outcome], timeout=self._limit_s).done:
+            return waiting.outcome.result()
+        reason = f"not on the disk after {self._limit_s:g} s"
+        return UnitFailure(encoded.unit.name, "write", reason, ErrorClass.HANG, stops_build=True, spoils_process=True)
+
+    def _work(self) -> None:
+        while True:
+            with self._gathering:
+                group = self._next_group()
+            for waiting, outcome in zip(group, self._published(group), strict=True):
+                waiting.outcome.set_result(outcome)
+
+    def _next_group(self) -> list[_Waiting]:
+        """Wait for units worth a flush, or for a moment after the first one came; take what is there."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue)
+            self._changed.wait_for(self._is_worth_a_flush, timeout=LINGER_S)
+            group: list[_Waiting] = []
+            size = 0
+            while self._queue and len(group) < MOST_UNITS:
+                size += self._queue[0].encoded.nbytes
+                if group and size > MOST_BYTES:
+                    break
+                group.append(self._queue.popleft())
+                self._queued_bytes -= group[-1].encoded.nbytes
+            return group
+
+    def _is_worth_a_flush(self) -> bool:
+        return self._coming <= 0 or len(self._queue) >= MOST_UNITS or self._queued_bytes >= MOST_BYTES
+
+    def _published(self, group: list[_Waiting]) -> list[UnitDone | UnitFailure]:
+        if len(group) > 1:
+            try:
+                paths = self._store.put_many([put_item(waiting.encoded, self._task) for waiting in group])
+                return [self._done(waiting, path) for waiting, path in zip(group, paths, strict=True)]
+            except Exception as exc:  # noqa: BLE001 - which of them is to blame shows when each is put alone
+                logger.info("a group of %d features is put one by one: %s", len(group), exc)
+        return [self._put(waiting) for waiting in group]
+
+    def _put(self, waiting: _Waiting) -> UnitDone | UnitFailure:
+        try:
+            key, value, recipe, provenance = put_item(waiting.encoded, self._task)
+            return self._done(waiting, self._store.put(key, value, recipe=recipe, provenance=provenance))
+        except Exception as exc:  # noqa: BLE001 - the unit is named in the report
+            return failure_of(exc, key=waiting.encoded.unit.name, stage="write")
+
+    def _done(self, waiting: _Waiting, path: Path) -> UnitDone:
+        encoded = waiting.encoded
+        write_s = time.perf_counter() - waiting.since
+        return UnitDone(encoded.unit.name, path.stat().st_size, encoded.encode_s, write_s, encoded.split_into)

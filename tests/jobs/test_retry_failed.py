@@ -1,0 +1,132 @@
+"""A build leaves its dead letters on disk, and `retry-failed` builds exactly those again, or refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cache_store.naming import RUNS
+from jobs import run_folder
+from jobs.__main__ import main
+from pipeline.failures import ErrorClass, UnitFailure
+from tests.media import write_video
+
+KEEP = ["--source", "folder", "--encoder", "longva", "--model", "small", "--nframe", "4"]
+
+
+@pytest.fixture(scope="module")
+def broken(local_ray, tmp_path_factory):
+    """A build of two good videos and two broken ones; returns its base folder, left as it is by every test."""
+    base = tmp_path_factory.mktemp("broken")
+    for number in range(2):
+        write_video(base / "videos" / f"good_{number}.mp4", seed=number)
+        (base / "videos" / f"bad_{number}.mp4").write_bytes(b"no video")
+    assert main(["build", *KEEP, "--data", str(base / "videos"), "--store", str(base / "store")]) == 1
+    return base
+
+
+@pytest.fixture
+def base(broken, tmp_path):
+    """A copy of it."""
+    copy = Path(shutil.copytree(broken, tmp_path / "copy"))
+    asked = _run(copy) / "build.json"
+    asked.write_text(asked.read_text().replace(str(broken), str(copy)))
+    return copy
+
+
+def _run(base: Path) -> Path:
+    (folder,) = (base / "store" / RUNS).iterdir()
+    return folder
+
+
+def _letters(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "failed.jsonl").read_text().splitlines()]
+
+
+def test_each_failed_unit_is_a_dead_letter_in_the_stores_own_folder(base):
+    letters = _letters(_run(base))
+    assert {letter["key"] for letter in letters} == {"bad_0", "bad_1"}
+    for letter in letters:
+        assert (letter["stage"], letter["error"], letter["attempts"]) == ("decode", "bad media", 1)
+        assert letter["reason"]
+        assert letter["host"]
+        assert len(letter["recipe"]) == 64
+        assert {"vlm-cache", "torch", "ray", "python"} <= letter["versions"].keys()
+    assert json.loads((_run(base) / "report.json").read_text())["done"] == 2
+    assert json.loads((_run(base) / "build.json").read_text())["arguments"]["nframe"] == 4
+
+
+def test_only_what_failed_is_built_again(base, capsys, monkeypatch, tmp_path):
+    letters = _run(base) / "failed.jsonl"
+    write_video(base / "videos" / "bad_0.mp4", seed=7)
+    write_video(base / "videos" / "new.mp4", seed=8)
+    (base / "store" / "videos").rename(tmp_path / "elsewhere")  # so that the good ones are missing too
+    assert main(["retry-failed", str(letters), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["done"], report["skipped"], [f["key"] for f in report["failed"]]) == (1, 0, ["bad_1"])
+
+    write_video(base / "videos" / "bad_1.mp4", seed=9)
+    monkeypatch.chdir(tmp_path)
+    assert main(["retry-failed", report["folder"], "--report", "mended"]) == 0
+    assert len(list((base / "store" / "videos").glob("*.pt"))) == 2
+    assert "1 built" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("mended").iterdir()) == ["build.json", "failed.jsonl", "report.json"]
+    assert main(["retry-failed", "mended"]) == 0
+    assert "no failed units" in capsys.readouterr().err
+
+
+def test_another_recipe_is_refused(base, capsys):
+    build = _run(base) / "build.json"
+    asked = json.loads(build.read_text())
+    asked["arguments"]["dtype"] = "float32"
+    build.write_text(json.dumps(asked))
+    assert main(["retry-failed", str(build.parent)]) == 2
+    assert "changed since that run" in capsys.readouterr().err
+
+
+def test_another_recipe_of_one_unit_is_refused_by_its_name(base, capsys):
+    letters = _run(base) / "failed.jsonl"
+    first, second = letters.read_text().splitlines()
+    letters.write_text(first + "\n" + json.dumps({**json.loads(second), "recipe": "0" * 64}) + "\n")
+    assert main(["retry-failed", str(letters)]) == 2
+    assert json.loads(second)["key"] in capsys.readouterr().err
+
+
+def test_a_failed_unit_that_is_gone_is_named(base, capsys):
+    (base / "videos" / "bad_1.mp4").unlink()
+    assert main(["retry-failed", str(_run(base))]) == 2
+    assert "bad_1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["no json\n", "{}\n", "[]\n"])
+def test_what_are_no_dead_letters_is_refused(base, content, capsys):
+    (_run(base) / "failed.jsonl").write_text(content)
+    assert main(["retry-failed", str(_run(base))]) == 2
+    assert "dead letters" in capsys.readouterr().err
+    assert main(["retry-failed", str(base / "gone")]) == 2
+
+
+def test_dead_letters_are_on_disk_before_the_build_ends_and_a_full_disk_stops_nothing(tmp_path, capsys):
+    folder = run_folder.RunFolder(tmp_path / "run")
+    folder.note(UnitFailure("a", "decode", "odd", ErrorClass.BAD_MEDIA))
+    assert [letter["key"] for letter in _letters(tmp_path / "run")] == ["a"]
+    (tmp_path / "file").touch()
+    unwritable = run_folder.RunFolder(tmp_path / "file" / "run")
+    for _ in range(3):
+        unwritable.note(UnitFailure("a", "decode", "odd", ErrorClass.BAD_MEDIA))
+    assert capsys.readouterr().err.count("could not be written") == 1
+
+
+def test_old_runs_are_forgotten_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "RUNS_KEPT", 3)
+    for number in range(5):
+        path = tmp_path / RUNS / f"{number:032x}"
+        path.mkdir(parents=True)
+        os.utime(path, (number, number))
+    (tmp_path / RUNS / "mine").mkdir()
+    run_folder.RunFolder.in_store(tmp_path, "f" * 32)
+    assert sorted(path.name[-4:] for path in (tmp_path / RUNS).iterdir()) == ["0003", "0004", "mine"]

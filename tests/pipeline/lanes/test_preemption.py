@@ -1,0 +1,198 @@
+"""Nodes and drivers that vanish, and builds that share a store: all units end well, and hardly one is encoded twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cache_store import FeatureStore
+from cache_store.naming import CLAIMS
+
+REPOSITORY = Path(__file__).parents[3]
+
+# One build of steps that are all good, by a process of its own.
+BUILD = """
+import json, sys
+from pathlib import Path
+from cache_store import FeatureStore
+from pipeline.lanes import run_build
+from pipeline.work_plan import BuildTask, plan_build
+from tests.pipeline.lanes.faulty_encoder import GOOD, FaultySource, FaultySpec
+
+def planned(folder, run, count, *, delay_s=0.0):
+    marks = folder / "marks"
+    marks.mkdir(exist_ok=True)
+    store = FeatureStore(folder / "store", run_id=run)
+    task = BuildTask(FaultySpec(marks, most_delay_s=delay_s), str(store.root), run)
+    return plan_build(FaultySource(folder / run, [GOOD] * count, episode_steps=8), task, store, overwrite=False), store
+"""
+
+ON_ITS_OWN = (
+    BUILD
+    + """
+import os, time
+from pipeline.work_plan import Plan
+Plan.shards.__kwdefaults__["size"] = 8  # else the whole plan would be four shards
+folder, run, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+plan, store = planned(folder, run, count, delay_s=0.04)
+(folder / f"{run}.ready").touch()
+waits_for = sys.argv[4:]
+while not all((folder / f"{name}.ready").exists() for name in waits_for):
+    time.sleep(0.01)
+print(json.dumps(run_build(plan, store).to_json()))
+"""
+)
+
+# Two nodes with an encoder each beside a head that has room for decoders only; then one of the two is killed.
+ON_A_CLUSTER = (
+    BUILD
+    + """
+import logging, threading, time
+import ray
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
+ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+plan, store = planned(folder, "cluster", count, delay_s=0.03)
+moments, killed = [], []
+
+def note(progress):
+    moments.append({lane.name: (lane.state, lane.done) for lane in progress.lanes})
+    if not killed and len(progress.lanes) == 2 and all(lane.done > 3 for lane in progress.lanes):
+        killed.append(progress.done)
+        threading.Thread(target=kill, daemon=True).start()
+
+def kill():
+    cluster.remove_node(nodes[1], allow_graceful=False)
+    if "returns" in sys.argv:
+        cluster.add_node(num_cpus=1, num_gpus=1)
+
+report = run_build(plan, store, on_progress=note)
+print(json.dumps({**report.to_json(), "killed_at": killed, "last": moments[-1]}))
+ray.shutdown()
+cluster.shutdown()
+"""
+)
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+
+
+def report_of(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    # Ray writes to the same place when it ends.
+    return json.loads([line for line in out.splitlines() if line.startswith('{"done"')][-1])
+
+
+def forwards(folder: Path) -> list[str]:
+    path = folder / "marks" / "forwards"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def digests(folder: Path) -> dict[str, str]:
+    with FeatureStore(folder / "store") as store:
+        assert store.verify().problems == []
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "store").glob("*.pt")}
+
+
+def undisturbed(tmp_path: Path, count: int) -> dict[str, str]:
+    folder = tmp_path / "undisturbed"
+    folder.mkdir()
+    assert report_of(start(ON_ITS_OWN, folder, "alone", count))["done"] == count
+    return digests(folder)
+
+
+def test_a_node_that_is_killed_and_comes_back_costs_no_unit(tmp_path):
+    report = report_of(start(ON_A_CLUSTER, tmp_path, 300, "returns"))
+    assert report["killed_at"], "the build ended before a node was killed"
+    assert (report["done"], report["failed"], report["not_started"]) == (300, [], 0)
+    assert len(forwards(tmp_path)) < 300 + 40
+    assert len(digests(tmp_path)) == 300
+
+
+def test_a_node_that_is_killed_for_good_leaves_its_work_to_the_others(tmp_path):
+    report = report_of(start(ON_A_CLUSTER, tmp_path, 300))
+    assert report["killed_at"]
+    assert (report["done"], report["failed"], report["not_started"]) == (300, [], 0)
+
+
+def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_path):
+    first = start(ON_ITS_OWN, tmp_path, "first", 240, "first", "second")
+    second = start(ON_ITS_OWN, tmp_path, "second", 240, "first", "second")
+    one, two = report_of(first), report_of(second)
+    for report in (one, two):
+        assert (report["done"] + report["skipped"], report["failed"], report["not_started"]) == (240, [], 0)
+    assert one["done"] + two["done"] == len(forwards(tmp_path)) <= 240 + 16
+    assert min(one["done"], two["done"]) > 0
+    assert list((tmp_path / "store" / CLAIMS).iterdir()) == []
+    assert digests(tmp_path) == undisturbed(tmp_path, 240)
+
+
+def test_a_build_takes_over_what_a_killed_one_had_claimed(tmp_path):
+    victim = start(ON_ITS_OWN, tmp_path, "victim", 160, "victim", "heir")
+    heir = start(ON_ITS_OWN, tmp_path, "heir", 160, "victim", "heir")
+    while len(forwards(tmp_path)) < 30 or not _claims_of(tmp_path, "victim"):
+        assert victim.poll() is None, victim.communicate()
+        time.sleep(0.01)
+    victim.kill()
+    victim.communicate()
+    report = report_of(heir)
+    assert (report["done"] + report["skipped"], report["failed"], report["not_started"]) == (160, [], 0)
+    assert len(digests(tmp_path)) == 160
+    assert list((tmp_path / "store" / CLAIMS).iterdir()) == []
+
+
+def _claims_of(folder: Path, build: str) -> list[str]:
+    found = []
+    for path in (folder / "store" / CLAIMS).glob("*"):
+        try:
+            found += [path.name] if path.read_text() == build else []
+        except OSError:
+            continue
+    return found
+
+
+def test_sigterm_drains_and_reports(tmp_path):
+    from tests.media import write_video
+
+    for number in range(60):
+        write_video(tmp_path / "videos" / f"{number:02d}.mp4", frames=24, seed=number % 5)
+    store, report = tmp_path / "store", tmp_path / "report"
+    what = ["--source", "folder", "--data", tmp_path / "videos", "--encoder", "longva", "--model", "small"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "build",
+        *what,
+        "--nframe",
+        24,
+        "--store",
+        store,
+        "--report",
+        report,
+        "--json",
+    ]
+    build = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    while len(list(store.rglob("*.pt"))) < 2:
+        assert build.poll() is None, build.communicate()
+        time.sleep(0.01)
+    build.send_signal(signal.SIGTERM)
+    out, _ = build.communicate(timeout=60)
+    told = json.loads(out)
+    assert (build.returncode, told["stopped"]) == (1, "stopped by SIGTERM")
+    assert told["failed"] == []
+    assert told["done"] == len(list(store.rglob("*.pt"))) == 60 - told["not_started"] < 60
+    assert json.loads((report / "report.json").read_text())["done"] == told["done"]
