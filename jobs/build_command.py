@@ -66,7 +66,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
         _set_limits(args, store, remember=True)  # a refused build leaves the store as it was
         if only is None:
             store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
-        folder = RunFolder(args.report) if args.report else RunFolder.in_store(store.root, run)
+        folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
         folder.begin(args, task.shared_recipe())
         if isinstance(source, Benchmark):
             folder.write_questions(source.questions())

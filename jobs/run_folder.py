@@ -47,6 +47,20 @@ class RunFolder:
         self._is_told = False
 
     @classmethod
+    def asked_for(cls, folder: Path) -> RunFolder:
+        """Return the folder that a person named.
+
+        Raises:
+            BuildRefused: it cannot be written, which is better known before the build than after it.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / FAILED).touch()
+        except OSError as exc:
+            raise BuildRefused(f"--report: {folder} cannot be written: {exc}") from exc
+        return cls(folder)
+
+    @classmethod
     def in_store(cls, store_root: Path, run: str) -> RunFolder:
         """Return the folder of run `run` in a store, and forget its oldest runs."""
         runs = store_root / RUNS
