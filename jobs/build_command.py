@@ -14,7 +14,8 @@ from types import FrameType
 from cache_store import CacheStoreError, FeatureStore, StepKey, canonical_dataset_name
 from jobs.build_views import BuildView, print_report
 from jobs.failed_units import OnlyThese, check_recipes
-from jobs.run_folder import FailedRun, RunFolder
+from jobs.run_files import FailedRun
+from jobs.run_folder import RunFolder
 from jobs.sizes import format_size
 from pipeline.encoders import EncoderSpec, StepEncoderSpec, load_spec
 from pipeline.encoders.base import VideoEncoderSpec
@@ -67,7 +68,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
         if only is None:
             store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
-        folder.begin(args, task.shared_recipe())
+        events = folder.begin(args, task.shared_recipe())
         if isinstance(source, Benchmark):
             folder.write_questions(source.questions())
         with _stop_on_signal() as should_stop, BuildView(title=_title(args)) as view:
@@ -82,6 +83,8 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
                 on_failure=folder.note,
                 on_progress=view.show,
                 should_stop=should_stop,
+                events=events,
+                dataset=args.dataset or data_set_name(args.data),
             )
         folder.end(report)
     if args.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -15,11 +16,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.sizes import format_seconds, format_size
-from pipeline.lanes import BuildReport, Progress
+from jobs.printing import printable
+from jobs.sizes import format_number, format_rate, format_seconds, format_size
+from pipeline.lanes import BuildReport, LaneProgress, Progress
 
 # Between two lines where the output is no terminal: a log file should not grow with a build's length in seconds.
 PLAIN_EVERY_S = 10.0
+_WIDE = 100  # columns from which on the table has room for all that is known
+_LINES_BESIDE = 10  # of the live view, beside the lanes, on a narrow terminal
+_LEGEND = (
+    "rates: of the last 10 s. queue: decoded or being decoded, not yet encoded. "
+    "busy: share of the last 10 s that the device spent encoding"
+)
 
 
 class BuildView:
@@ -30,11 +38,12 @@ class BuildView:
         self._console = Console(file=sys.stderr)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._last_plain = 0.0
-        self._failures_told = 0
 
     def __enter__(self) -> BuildView:
         if self._live is not None:
             self._live.start()
+            starting = "starting Ray and the lanes ..."
+            self._live.update(Group(_one_line(self._title, "bold"), Text(starting)), refresh=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -44,59 +53,93 @@ class BuildView:
     def show(self, progress: Progress) -> None:
         """Show one moment of the build."""
         if self._live is not None:
-            self._live.update(_render(self._title, progress), refresh=True)
+            console = self._console
+            self._live.update(
+                render(self._title, progress, width=console.width, most_rows=max(2, console.height - _LINES_BESIDE)),
+                refresh=True,
+            )
             return
         finished = progress.done + progress.failed >= progress.todo
         if time.monotonic() - self._last_plain > PLAIN_EVERY_S or finished:
             self._last_plain = time.monotonic()
-            print(_headline(progress), file=sys.stderr, flush=True)
+            print(headline(progress), file=sys.stderr, flush=True)
 
 
-def _headline(progress: Progress) -> str:
-    rate = progress.done / progress.seconds if progress.seconds else 0.0
+def headline(progress: Progress) -> str:
+    """Return the build in one line: the rate is that of the last seconds, and at the end that of the whole."""
+    left = progress.todo - progress.done - progress.failed
+    now = sum(lane.encoded_per_s for lane in progress.lanes)
+    rate = now if left > 0 else progress.done / max(progress.seconds, 1e-9)
     parts = [
         f"{progress.done}/{progress.todo} built",
         f"{progress.skipped} skipped",
         f"{progress.failed} failed",
+        format_rate(rate),
+        format_size(progress.bytes_written),
+        format_seconds(progress.seconds),
     ]
-    parts += [f"{rate:.1f}/s", format_size(progress.bytes_written), format_seconds(progress.seconds)]
-    left = progress.todo - progress.done - progress.failed
-    if rate and left > 0:
-        parts.append(f"about {format_seconds(left / rate)} left")
+    if left > 0 and progress.seconds_left is not None:
+        parts.append(f"about {format_seconds(progress.seconds_left)} left")
+    if restarts := sum(lane.restarts for lane in progress.lanes):
+        parts.append(f"{restarts} restarts")
     return ", ".join(parts)
 
 
-def _render(title: str, progress: Progress) -> Group:
-    lanes = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
-    lanes.add_column("lane")
-    lanes.add_column("state")
-    lanes.add_column("device")
-    for heading in ("built", "waiting", "in flight", "restarts"):
-        lanes.add_column(heading, justify="right")
-    for lane in progress.lanes:
-        colour = {"running": "green", "recovering": "red"}.get(lane.state, "yellow")
-        lanes.add_row(
-            lane.name,
-            f"[{colour}]{lane.state}[/]",
-            lane.device,
-            str(lane.done),
-            str(lane.queued),
-            format_size(lane.bytes_in_flight),
-            str(lane.restarts or ""),
-        )
+def render(title: str, progress: Progress, *, width: int, most_rows: int) -> Group:
+    """Return the live view for a terminal of `width` columns, with at most `most_rows` lanes."""
     # In a grid, because a bar alone does not end its line.
     bar = Table.grid()
-    bar.add_row(ProgressBar(total=max(progress.todo, 1), completed=progress.done + progress.failed, width=60))
+    bar_width = max(10, min(60, width - 2))
+    bar.add_row(ProgressBar(total=max(progress.todo, 1), completed=progress.done + progress.failed, width=bar_width))
     parts: list[Text | Table] = [
-        Text(title, style="bold"),
+        _one_line(title, "bold"),
         bar,
-        Text(_headline(progress)),
-        lanes,
+        Text(headline(progress)),
+        Text(),
+        _lane_table(progress.lanes, is_wide=width >= _WIDE, most_rows=most_rows),
+        Text(_LEGEND, style="dim"),
     ]
     if progress.last_failure is not None:
         failure = progress.last_failure
-        parts.append(Text(f"last failure: {failure.key} ({failure.stage}): {failure.reason}", style="red"))
+        parts.append(_one_line(f"last failure: {failure.key} ({failure.stage}): {failure.reason}", "red"))
     return Group(*parts)
+
+
+def _lane_table(lanes: Sequence[LaneProgress], *, is_wide: bool, most_rows: int) -> Table:
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("lane", "state", "device") if is_wide else ("lane", "state"):
+        drawn.add_column(heading, no_wrap=True)
+    numbers = ("built", "decode/s", "encode/s", "written/s", "queue", "busy")
+    for heading in (*numbers, "decoders", "restarts") if is_wide else numbers:
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    shown = lanes if len(lanes) <= most_rows else lanes[: most_rows - 1]
+    for lane in shown:
+        colour = {"running": "green", "recovering": "red"}.get(lane.state, "yellow")
+        words = [lane.name, f"[{colour}]{lane.state}[/]", *([lane.device] if is_wide else [])]
+        drawn.add_row(*words, *_figures([lane], is_wide=is_wide))
+    if rest := lanes[len(shown) :]:
+        words = [f"{len(rest)} more", "", *([""] if is_wide else [])]
+        drawn.add_row(*words, *_figures(rest, is_wide=is_wide), style="dim")
+    return drawn
+
+
+def _figures(lanes: Sequence[LaneProgress], *, is_wide: bool) -> list[str]:
+    """Return the numbers of one lane, or of several together."""
+    figures = [
+        str(sum(lane.done for lane in lanes)),
+        format_number(sum(lane.decoded_per_s for lane in lanes)),
+        format_number(sum(lane.encoded_per_s for lane in lanes)),
+        format_size(sum(lane.written_per_s for lane in lanes)),
+        format_size(sum(lane.queue_bytes for lane in lanes)),
+        f"{100 * sum(lane.busy_share for lane in lanes) / len(lanes):.0f}%",
+    ]
+    if is_wide:
+        figures += [str(sum(lane.decoders for lane in lanes)), str(sum(lane.restarts for lane in lanes) or "")]
+    return figures
+
+
+def _one_line(text: str, style: str) -> Text:
+    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def print_report(report: BuildReport, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cache_store import recipe_fingerprint
-from jobs.run_folder import FailedRun
+from jobs.run_files import FailedRun
 from pipeline.errors import BuildRefused
 from pipeline.sources import IgnoredFile, Sample, Source
 from pipeline.work_plan import BuildTask, unit_name

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from jobs.build_command import build
-from jobs.run_folder import FailedRun, read_failed
+from jobs.run_files import FailedRun, read_failed
 from pipeline.errors import BuildRefused
 from pipeline.sources import parse_media_path
 

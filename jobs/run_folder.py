@@ -1,8 +1,9 @@
-"""The folder of one build's run: what was asked for, a dead letter for each failed unit, and the report."""
+"""The folder of one build's run: what was asked for, its events, a dead letter for each failed unit, and the report."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -13,29 +14,22 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cache_store import recipe_fingerprint
 from cache_store.naming import RUNS
+from jobs.run_files import BUILD, EVENTS, FAILED, REPORT
 from pipeline.errors import BuildRefused
 from pipeline.failures import UnitFailure
 from pipeline.lanes import BuildReport, failure_to_json
+from pipeline.run_events import RunEvents
 from pipeline.sources import Question, absolute, write_questions
 from pipeline.sources.media_path import UrlPath
 from pipeline.version import VERSION
 
-BUILD, FAILED, REPORT = "build.json", "failed.jsonl", "report.json"
 RUNS_KEPT = 100  # in a store; a folder that --report names is never removed
 _NOT_ASKED_AGAIN = ("command", "json", "report")
 _LIBRARIES = ("torch", "transformers", "ray", "numpy", "pillow", "av", "decord")
-
-
-class FailedRun(NamedTuple):
-    """What `retry-failed` takes from a run's folder."""
-
-    arguments: dict[str, Any]  # of `build`
-    recipe: str  # fingerprint of what all units share
-    recipes: dict[str, str]  # of each failed unit by key; "" for one that the source itself called impossible
 
 
 class RunFolder:
@@ -67,20 +61,26 @@ class RunFolder:
         _forget_oldest(runs)
         return cls(runs / run)
 
-    def begin(self, args: argparse.Namespace, recipe: Mapping[str, Any]) -> None:
-        """Write down what was asked for, `recipe` being what all units share; failures of an earlier run go."""
+    def begin(self, args: argparse.Namespace, recipe: Mapping[str, Any]) -> RunEvents:
+        """Write down what was asked for, `recipe` being what all units share; what is there of an earlier run goes.
+
+        Returns what is to be told of the events.
+        """
         asked = {name: _plain(value) for name, value in vars(args).items() if name not in _NOT_ASKED_AGAIN}
         if os.path.isdir(args.model):
             asked["model"] = os.path.abspath(args.model)  # as all paths: a retry may start elsewhere
-        whole = {
+        facts = {
             "arguments": asked,
-            "recipe": dict(recipe),
             "recipe_fingerprint": recipe_fingerprint(recipe),
             "host": socket.gethostname(),
             "versions": self._versions,
         }
-        self._write(BUILD, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-        self._write(FAILED, "")
+        self._write(BUILD, json.dumps({**facts, "recipe": dict(recipe)}, indent=2, ensure_ascii=False) + "\n")
+        for name in (FAILED, EVENTS):
+            self._write(name, "")
+        with contextlib.suppress(OSError):
+            (self.folder / REPORT).unlink(missing_ok=True)
+        return RunEvents(lambda lines: self._write(EVENTS, lines, mode="a"), about=facts)
 
     def write_questions(self, questions: Iterable[Question]) -> None:
         """Write which question of a benchmark asks about which video."""
@@ -110,24 +110,6 @@ class RunFolder:
         if not self._is_told:
             print(f"the report could not be written to {self.folder}: {exc}", file=sys.stderr)
         self._is_told = True
-
-
-def read_failed(path: Path) -> FailedRun:
-    """Read the dead letters of a run: `path` is its folder, or the `failed.jsonl` in it.
-
-    Raises:
-        BuildRefused: these are no dead letters, or `build.json` is not beside them.
-    """
-    letters = path / FAILED if path.is_dir() else path
-    try:
-        asked = json.loads((letters.parent / BUILD).read_text(encoding="utf-8"))
-        lines = letters.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        recipes = {str(letter["key"]): str(letter["recipe"]) for letter in map(json.loads, filter(None, lines))}
-        return FailedRun(dict(asked["arguments"]), str(asked["recipe_fingerprint"]), recipes)
-    except OSError as exc:
-        raise BuildRefused(f"{path} holds no run of a build: {exc}") from exc
-    except (ValueError, KeyError, TypeError) as exc:
-        raise BuildRefused(f"{path} holds no dead letters that can be read ({type(exc).__name__}: {exc})") from exc
 
 
 def _plain(value: object) -> object:

@@ -60,6 +60,19 @@ def format_size(num_bytes: float) -> str:
     return f"{num_bytes:.{2 if num_bytes < 10 else 1}f} {unit}"
 
 
+def format_number(number: float) -> str:
+    """Return a number of at least 0 with about three digits: `1,234`, `56.7`, `0.12`."""
+    return f"{number:,.{0 if number >= 100 else 1 if number >= 10 else 2}f}"
+
+
+def format_rate(per_s: float) -> str:
+    """Return a rate in the unit of time in which it is no small fraction: `56.7/s`, `1.20/min`, `3.00/h`."""
+    for unit_s, unit in ((1, "s"), (60, "min")):
+        if per_s * unit_s >= 0.5 or per_s == 0:
+            return f"{format_number(per_s * unit_s)}/{unit}"
+    return f"{format_number(per_s * 3600)}/h"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration as `1h 02m`, `3m 20s` or `4.2 s`."""
     if seconds < 60:
@@ -91,6 +104,21 @@ def positive_seconds(text: str) -> float:
     if not 0 < seconds < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
+
+
+def positive_rate(text: str) -> float:
+    """Return a number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
 
 
 def fingerprint_prefix(text: str) -> str:

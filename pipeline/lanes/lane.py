@@ -7,6 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from pipeline.lanes.pace import LanePace
 from pipeline.lanes.report import LaneProgress
 from pipeline.lanes.worker import ByteCount, State, Work, Worker
 
@@ -27,6 +28,7 @@ class Lane:
     bytes_in_flight: ByteCount = field(default_factory=ByteCount)
     done: int = 0
     device: str = ""
+    pace: LanePace = field(default_factory=LanePace)
     _watched_s: float = 0.0
     _starved_s: float = 0.0
     _looked_at: float = field(default_factory=time.monotonic)
@@ -59,12 +61,24 @@ class Lane:
         # While the encoder works a share 1 - idle of the time, n decoders are that share of what it needs.
         return max(1, math.ceil(len(self.decoders) / max(1 - idle, 0.125)) - len(self.decoders))
 
-    def progress(self) -> LaneProgress:
+    def progress(self, now_s: float) -> LaneProgress:
         """Return the lane as a person sees it."""
         restarts = sum(worker.restarts for worker in self.workers)
         if self.encoder.state is not State.READY:
             state = "recovering" if self.encoder.restarts else "starting"
         else:
             state = "running" if any(worker.in_flight for worker in self.workers) else "idle"
-        held = self.bytes_in_flight.held
-        return LaneProgress(self.name, state, self.device, self.done, len(self.queue), held, restarts)
+        decoded, encoded, written, busy = self.pace.rates(now_s)
+        return LaneProgress(
+            self.name,
+            state,
+            self.device,
+            done=self.done,
+            decoders=len(self.decoders),
+            decoded_per_s=decoded,
+            encoded_per_s=encoded,
+            written_per_s=written,
+            busy_share=busy,
+            queue_bytes=self.bytes_in_flight.held,
+            restarts=restarts,
+        )

@@ -11,6 +11,7 @@ from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes.feeding import Feeding
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.report import BuildReport
+from pipeline.lanes.watch import Watch
 from pipeline.lanes.worker import Work, Worker
 from pipeline.work_plan import Plan
 
@@ -27,19 +28,22 @@ def source_failures(plan: Plan) -> list[UnitFailure]:
 class Outcomes:
     """Keeps the report of a running build."""
 
-    def __init__(self, plan: Plan, feeding: Feeding, *, on_failure: Callable[[UnitFailure], None]) -> None:
-        self.report = BuildReport(skipped=plan.skipped)
+    def __init__(
+        self, plan: Plan, feeding: Feeding, watch: Watch, *, on_failure: Callable[[UnitFailure], None]
+    ) -> None:
+        self.report, self.watch = BuildReport(skipped=plan.skipped), watch
         self._plan, self._feeding, self._on_failure = plan, feeding, on_failure
         for failure in source_failures(plan):
-            self._note_failure(failure)
+            self._note_failure(failure, None)
 
     @property
     def todo(self) -> int:
         """Units that this build is to build: not those that others built meanwhile."""
         return self._plan.todo - (self.report.skipped - self._plan.skipped)
 
-    def done(self, lane: Lane, work: Work, result: UnitDone) -> None:
+    def done(self, lane: Lane, work: Work, result: UnitDone, *, by_lost_process: bool = False) -> None:
         """Note that the unit has its feature, built here."""
+        self.watch.built(lane, work, result, by_lost_process=by_lost_process)
         self._end(work)
         lane.done += 1
         report = self.report
@@ -57,8 +61,9 @@ class Outcomes:
     def present(self, lane: Lane, work: Work, result: UnitDone) -> None:
         """Note that the store has the feature: from an encoder of this build that was lost, or from another build."""
         if work.maybe_done:
-            self.done(lane, work, result)
+            self.done(lane, work, result, by_lost_process=True)
         else:
+            self.watch.present(work)
             self._end(work)
             self.report.skipped += 1
 
@@ -72,7 +77,7 @@ class Outcomes:
         if failure.stops_build and self.report.stopped is not None:
             return  # in flight when the build stopped for the same reason: not started, as all that follow
         recipe = recipe_fingerprint(self._plan.task.recipe(work.unit.sample))
-        self._note_failure(replace(failure, attempts=work.attempts, host=worker.host, recipe=recipe))
+        self._note_failure(replace(failure, attempts=work.attempts, host=worker.host, recipe=recipe), worker)
         if failure.stops_build:
             raise BuildStopped(failure.reason)
 
@@ -82,8 +87,9 @@ class Outcomes:
         report.seconds, report.restarts = seconds, restarts
         report.not_started = self.todo - report.done - (len(report.failed) - len(self._plan.problems))
 
-    def _note_failure(self, failure: UnitFailure) -> None:
+    def _note_failure(self, failure: UnitFailure, worker: Worker | None) -> None:
         self.report.failed.append(failure)
+        self.watch.failed(failure, worker)
         self._on_failure(failure)
 
     def _end(self, work: Work) -> None:

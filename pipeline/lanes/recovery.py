@@ -73,11 +73,13 @@ class Recovery:
         Raises:
             BuildStopped: it was lost too often without finishing a unit.
         """
+        words = why if isinstance(why, str) else last_line(why)
+        self._outcomes.watch.lost(lane, worker, words)
         worker.died(is_preempted=is_preempted)
         if worker.deaths_without_result >= DEATHS_WITHOUT_RESULT:
             raise BuildStopped(
                 f"{lane.name}: the {worker.kind}r process died {worker.deaths_without_result} times in a row "
-                f"without finishing a unit; last: {why if isinstance(why, str) else last_line(why)}"
+                f"without finishing a unit; last: {words}"
             )
 
     def end_overdue(self, lane: Lane, calls: dict[Any, tuple[Lane, Worker]]) -> None:
@@ -93,8 +95,9 @@ class Recovery:
             # A decoder works on one unit at a time, the oldest first: that is the one that hangs.
             worker.ended(call)
             del calls[call]
-            worker.died()
             reason = f"no result after {limit_s:g} s"
+            self._outcomes.watch.lost(lane, worker, reason)
+            worker.died()
             self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, ErrorClass.HANG))
 
 

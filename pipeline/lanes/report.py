@@ -25,8 +25,12 @@ class LaneProgress:
     state: str  # "starting", "running", "recovering" or "idle"
     device: str  # "cpu", "cuda:0"; empty until the model is loaded
     done: int
-    queued: int  # units pulled and not yet decoded
-    bytes_in_flight: int  # decoded or being decoded, not yet encoded
+    decoders: int
+    decoded_per_s: float  # units, over the last 10 s or the last unit, as all rates here
+    encoded_per_s: float  # units
+    written_per_s: float  # bytes
+    busy_share: float  # of the time that the device spent encoding, 0 to 1
+    queue_bytes: int  # decoded or being decoded, not yet encoded
     restarts: int  # processes of this lane that died and came back
 
 
@@ -40,6 +44,7 @@ class Progress:
     failed: int
     bytes_written: int
     seconds: float
+    seconds_left: float | None  # at the pace of the last 10 s; None while that is unknown
     lanes: tuple[LaneProgress, ...]
     last_failure: UnitFailure | None
 

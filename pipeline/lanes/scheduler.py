@@ -29,6 +29,7 @@ from pipeline.lanes.outcomes import BuildStopped, Outcomes
 from pipeline.lanes.processes import DecodeOutcome, ProcessInfo
 from pipeline.lanes.recovery import PROCESS_LOST, Recovery, last_line
 from pipeline.lanes.report import BuildReport, Progress
+from pipeline.lanes.watch import Watch
 from pipeline.lanes.worker import State, Work, Worker
 from pipeline.work_plan import Plan
 
@@ -47,6 +48,7 @@ class Scheduler:
         *,
         claims: Claims | None,
         limits: TimeLimits,
+        watch: Watch,
         on_failure: Callable[[UnitFailure], None],
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], str | None],
@@ -54,12 +56,12 @@ class Scheduler:
         self._plan, self._task, self._store = plan, plan.task, store
         self._shape, self._limits, self._claims = shape, limits, claims
         self._on_progress, self._should_stop = on_progress, should_stop
-        self._started = time.monotonic()
+        self._watch = watch
         self._last_told = 0.0
         self._calls: dict[Any, tuple[Lane, Worker]] = {}  # by ObjectRef, pings included
-        self._lanes: list[Lane] = []
+        self._lanes = watch.lanes
         self._feeding = Feeding(plan, claims, self._lanes, lane_bytes=shape.lane_bytes)
-        self._outcomes = Outcomes(plan, self._feeding, on_failure=on_failure)
+        self._outcomes = Outcomes(plan, self._feeding, watch, on_failure=on_failure)
         self._recovery = Recovery(self._outcomes, limits)
 
     def run(self) -> BuildReport:
@@ -95,12 +97,15 @@ class Scheduler:
             self._ask_ready(lane, lane.encoder)
 
     def _add_decoders(self, lane: Lane, count: int) -> None:
-        for _ in range(min(count, self._shape.most_decoders - len(lane.decoders))):
+        added = min(count, self._shape.most_decoders - len(lane.decoders))
+        for _ in range(added):
             near_node = lane.encoder.node_id
             recheck = not self._plan.overwrite
             actor = start_decoder(self._task, self._shape, near_node=near_node, recheck=recheck)
             lane.decoders.append(Worker(actor, "decode", DECODER_DEPTH))
             self._ask_ready(lane, lane.decoders[-1])
+        if added > 0:
+            self._watch.decoders_added(lane, added)
 
     def _ask_ready(self, lane: Lane, worker: Worker) -> None:
         worker.ask_ready()
@@ -108,8 +113,9 @@ class Scheduler:
             self._calls[worker.ping] = (lane, worker)
 
     def _close(self) -> None:
-        seconds = time.monotonic() - self._started
-        self._outcomes.close(seconds, sum(worker.restarts for lane in self._lanes for worker in lane.workers))
+        self._outcomes.close(
+            self._watch.now_s(), sum(worker.restarts for lane in self._lanes for worker in lane.workers)
+        )
         closing = [lane.encoder.actor.close.remote() for lane in self._lanes if lane.encoder.state is State.READY]
         if closing:
             # What is lost if this takes too long are use times and counters, never a feature.
@@ -118,6 +124,7 @@ class Scheduler:
             for worker in lane.workers:
                 ray.kill(worker.actor)
         self._tell(now=True)
+        self._watch.end(self._outcomes.report)
 
     # -- one turn of the loop --------------------------------------------------------------------------------
 
@@ -219,6 +226,7 @@ class Scheduler:
                 raise exc.cause from exc
             raise EncoderError(f"{lane.name} cannot load the model: {last_line(exc)}") from exc
         worker.answered(info.node_id, info.host)
+        self._watch.ready(lane, worker, info.device)
         if worker is lane.encoder:
             lane.device = info.device
             if self._shape.gpus_per_encoder and info.device == "cpu":
@@ -236,6 +244,7 @@ class Scheduler:
         else:
             self._outcomes.report.stage_seconds.decode += outcome.decode_s
             self._feeding.note_decoded(outcome.nbytes)
+            self._watch.decoded(lane, work, outcome.decode_s)
             work.hold(lane.bytes_in_flight, outcome.nbytes)
             work.enter_next_stage()
             lane.decoded.append(work)
@@ -243,20 +252,22 @@ class Scheduler:
     # -- telling ---------------------------------------------------------------------------------------------
 
     def _tell(self, *, now: bool = False) -> None:
-        seconds = time.monotonic() - self._started
+        seconds = self._watch.now_s()
         if not now and seconds - self._last_told < TICK_S / 2:
             return
         self._last_told = seconds
-        report = self._outcomes.report
+        report, todo = self._outcomes.report, self._outcomes.todo
+        seconds_left = self._watch.tick(report, todo=todo)
         self._on_progress(
             Progress(
-                todo=self._outcomes.todo,
+                todo=todo,
                 done=report.done,
                 skipped=report.skipped,
                 failed=len(report.failed),
                 bytes_written=report.bytes,
                 seconds=seconds,
-                lanes=tuple(lane.progress() for lane in self._lanes),
+                seconds_left=seconds_left,
+                lanes=tuple(lane.progress(seconds) for lane in self._lanes),
                 last_failure=report.failed[-1] if report.failed else None,
             )
         )

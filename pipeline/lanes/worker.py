@@ -32,6 +32,16 @@ class ByteCount:
     held: int = 0
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """When and where a unit was decoded."""
+
+    lane: str
+    begin_s: float  # since the build's start, as `end_s`
+    end_s: float
+    attempts: int
+
+
 @dataclass(eq=False)
 class Work:
     """One unit on its way through one stage."""
@@ -44,6 +54,7 @@ class Work:
     alone: bool = False  # a suspect: nothing else may be in flight beside it
     lonely_deaths: int = 0
     maybe_done: bool = False  # an encoder had it and was lost: the store may hold it
+    decoded: Decoded | None = None
     _account: ByteCount = field(default_factory=ByteCount)
 
     def hold(self, account: ByteCount, nbytes: int) -> None:
