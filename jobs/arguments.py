@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from jobs.parsers import Commands, add_command, add_json, add_store
-from jobs.sizes import parse_age, parse_size, positive_int
+from jobs.sizes import parse_age, parse_size, positive_int, positive_rate
 from jobs.store_arguments import add_store_commands
 from pipeline.sources import STEP_SOURCES, VIDEO_SOURCES, parse_media_path
 from pipeline.version import VERSION
@@ -26,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_build(commands)
     _add_retry_failed(commands)
+    _add_report(commands)
     add_store_commands(commands)
     _add_demo(commands)
     return parser
@@ -130,8 +131,8 @@ def _add_build(commands: Commands) -> None:
         "--report",
         type=Path,
         metavar="DIR",
-        help="write build.json, failed.jsonl, report.json and a benchmark's questions.parquet there, instead of into "
-        "ROOT/.vlm-cache/runs/",
+        help="write build.json, run.jsonl, failed.jsonl, report.json and a benchmark's questions.parquet there, "
+        "instead of into ROOT/.vlm-cache/runs/",
     )
 
     cluster = parser.add_argument_group("Ray")
@@ -180,6 +181,27 @@ def _add_retry_failed(commands: Commands) -> None:
     parser.add_argument("--address", metavar="ADDRESS", help="cluster to join, instead of where that build ran")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write this run's report there")
     add_json(parser)
+
+
+def _add_report(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        "Draw a build's run: timeline of the lanes, throughput against the bare model, failures, slowest units. Takes "
+        "the folder of a build that ended, was killed, or is at work.",
+        "vlm-cache report /cache/longva/.vlm-cache/runs/0d9c6f0e5b0f4b6c8b1f0a4f7c2d9e31",
+        "vlm-cache report /runs/mvbench --bare 3.2 --html mvbench.html",
+        "vlm-cache report /runs/mvbench --json",
+    )
+    parser.add_argument("run", type=Path, metavar="DIR", help="the folder of that build's report")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes, instead of DIR/report.html")
+    parser.add_argument(
+        "--bare",
+        type=positive_rate,
+        metavar="UNITS_PER_S",
+        help="what the bare model's loop does on one lane's device, to compare with; else the encoders' own pace",
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures; no page without --html")
 
 
 def _add_demo(commands: Commands) -> None:

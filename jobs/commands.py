@@ -15,6 +15,7 @@ REFUSALS = (PipelineError, CacheStoreError)
 _MODULES = {
     "build": "jobs.build_command",
     "retry-failed": "jobs.retry_command",
+    "report": "jobs.report_command",
     "demo": "jobs.demo_command",
     "stats": "jobs.stats_command",
     "ls": "jobs.listing_commands",

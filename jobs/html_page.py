@@ -16,13 +16,15 @@ p { margin: .3rem 0; }
 .note { opacity: .75; }
 .warning { border-left: 4px solid #d29000; background: var(--soft); padding: .5rem .8rem; }
 figure { margin: .6rem 0; overflow-x: auto; }
-svg { max-width: 100%; height: auto; display: block; }
+svg { max-width: 100%; min-width: 40rem; height: auto; display: block; }
 svg text { font-family: system-ui, sans-serif !important; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th.number, td.number { text-align: right; white-space: nowrap; }
-td.name { overflow-wrap: anywhere; min-width: 12rem; }
+td.name { overflow-wrap: anywhere; min-width: 4.5rem; }
+td.name:first-child { min-width: 9rem; }
+td.name:last-child { min-width: 14rem; }
 summary { cursor: pointer; margin: .6rem 0; }
 footer { margin: 3rem 0 1rem; opacity: .65; font-size: .85rem; }
 """

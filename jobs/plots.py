@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -17,6 +18,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8
 _P = ParamSpec("_P")
 _TEXT = "#010203"  # no plot uses it; in the SVG it becomes the page's own colour
 _LONGEST_LABEL = 34
+_LANE_INCHES, _LANE_SHARE = 0.42, 0.84  # of one label's lines, without the gap to the next; and its share of the pitch
 _SETTINGS = {
     "svg.fonttype": "none",
     "text.color": _TEXT,
@@ -61,6 +63,8 @@ def horizontal_bars(
     axes.set_yticks(range(len(labels)), [elided(label) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlim(0, max(starts, default=0) * 1.05 or 1)
+    if all(float(start).is_integer() for start in starts):
+        axes.xaxis.get_major_locator().set_params(integer=True)  # there is no fifth of a unit
     axes.xaxis.set_major_formatter(_number)
     axes.set_xlabel(unit)
     axes.set_title(title)
@@ -103,12 +107,108 @@ def level(value: float, marks: Mapping[str, float], *, title: str, unit: str, al
     return _svg(figure, alt, salt=title)
 
 
+@_styled
+def lines_of_bars(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    marks: Sequence[tuple[float, int]],
+    *,
+    mark: str,
+    end: float,
+    unit: str,
+    alt: str,
+) -> str:
+    """Return a line for each label from the top down, and in it one for each series with bars (begin, end).
+
+    `marks` are crosses (at, label), which the legend calls `mark`.
+    """
+    figure, axes = _lines(labels, series, end=end, unit=unit)
+    # A thick line with gaps is one path, where a thousand rectangles would be a thousand.
+    thickness = _LANE_INCHES * 72 / len(series) * 0.8
+    with matplotlib.rc_context({"path.simplify": False}):
+        for position, bars_of_labels in enumerate(series.values()):
+            for line, bars in enumerate(bars_of_labels):
+                at = [moment for begin, stop in bars for moment in (begin, stop, math.nan)]
+                height = [_line_within(line, position, len(series))] * len(at)
+                axes.plot(at, height, color=_colour(position), linewidth=thickness, solid_capstyle="butt")
+    _mark(axes, marks, mark)
+    figure.legend(loc="outside lower left", ncols=len(series) + 1)
+    return _svg(figure, alt, salt=alt)
+
+
+@_styled
+def lines_of_shares(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[Sequence[float]]],
+    marks: Sequence[tuple[float, int]],
+    *,
+    mark: str,
+    end: float,
+    unit: str,
+    alt: str,
+) -> str:
+    """Return the same with shares, 0 to 1, of equal steps of time, as columns whose height is the share."""
+    figure, axes = _lines(labels, series, end=end, unit=unit)
+    for position, shares_of_labels in enumerate(series.values()):
+        for line, shares in enumerate(shares_of_labels):
+            borders = [step * end / len(shares) for step in range(len(shares) + 1)]
+            ground = _line_within(line, position, len(series)) + 0.4 * _LANE_SHARE / len(series)
+            heights = [ground - 0.8 * _LANE_SHARE / len(series) * share for share in shares]
+            axes.stairs(heights, borders, baseline=ground, color=_colour(position), fill=True)
+    _mark(axes, marks, mark)
+    figure.legend(loc="outside lower left", ncols=len(series) + 1)
+    return _svg(figure, alt, salt=alt)
+
+
+@_styled
+def steps(
+    borders: Sequence[float], values: Sequence[float], level: float | None, *, name: str, unit: str, axis: str, alt: str
+) -> str:
+    """Return values over equal steps of an axis, against a level that the legend calls `name`."""
+    figure, axes = _figure(height=3.2)
+    axes.stairs(values, borders, color=COLOURS[0], fill=True, alpha=0.35)
+    axes.stairs(values, borders, color=COLOURS[0])
+    if level is not None:
+        axes.axhline(level, color=COLOURS[5], linestyle="--", linewidth=2, label=name)
+        figure.legend(loc="outside upper left")
+    axes.set_ylim(0, max([*values, level or 0.0]) * 1.08 or 1)
+    axes.set_xlim(0, borders[-1])
+    axes.yaxis.set_major_formatter(_number)
+    axes.xaxis.set_major_formatter(_number)
+    axes.set_ylabel(unit)
+    axes.set_xlabel(axis)
+    return _svg(figure, alt, salt=alt)
+
+
 def elided(label: str) -> str:
     """Return a label short enough for an axis: names of episodes differ at both ends, so the middle goes."""
     if len(label) <= _LONGEST_LABEL:
         return label
     half = (_LONGEST_LABEL - 1) // 2
     return f"{label[:half]}…{label[-half:]}"
+
+
+def _lines(labels: Sequence[str], series: Mapping[str, object], *, end: float, unit: str) -> tuple[Figure, Any]:
+    figure, axes = _figure(height=1.1 + _LANE_INCHES / _LANE_SHARE * len(labels))
+    for position, name in enumerate(series):
+        axes.plot([], [], color=_colour(position), linewidth=7, label=name)
+    axes.set_yticks(range(len(labels)), [elided(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlim(0, end)
+    axes.xaxis.set_major_formatter(_number)
+    axes.set_xlabel(unit)
+    return figure, axes
+
+
+def _line_within(line: int, position: int, count: int) -> float:
+    """Return the height of a series' line within a label's."""
+    return line + _LANE_SHARE * ((position + 0.5) / count - 0.5)
+
+
+def _mark(axes: Any, marks: Sequence[tuple[float, int]], name: str) -> None:
+    if marks:
+        at, lines = zip(*marks, strict=True)
+        axes.plot(at, lines, "x", color=COLOURS[5], markersize=9, markeredgewidth=2.5, label=name)
 
 
 def _colour(position: int) -> str:
