@@ -74,7 +74,12 @@ def test_only_what_failed_is_built_again(base, capsys, monkeypatch, tmp_path):
     assert main(["retry-failed", report["folder"], "--report", "mended"]) == 0
     assert len(list((base / "store" / "videos").glob("*.pt"))) == 2
     assert "1 built" in capsys.readouterr().out
-    assert sorted(path.name for path in Path("mended").iterdir()) == ["build.json", "failed.jsonl", "report.json", "run.jsonl"]
+    assert sorted(path.name for path in Path("mended").iterdir()) == [
+        "build.json",
+        "failed.jsonl",
+        "report.json",
+        "run.jsonl",
+    ]
     assert main(["retry-failed", "mended"]) == 0
     assert "no failed units" in capsys.readouterr().err
 

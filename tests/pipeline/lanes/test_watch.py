@@ -1,0 +1,165 @@
+"""One build with faults: its events account for every unit and agree with its report, and Ray exports its metrics."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+
+from cache_store import FeatureStore
+from pipeline.errors import EncoderError
+from pipeline.lanes import BuildReport, Progress, run_build
+from pipeline.run_events import Event, RunEvents, read_events
+from pipeline.work_plan import BuildTask, plan_build
+from tests.pipeline.lanes.faulty_encoder import (
+    DECODER_RAISES,
+    ENCODER_DIES_ONCE,
+    ENCODER_RAISES,
+    GOOD,
+    FaultySource,
+    FaultySpec,
+)
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+FAULTS = [*[GOOD] * 30, DECODER_RAISES, *[GOOD] * 10, ENCODER_RAISES, ENCODER_DIES_ONCE, *[GOOD] * 20]
+
+
+class Watched(NamedTuple):
+    report: BuildReport
+    events: list[Event]
+    moments: list[Progress]
+
+
+def build(folder, faults, **options) -> Watched:
+    (folder / "marks").mkdir(parents=True)
+    store = FeatureStore(folder / "store", run_id="watched")
+    task = BuildTask(FaultySpec(folder / "marks", **options), str(store.root), "watched")
+    plan = plan_build(FaultySource(folder / "images", faults), task, store, overwrite=False)
+    file = folder / "run.jsonl"
+
+    def write(lines):
+        with open(file, "a") as opened:
+            opened.write(lines)
+
+    moments = []
+    try:
+        events = RunEvents(write, about={"host": "here"})
+        report = run_build(plan, store, lanes=2, events=events, dataset="blocks", on_progress=moments.append)
+    except EncoderError:
+        report = BuildReport()
+    return Watched(report, list(read_events(file)), moments)
+
+
+@pytest.fixture(scope="module")
+def watched(local_ray, tmp_path_factory):
+    return build(tmp_path_factory.mktemp("watched"), FAULTS, most_delay_s=0.05)
+
+
+def named(watched, name):
+    return [event.fields for event in watched.events if event.name == name]
+
+
+def test_every_unit_has_one_end(watched):
+    report = watched.report
+    assert (report.done, len(report.failed)) == (len(FAULTS) - 2, 2)
+    ends = Counter(event.fields["key"] for event in watched.events if event.name in ("unit", "present", "failed"))
+    assert ends == Counter(f"episode_1_vlm{number}" for number in range(len(FAULTS)))
+    assert {fields["key"] for fields in named(watched, "failed")} == {failure.key for failure in report.failed}
+    assert {fields["lane"] for fields in named(watched, "failed")} <= {"lane 0", "lane 1"}
+
+
+def test_the_totals_are_those_of_the_report(watched):
+    report, units = watched.report, named(watched, "unit")
+    (end,) = named(watched, "end")
+    whole = report.to_json()
+    assert {name: end[name] for name in whole if name not in ("failed", "ignored")} == {
+        name: whole[name] for name in whole if name not in ("failed", "ignored")
+    }
+    assert end["failed"] == 2
+    assert sum(fields["bytes"] for fields in units) == report.bytes
+    assert len(named(watched, "lost")) == report.restarts >= 1
+    encode_s = sum(fields["encode"][1] - fields["encode"][0] for fields in units if "encode" in fields)
+    assert encode_s == pytest.approx(report.stage_seconds.encode, abs=0.0002 * len(units))
+
+
+def test_times_are_in_order_and_attempts_are_counted(watched):
+    assert (watched.events[0].name, watched.events[-1].name) == ("start", "end")
+    for event in watched.events:
+        assert event.at_s <= watched.report.seconds + 1.0
+        if event.name == "unit" and "encode" in event.fields:
+            begin_s, end_s = event.fields["decode"]
+            assert 0 <= begin_s <= end_s <= event.at_s
+            begin_s, end_s = event.fields["encode"]
+            assert 0 <= begin_s <= end_s <= event.at_s
+    attempts = {fields["key"].removeprefix("episode_1_vlm"): fields["attempts"] for fields in named(watched, "unit")}
+    assert attempts["0"][0] == 1
+    assert attempts["42"][1] > 1
+
+
+def test_processes_tell_where_they_came_up_and_that_they_came_back(watched):
+    (start,) = named(watched, "start")
+    assert (start["lanes"], start["todo"], start["host"]) == (2, len(FAULTS), "here")
+    ready = named(watched, "ready")
+    assert {(fields["lane"], fields["process"]) for fields in ready} >= {
+        (f"lane {lane}", process) for lane in range(2) for process in ("encoder", "decoder")
+    }
+    assert all(fields["host"] and fields["device"] == "cpu" for fields in ready)
+    for lost in named(watched, "lost"):
+        assert (lost["process"], lost["host"]) == ("encoder", ready[0]["host"])
+        assert "ActorDiedError" in lost["reason"] or "ActorUnavailableError" in lost["reason"]
+    assert {fields["lane"] for fields in named(watched, "decoders")} == {"lane 0", "lane 1"}
+
+
+def test_progress_has_the_pace_of_the_lanes_and_the_time_left(watched):
+    last = watched.moments[-1]
+    assert sum(lane.done for lane in last.lanes) == watched.report.done
+    assert any(lane.decoded_per_s > 0 and lane.encoded_per_s > 0 and lane.written_per_s > 0 for lane in last.lanes)
+    assert all(0 <= lane.busy_share <= 1 for moment in watched.moments for lane in moment.lanes)
+    assert any(moment.seconds_left for moment in watched.moments)
+    assert last.seconds_left == 0
+
+
+def exported(run):
+    """The metrics of one run as Prometheus would scrape them, added up over lanes, by name and stage."""
+    import ray
+
+    port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    found = Counter()
+    for line in text.splitlines():
+        if line.startswith("ray_vlm_cache_") and f'run="{run}"' in line and 'dataset="blocks"' in line:
+            name = re.sub(r'^ray_vlm_cache_(\w+).*?(,stage="\w+")?}.*', r"\1\2", line)
+            found[name] += float(line.rpartition(" ")[2])
+    return found
+
+
+def test_ray_exports_the_metrics_for_prometheus(watched):
+    report = watched.report
+    until = time.monotonic() + 60  # Ray exports every so often
+    while (found := exported("watched"))["units_built_total"] < report.done or found["units_left"]:
+        assert time.monotonic() < until, f"not all of the metrics came: {found}"
+        time.sleep(0.2)
+    assert found["units_built_total"] == report.done
+    assert found["bytes_written_total"] == report.bytes
+    assert found["process_restarts_total"] == report.restarts
+    assert found['units_failed_total,stage="decode"'] == found['units_failed_total,stage="encode"'] == 1
+    for stage in ("decode", "encode", "write"):
+        assert found[f'stage_seconds_count,stage="{stage}"'] >= report.done - report.restarts
+    assert "queue_bytes" in found
+    assert "busy_share" in found
+    assert found["units_left"] == found["queue_bytes"] == found["busy_share"] == 0
+
+
+def test_an_error_that_ends_the_build_is_an_event(tmp_path):
+    refused = build(tmp_path, [GOOD], loads=False)
+    (error,) = named(refused, "error")
+    assert "this model never loads" in error["reason"]
+
+
+def test_a_build_with_nothing_to_do_has_a_start_and_an_end(tmp_path):
+    watched = build(tmp_path, [])
+    assert [event.name for event in watched.events] == ["start", "end"]
