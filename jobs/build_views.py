@@ -25,7 +25,7 @@ PLAIN_EVERY_S = 10.0
 _WIDE = 100  # columns from which on the table has room for all that is known
 _LINES_BESIDE = 10  # of the live view, beside the lanes, on a narrow terminal
 _LEGEND = (
-    "rates: of the last 10 s. queue: decoded or being decoded, not yet encoded. "
+    "rates: of the last 10 s. queue: decoded or being decoded, not yet encoded\n"
     "busy: share of the last 10 s that the device spent encoding"
 )
 

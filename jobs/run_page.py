@@ -92,6 +92,7 @@ def _sections(summary: RunSummary, letters: Iterable[dict[str, Any]], bare: floa
 def _timeline(summary: RunSummary) -> str:
     timeline = summary.timeline
     names = list(summary.lanes)[:_LANES]
+    labels = list(map(printable, names))
     unit, unit_s = _time_unit(timeline.duration_s)
     marks = [(at_s / unit_s, names.index(lane)) for at_s, lane, _, _ in summary.deaths if lane in names]
     shared: dict[str, Any] = {
@@ -109,13 +110,13 @@ def _timeline(summary: RunSummary) -> str:
             ]
             for stage in STAGES
         }
-        return plots.lines_of_shares(names, shares, marks, **shared)
+        return plots.lines_of_shares(labels, shares, marks, **shared)
     bars = timeline.bars
     drawn = {
         stage: [[(begin / unit_s, end / unit_s) for begin, end in bars.get((name, stage), [])] for name in names]
         for stage in STAGES
     }
-    return plots.lines_of_bars(names, drawn, marks, **shared)
+    return plots.lines_of_bars(labels, drawn, marks, **shared)
 
 
 def _timeline_note(summary: RunSummary) -> str:
@@ -165,7 +166,7 @@ def _shares(lanes: list[LaneSummary]) -> str:
         for stage in STAGES
     }
     alt = "Share of decoding, encoding and writing in each lane's working seconds"
-    return plots.horizontal_bars([lane.name for lane in lanes], series, title=alt, unit="%", alt=alt)
+    return plots.horizontal_bars([printable(lane.name) for lane in lanes], series, title=alt, unit="%", alt=alt)
 
 
 def _shares_note(lanes: list[LaneSummary]) -> str:
@@ -182,7 +183,7 @@ def _lane_table(summary: RunSummary) -> str:
     headings = ("lane", "where", "units", "size", "decode", "encode", "write", "busy", "decoders", "restarts")
     rows = (
         (
-            lane.name,
+            printable(lane.name),
             printable(f"{lane.host} {lane.device}".strip()) or "never came up",
             f"{lane.units:,}",
             format_size(lane.bytes),
@@ -200,7 +201,7 @@ def _lane_table(summary: RunSummary) -> str:
 
 def _failures(summary: RunSummary) -> str:
     ordered = summary.failures.most_common(20)
-    labels = [f"{stage}: {error}" for (stage, error), _ in ordered]
+    labels = [printable(f"{stage}: {error}") for (stage, error), _ in ordered]
     counts = [count for _, count in ordered]
     alt = f"Failed units by stage and error; most are {labels[0]}"
     return plots.horizontal_bars(labels, {"units": counts}, title="By stage and error", unit="units", alt=alt)
@@ -216,7 +217,10 @@ def _letter_table(summary: RunSummary, letters: Iterable[dict[str, Any]]) -> str
 
 
 def _death_table(summary: RunSummary) -> str:
-    rows = [(format_seconds(at_s), lane, process, printable(reason)) for at_s, lane, process, reason in summary.deaths]
+    rows = [
+        (format_seconds(at_s), *map(printable, (lane, process, reason)))
+        for at_s, lane, process, reason in summary.deaths
+    ]
     drawn = html_table(("at", "lane", "process", "reason"), rows, names=4)
     return _foldable(drawn, len(rows), "deaths")
 
@@ -225,7 +229,7 @@ def _slowest(summary: RunSummary) -> str:
     rows = (
         (
             printable(unit.key),
-            unit.lane,
+            printable(unit.lane),
             *(f"{seconds:.2f} s" for seconds in (unit.seconds, unit.decode_s, unit.encode_s, unit.write_s)),
             format_size(unit.bytes),
         )
