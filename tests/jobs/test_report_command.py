@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from argparse import Namespace
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
 from jobs.__main__ import main
+from jobs.run_files import dead_letters
+from jobs.run_folder import RunFolder
 from jobs.run_summary import SLOWEST, read_run
 from jobs.run_timeline import MOST_UNITS, STEPS, Timeline
 from tests.jobs.test_stats_page import Page
@@ -202,6 +205,16 @@ def test_a_rate_that_is_none_is_refused(tmp_path, rate, capsys):
     assert "no number above 0" in capsys.readouterr().err
 
 
+def test_what_an_earlier_run_left_in_the_folder_is_not_this_runs_end(run):
+    folder = run(small_run(), report={"not_started": 0, "seconds": 1e9})
+    events = RunFolder(folder).begin(Namespace(model="small", nframe=4), {"encoder": "x"})
+    events.start(todo=3, skipped=0)
+    summary = read_run(folder)
+    assert (summary.is_finished, summary.todo, summary.built, summary.failed) == (False, 3, 0, 0)
+    assert list(dead_letters(folder)) == []
+    assert summary.build["arguments"] == {"model": "small", "nframe": 4}
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_a_real_build_is_drawn_as_its_report_says(tmp_path, capsys, page):
     for number in range(4):
@@ -210,8 +223,6 @@ def test_a_real_build_is_drawn_as_its_report_says(tmp_path, capsys, page):
     folder = tmp_path / "run"
     options = ["--source", "folder", "--encoder", "longva", "--model", "small", "--nframe", "4", "--lanes", "2"]
     where = ["--data", str(tmp_path / "videos"), "--store", str(tmp_path / "store"), "--report", str(folder), "--json"]
-    (folder).mkdir()
-    (folder / "report.json").write_text('{"seconds": 1e9}')  # of an earlier run into the same folder
     assert main(["build", *options, *where]) == 1
     report = json.loads(capsys.readouterr().out)
     assert main(["report", str(folder), "--json"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import urllib.request
@@ -10,11 +11,16 @@ from typing import NamedTuple
 
 import pytest
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, StepKey
+from pipeline.encode_unit import UnitDone
 from pipeline.errors import EncoderError
 from pipeline.lanes import BuildReport, Progress, run_build
+from pipeline.lanes.lane import Lane
+from pipeline.lanes.metrics import Metrics
+from pipeline.lanes.watch import Watch
+from pipeline.lanes.worker import Work, Worker
 from pipeline.run_events import Event, RunEvents, read_events
-from pipeline.work_plan import BuildTask, plan_build
+from pipeline.work_plan import BuildTask, Unit, plan_build
 from tests.pipeline.lanes.faulty_encoder import (
     DECODER_RAISES,
     ENCODER_DIES_ONCE,
@@ -152,6 +158,27 @@ def test_ray_exports_the_metrics_for_prometheus(watched):
     assert "queue_bytes" in found
     assert "busy_share" in found
     assert found["units_left"] == found["queue_bytes"] == found["busy_share"] == 0
+
+
+def test_a_unit_of_a_lost_process_has_no_time_of_encoding_and_one_of_another_lanes_decoder_says_so():
+    lines = []
+    events = RunEvents(lines.append)
+    watch = Watch(events, Metrics(dataset="blocks", run="alone"))
+    here, other = (Lane(f"lane {number}", Worker(None, "encode", 3)) for number in range(2))
+    work = Work(Unit("a", StepKey("a", 0), None))
+    watch.decoded(other, work, 0.0)
+    watch.built(here, work, UnitDone("a", 10), by_lost_process=True)
+    watch.built(here, work, UnitDone("a", 10, 0.0, 0.0))
+    events.flush()
+    lost, found = (json.loads(line) for line in lines[0].splitlines())
+    assert (lost["by_lost_process"], "encode" in lost, lost["lane"], lost["decode_lane"]) == (
+        True,
+        False,
+        "lane 0",
+        "lane 1",
+    )
+    assert "encode" in found
+    assert "by_lost_process" not in found
 
 
 def test_an_error_that_ends_the_build_is_an_event(tmp_path):
