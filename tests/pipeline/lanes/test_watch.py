@@ -18,7 +18,7 @@ from pipeline.lanes import BuildReport, Progress, run_build
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.metrics import Metrics
 from pipeline.lanes.watch import Watch
-from pipeline.lanes.worker import Work, Worker
+from pipeline.lanes.worker import State, Work, Worker
 from pipeline.run_events import Event, RunEvents, read_events
 from pipeline.work_plan import BuildTask, Unit, plan_build
 from tests.pipeline.lanes.faulty_encoder import (
@@ -179,6 +179,19 @@ def test_a_unit_of_a_lost_process_has_no_time_of_encoding_and_one_of_another_lan
     )
     assert "encode" in found
     assert "by_lost_process" not in found
+
+
+def test_of_all_the_calls_that_die_with_a_process_one_says_so():
+    lines = []
+    events = RunEvents(lines.append)
+    watch = Watch(events, Metrics(dataset="blocks", run="alone"))
+    worker = Worker(None, "encode", 3, state=State.READY)
+    for _ in range(3):
+        watch.lost(Lane("lane 0", worker), worker, "it died")
+        worker.died()
+    events.flush()
+    (lost,) = (json.loads(line) for line in lines[0].splitlines())
+    assert (lost["event"], lost["process"], lost["reason"]) == ("lost", "encoder", "it died")
 
 
 def test_an_error_that_ends_the_build_is_an_event(tmp_path):
