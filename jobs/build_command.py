@@ -22,7 +22,7 @@ from pipeline.errors import BuildRefused
 from pipeline.lanes import BuildReport, TimeLimits, run_build
 from pipeline.size_estimate import by_length, upper_bound
 from pipeline.sources import Source, open_source
-from pipeline.vision import SamplingRule
+from pipeline.vision import PartialFrames, SamplingRule
 from pipeline.work_plan import BuildTask, Plan, plan_build
 
 VIDEO_SOURCES = ("folder", "video-mme")
@@ -42,7 +42,8 @@ def build(args: argparse.Namespace) -> int:
         _check_one_feature(args, spec, store)
         if args.dataset is not None:
             store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
-        task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling)
+        partial_frames: PartialFrames = "allow" if args.allow_partial else "refuse"
+        task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling, partial_frames)
         plan = plan_build(source, task, store, overwrite=args.overwrite)
         if store.limit_bytes is not None and not args.allow_eviction:
             _check_whole(plan, store, store.limit_bytes)
@@ -78,6 +79,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--annotations": args.annotations is not None and args.source != "video-mme",
         "--dataset": args.dataset is not None and args.source == "vla",
         "--instruction": args.instruction is not None and is_video,
+        "--allow-partial": args.allow_partial and not is_video,
         "--views": args.views is not None and is_video,
         "--frames-per-forward": args.frames_per_forward is not None and not is_video,
     }

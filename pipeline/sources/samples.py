@@ -18,6 +18,7 @@ class VideoSample:
     relative_path: str  # POSIX, relative to the data folder
     start_s: float | None = None  # clip bounds in seconds from the video's start
     end_s: float | None = None
+    fps: float | None = None  # images per second, where `path` is a folder of numbered images
     problem: str | None = None  # why this sample cannot be built: it fails at stage "source"
 
 

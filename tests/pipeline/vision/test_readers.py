@@ -1,4 +1,4 @@
-"""What both decoders promise, on files that both can read."""
+"""What every decoder promises, on files that all can read: one suite for decord, PyAV and torchcodec."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipeline.errors import MediaError
 from pipeline.vision.decord_reader import DecordReader
 from pipeline.vision.pyav_reader import PyavReader
 from pipeline.vision.survey import survey_video
+from pipeline.vision.torchcodec_reader import TorchcodecReader
 from tests.pipeline.vision.small_videos import write_video
 
 FILES = {
@@ -38,10 +39,12 @@ def folder(tmp_path_factory) -> Path:
 def opened(kind, path: Path):
     if kind is DecordReader:
         pytest.importorskip("decord", reason="decord has no wheel for this machine")
+    if kind is TorchcodecReader:
+        pytest.importorskip("torchcodec", reason="torchcodec is not installed")
     return kind(path, survey_video(path))
 
 
-@pytest.fixture(params=[DecordReader, PyavReader], ids=["decord", "pyav"])
+@pytest.fixture(params=[DecordReader, PyavReader, TorchcodecReader], ids=["decord", "pyav", "torchcodec"])
 def kind(request):
     return request.param
 
@@ -71,7 +74,7 @@ def test_both_decoders_give_the_same_bits(folder, name):
 
 def test_a_reader_names_itself_with_its_version(kind, folder):
     name, version = opened(kind, folder / "h264.mp4").decoder.split(" ")
-    assert name in ("decord", "PyAV")
+    assert name in ("decord", "PyAV", "torchcodec")
     assert version[0].isdigit()
 
 
