@@ -18,7 +18,7 @@ from pipeline.vision.image_folder import ImageFolderReader, survey_images
 from pipeline.vision.media_file import MediaFile
 from pipeline.vision.pyav_reader import LayoutChanged, PyavReader
 from pipeline.vision.reading_plan import keyframe_before
-from pipeline.vision.rgb import is_unscaled
+from pipeline.vision.rgb import converts_directly
 from pipeline.vision.survey import Survey, survey_media
 
 T = TypeVar("T")
@@ -61,9 +61,7 @@ def readers_in_order(survey: Survey) -> tuple[str, ...]:
     """
     if survey.container == "images":
         return ("pillow",)
-    is_same = survey.codec in EXACT_CODECS and (
-        is_unscaled(survey.pixel_format, survey.height) or survey.pixel_format == "yuv444p"
-    )
+    is_same = survey.codec in EXACT_CODECS and converts_directly(survey.pixel_format, survey.height)
     return ("PyAV", "decord") if is_same else ("decord", "PyAV")
 
 

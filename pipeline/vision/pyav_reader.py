@@ -127,7 +127,9 @@ class PyavReader:
         frames, last = self._survey.frames, run.wanted[-1]
         wanted = set(run.wanted)
         context = self._media.stream.codec_context
-        is_unreferenced = unreferenced_test(context.name, context.extradata) if self._short_way else None
+        is_unreferenced = None
+        if self._short_way and last - run.start >= len(wanted):
+            is_unreferenced = unreferenced_test(context.name, context.extradata)
         last_order = max(frames[index].decode_order for index in run.wanted)
         sent = -1
         while True:

@@ -11,6 +11,8 @@ from av.video.reformatter import VideoReformatter
 
 # ffmpeg converts these without scaling, so no filter is needed to have decord's bits. Odd heights are scaled.
 UNSCALED_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+# No row of colours lies between two rows of these, so neither is there anything to site.
+FULL_COLOUR_FORMATS = frozenset({"yuv444p", "rgb24", "bgr24", "bgra", "rgba", "bgr0", "rgb0"})
 # Several threads per picture would take the cores of other decoders. PyAV 17 uses one and has no such option.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 
@@ -29,7 +31,7 @@ class RgbConverter:
     def __call__(self, frame: Any) -> np.ndarray:
         """Convert one picture to uint8 [h, w, 3] RGB, upright."""
         quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise; other angles are left alone by decord too
-        if not quarter_turns and is_unscaled(frame.format.name, frame.height):
+        if not quarter_turns and converts_directly(frame.format.name, frame.height):
             plain: np.ndarray = self._reformatter.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
             return plain
         layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, quarter_turns)
@@ -43,9 +45,9 @@ class RgbConverter:
         return rgb
 
 
-def is_unscaled(pixel_format: str, height: int) -> bool:
-    """Tell whether ffmpeg has a direct way to RGB for such pictures, the same in all its versions."""
-    return pixel_format in UNSCALED_FORMATS and height % 2 == 0
+def converts_directly(pixel_format: str, height: int) -> bool:
+    """Tell whether such pictures become the same RGB in all versions of ffmpeg, with no filter to set up."""
+    return pixel_format in FULL_COLOUR_FORMATS or (pixel_format in UNSCALED_FORMATS and height % 2 == 0)
 
 
 _TURNS = {1: [("transpose", "cclock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "clock")]}
