@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
-from benchmarks.decode_files import Generated, generate
+from benchmarks.decode_files import FILES, QUICK_FILES, Generated, generate
 from benchmarks.store import machine
 from benchmarks.store.document import PAGE, replaced, section
 from benchmarks.store.report import Line, Row, table, to_json
@@ -34,7 +33,9 @@ PACKAGES = ("av", "decord", "torchcodec", "numpy")
 _SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg")
 
 
-Frames = Sequence[np.ndarray]  # each uint8 [h, w, 3] RGB; a list or one array, as its library hands them over
+Frames = (
+    Sequence[np.ndarray] | np.ndarray
+)  # each uint8 [h, w, 3] RGB; a list or one array, as its library hands them over
 
 
 def indices_of(num_frames: int) -> list[int]:
@@ -55,7 +56,7 @@ def by_decord(path: Path) -> Frames:
 def by_pyav_reading(path: Path) -> Frames:
     """Decode all frames up to the last one that is needed, as the harnesses' PyAV path does, with one thread."""
     with MediaFile.open(path) as media:
-        count = media.stream.frames or _count_packets(path)
+        count = media.stream.frames or survey_video(path).num_frames
         wanted = indices_of(count)
         chosen, found = set(wanted), []
         for place, frame in enumerate(media.container.decode(media.stream)):
@@ -179,11 +180,6 @@ def _is_trusted(path: Path, survey: Survey) -> bool:
         return False
 
 
-def _count_packets(path: Path) -> int:
-    with av.open(os.fspath(path)) as container:
-        return sum(1 for packet in container.demux(container.streams.best("video")) if packet.size)
-
-
 def real_row(folder: Path, rounds: int, only: str | None) -> Row:
     """One line for each video below a folder."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
@@ -208,7 +204,8 @@ def _row(name: str, title: str, files: Sequence[tuple[Path, str]], rounds: int) 
     met = sum(line.verdict == "pass" for line in judged)
     remarks = [f"{met} of {len(judged)} videos meet the target."]
     if judged:
-        total, best = sum(l.value or 0 for l in judged), sum((l.value or 0) / (l.ratio or 1) for l in judged)
+        total = sum(line.value or 0 for line in judged)
+        best = sum((line.value or 0) / (line.ratio or 1) for line in judged)
         remarks.append(f"All of them together: {total:,.0f} ms against {best:,.0f} ms of the best of each.")
     return Row(name, title, "ms", lines, remarks)
 
@@ -223,8 +220,6 @@ def record(fields: dict[str, Any], docs: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for; 0 even where a target is missed, because a figure is no failure of the run."""
     options = _parser().parse_args(arguments)
-    from benchmarks.decode_files import FILES, QUICK_FILES
-
     rows = []
     if options.data is not None:
         rows.append(real_row(options.data, options.rounds, options.only))

@@ -67,6 +67,7 @@ def test_a_clip_without_frames_is_an_error_that_tells_where_the_video_ends(tmp_p
         ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
         ("a.ts", {"codec": "libx264"}),
         ("a.mpg", {"codec": "mpeg1video"}),
+        ("odd.mpg", {"codec": "mpeg1video", "height": 47}),
         ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
         ("a.h264", {"codec": "libx264", "container": "h264"}),
     ],
@@ -76,7 +77,7 @@ def test_what_decord_cannot_read_exactly_is_decoded_all_the_same(tmp_path, name,
     video = decoded(path, nframe=99)
     assert video.frame_indices == tuple(range(12))
     assert len({row.tobytes() for row in video.pixels}) == 12
-    for index in (7, 2, 11):
+    for index in (7, 2, 11, 7):
         assert np.array_equal(Thumbnail()(decode_frame(path, index).pixels), video.pixels[index])
 
 

@@ -39,6 +39,12 @@ def test_pictures_shown_before_a_keyframe_and_decoded_after_it_belong_to_the_gro
     assert reading_plan(survey, [3, 4]) == [Run(0, (3, 4))]
 
 
+def test_what_was_decoded_ahead_is_not_decoded_again():
+    # 1 is decoded last of its group, behind 2 and 3; the keyframe 4 follows it at once.
+    survey = video({0, 4}, 6, order=[0, 3, 1, 2, 4, 5])
+    assert reading_plan(survey, [1, 3, 4]) == [Run(0, (1, 3, 4))]
+
+
 def test_where_nobody_can_seek_everything_is_read_through():
     survey = video({0, 10, 20}, 30, container="mpegts")
     assert keyframe_before(survey, 25) == 0
