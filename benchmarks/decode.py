@@ -28,14 +28,14 @@ from pipeline.vision.survey import Survey, survey_video
 SAMPLES = 128
 MOST_RATIO = 1.05
 TURN_S = 0.04  # a turn repeats its work for about this long, so that a small file's time is no noise
+HOPELESS = 5.0  # who takes this many times as long as we do in one run need not take turns
 OURS = "ours"
 PACKAGES = ("av", "decord", "torchcodec", "numpy")
 _SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg")
 
 
-Frames = (
-    Sequence[np.ndarray] | np.ndarray
-)  # each uint8 [h, w, 3] RGB; a list or one array, as its library hands them over
+# Each uint8 [h, w, 3] RGB; a list or one array, as its library hands them over.
+Frames = Sequence[np.ndarray] | np.ndarray
 
 
 def indices_of(num_frames: int) -> list[int]:
@@ -116,12 +116,14 @@ def measured(path: Path, name: str, *, rounds: int) -> Line | None:
     except MediaError:
         return None
     notes, contestants = [], [_contestant(OURS, lambda: by_us(path))]
+    ours_s = seconds_of(lambda: by_us(path))
     for other, decode in ALONE.items():
         problem = _difference(decode, path, reference)
         if problem and other == "decord" and _is_trusted(path, survey):
             raise RuntimeError(f"{name}: decord is trusted here, and gives {problem}")
-        if problem:
-            notes.append(f"{other}: {problem}")
+        times = 1.0 if problem else seconds_of(lambda decode=decode: decode(path)) / ours_s  # type: ignore[misc]
+        if problem or times > HOPELESS:
+            notes.append(f"{other}: {problem or f'{times:.0f} in one run'}")
         else:
             contestants.append(_contestant(other, lambda decode=decode: decode(path)))  # type: ignore[misc]
     del reference

@@ -10,8 +10,8 @@ from pipeline.vision.survey import INDEXED_CONTAINERS, Survey
 
 # What things cost, in microseconds, on the machine where we measured; their proportions are what matters. A seek
 # throws away what the decoder has begun, and the first picture behind it waits for the file.
-SEEK_US = 60.0
-FRAME_US = 8.0
+SEEK_US = 110.0
+FRAME_US = 15.0
 PIXEL_US = 0.0005
 BYTE_US = 0.02
 

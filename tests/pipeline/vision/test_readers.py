@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import MediaError
+from pipeline.vision import reading_plan
 from pipeline.vision.decord_reader import DecordReader
 from pipeline.vision.media_file import MediaFile
 from pipeline.vision.pyav_reader import PyavReader
@@ -149,14 +150,16 @@ def counting(folder, name):
     return Counting(folder / name, survey_video(folder / name))
 
 
-def test_what_nobody_asks_for_is_hardly_decoded(folder):
+def test_what_nobody_asks_for_is_hardly_decoded(folder, monkeypatch):
     """Two frames of a file of five groups of eight: two keyframes, and what one of them needs."""
+    monkeypatch.setattr(reading_plan, "SEEK_US", 0.0)
     reader = counting(folder, "h264_b_frames.mkv")
     list(reader.frames([0, 36]))
     assert reader.decoded <= 2 + 4
 
 
-def test_a_group_is_left_as_soon_as_its_last_wanted_frame_is_there(folder):
+def test_a_group_is_left_as_soon_as_its_last_wanted_frame_is_there(folder, monkeypatch):
+    monkeypatch.setattr(reading_plan, "SEEK_US", 0.0)
     reader = counting(folder, "h264_b_frames.mkv")
     list(reader.frames([0, 8, 16, 24, 32]))
     assert reader._short_way
