@@ -30,7 +30,7 @@ from pipeline.sources import (
     data_set_name,
     open_source,
 )
-from pipeline.vision import SamplingRule
+from pipeline.vision import PartialFrames, SamplingRule
 from pipeline.work_plan import BuildTask, Plan, plan_build
 
 VIDEO_ENCODERS = ("longva", "huggingface")
@@ -57,7 +57,10 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             _check_one_feature(args, spec, store.limit_bytes)
         if args.dataset is not None:
             store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
-        task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling, fetch_limit_bytes=args.fetch_limit)
+        partial_frames: PartialFrames = "allow" if args.allow_partial else "refuse"
+        task = BuildTask(
+            spec, str(store.root), run_id, args.nframe, sampling, partial_frames, fetch_limit_bytes=args.fetch_limit
+        )
         if only is not None:
             check_recipes(only, source, task)
         plan = plan_build(source, task, store, overwrite=args.overwrite)
@@ -101,6 +104,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--annotations": args.annotations is not None and args.source not in BENCHMARKS,
         "--dataset": args.dataset is not None and args.source == "vla",
         "--instruction": args.instruction is not None and is_video,
+        "--allow-partial": args.allow_partial and not is_video,
         "--views": args.views is not None and is_video,
         "--frames-per-forward": args.frames_per_forward is not None and not is_video,
     }
