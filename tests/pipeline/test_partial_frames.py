@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from cache_store import FeatureStore, describe
-from pipeline.encode_unit import DecodedUnit, UnitDone, UnitFailure, commit_unit, decode_unit, encode_unit
+from pipeline.encode_unit import DecodedUnit, decode_unit, encoded_unit, put_item
 from pipeline.encoders import load_spec
+from pipeline.failures import UnitFailure
 from pipeline.sources import VideoSample
 from pipeline.work_plan import BuildTask, Unit, unit_name
 from tests.pipeline.vision.small_videos import write_video
@@ -48,8 +49,9 @@ def test_a_partial_feature_says_so_in_its_file_and_lies_under_a_recipe_of_its_ow
     allowing = replace(task, partial_frames="allow", _recipes={})
     decoded = decode_unit(unit_of(cut_short, allowing), allowing)
     assert isinstance(decoded, DecodedUnit)
-    encoded = encode_unit(decoded, allowing.spec.load("cpu"), device="cpu")
-    assert isinstance(commit_unit(encoded, allowing, store), UnitDone)
+    features = allowing.spec.load("cpu").encode(decoded.pixels)
+    encoded = encoded_unit(decoded, features, device="cpu", encode_s=0.0)
+    store.put_many([put_item(encoded, allowing)])
     key, recipe = decoded.unit.key, allowing.recipe(decoded.unit.sample)
     assert store.get(key, recipe=recipe)["shape"][0] == len(decoded.pixels)
     record = describe(store.path_of(key, recipe=recipe)).record
