@@ -180,13 +180,14 @@ class _Request:
         if isinstance(indices, MediaError):
             return error
         found, decoder = {}, ""
-        for index, frame, decoder in video.held(sorted(set(indices))):  # noqa: B007 - one decoder gives them all
+        reasons = [video.survey.damage] if video.survey.damage else []
+        for index, frame, decoder in video.held(sorted(set(indices)), reasons):  # noqa: B007 - one gives them all
             found[index] = self.preprocess(frame)
         if not found:
             return error
         kept = tuple(index for index in indices if index in found)
         pixels = np.stack([found[index] for index in kept])
-        partial = Partial(len(indices), len(kept), str(error))
+        partial = Partial(len(indices), len(kept), reasons[0]) if reasons else None
         return DecodedVideo(pixels, kept, video.survey.num_frames, decoder, partial)
 
     def _chosen(self, cut: Cut, survey: Survey) -> list[int] | MediaError:

@@ -139,10 +139,11 @@ class OpenVideo:
                 raise
         raise MediaError(f"{self.path.name}: not decodable")
 
-    def held(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray, str]]:
+    def held(self, indices: Sequence[int], reasons: list[str]) -> Iterator[tuple[int, np.ndarray, str]]:
         """Yield index, frame and decoder of what a damaged file still holds of ascending `indices`, none repeated.
 
-        What follows a damaged picture in its group of pictures is built on it, and counts as lost.
+        What follows a damaged picture in its group of pictures is built on it, and counts as lost. Why frames are
+        lost is added to `reasons`; equal files give equal ones, which decord's threads do not.
         """
         name = "pillow" if self.survey.container == "images" else "PyAV"
         for _, grouped in groupby(indices, key=lambda index: keyframe_before(self.survey, index)):
@@ -151,7 +152,8 @@ class OpenVideo:
                 reader = self._reader(name, one_layout=False)
                 for index, frame in zip(group, reader.frames(group), strict=True):
                     yield index, frame, reader.decoder
-            except MediaError:
+            except MediaError as exc:
+                reasons.append(str(exc))
                 self._readers.pop(name, None)  # it is of no further use; the next group gets a new one
 
     def _reader(self, name: str, *, one_layout: bool) -> VideoReader:

@@ -134,18 +134,8 @@ def test_an_option_that_the_source_would_ignore(refused, videos):
 
 
 def test_parts_of_videos_mean_nothing_to_robot_episodes(tmp_path, capsys):
-    steps = [
-        "build",
-        "--source",
-        "vla",
-        "--encoder",
-        "qwen2_5_vl",
-        "--model",
-        "small",
-        "--store",
-        str(tmp_path / "store"),
-    ]
-    assert main([*steps, "--data", str(tmp_path), "--allow-partial"]) == 2
+    what = ["--source", "vla", "--data", str(tmp_path), "--encoder", "qwen2_5_vl", "--model", "small"]
+    assert main(["build", *what, "--store", str(tmp_path / "store"), "--allow-partial"]) == 2
     assert "--allow-partial means nothing for --source vla" in capsys.readouterr().err
 
 

@@ -156,13 +156,12 @@ def test_a_partly_damaged_video_is_an_error_by_default(damaged):
 
 
 def test_a_partly_damaged_video_gives_what_it_holds_if_that_is_allowed(damaged):
-    with pytest.raises(MediaError) as caught:
-        decoded(damaged)
     video = decoded(damaged, partial_frames="allow")
     assert video.frame_indices == (*range(23), *range(30, 50))
     assert video.num_frames == 50
     assert (video.partial.asked, video.partial.got) == (50, 43)
-    assert video.partial.error == str(caught.value)
+    assert video.partial.error.startswith("frame 23: ")
+    assert "decord" not in video.partial.error  # its words vary from run to run, and a file's bytes may not
     for row, index in ((22, 22), (23, 30)):
         assert np.array_equal(video.pixels[row], Thumbnail()(decode_frame(damaged, index).pixels))
 
