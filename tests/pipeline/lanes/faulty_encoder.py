@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cache_store import atomic
+from cache_store import FeatureStore, atomic
 from pipeline.encoders.base import StepInput
 from pipeline.errors import EncoderError
 from pipeline.sources import IgnoredFile, ImageFile, StepSample
@@ -126,6 +126,7 @@ class FaultySpec:
     loads: bool = True
     most_delay_s: float = 0.0  # of each decode and each forward, at random
     files_on_disk: int | None = None  # after so many files of one process the disk is full
+    dies_before_answer: bool = False  # once, when its first feature is published
     family: str = "faulty"
 
     @property
@@ -143,7 +144,19 @@ class FaultySpec:
             raise EncoderError("this model never loads")
         if self.files_on_disk is not None:
             _fill_the_disk_after(self.files_on_disk)
+        if self.dies_before_answer and _is_first(self.marks / "died"):
+            _die_once_published()
         return FaultyEncoder(self.marks, self.most_delay_s)
+
+
+def _die_once_published() -> None:
+    put = FeatureStore.put
+
+    def put_and_die(self, *args, **options):
+        put(self, *args, **options)
+        _die()
+
+    FeatureStore.put = put_and_die
 
 
 def _fill_the_disk_after(files: int) -> None:
