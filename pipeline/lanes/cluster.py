@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +42,8 @@ def connection(address: str | None) -> Iterator[None]:
     joining = address or os.environ.get("RAY_ADDRESS")
     if joining:
         _require_listener(joining)
+    # Ray takes SIGTERM for itself, and would end the build where the caller's own handler drains it.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if joining:
@@ -49,6 +53,8 @@ def connection(address: str | None) -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as exc:
         raise BuildRefused(f"no Ray cluster to use at {joining or 'this machine'}: {exc}") from exc
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
