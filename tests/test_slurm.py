@@ -22,7 +22,7 @@ from tests.media import write_video
 
 PAGE = REPOSITORY / "docs" / "clusters.md"
 VIDEOS = 3
-TIMEOUT_S = 120
+TIMEOUT_S = 200
 
 # Starts each task of the job as a batch script is started: a copy, in the folder of the submission, with Slurm's
 # variables. Every node has two CPUs and one GPU that Ray only counts.
