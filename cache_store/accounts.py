@@ -90,23 +90,19 @@ class Changes:
         """
         kind, change = fields[0], int(fields[1])
         if kind == "p":
-            self._put(tail, fields)
+            self._put(tail, fields, change)
+        elif kind == "w":
+            tail.writing.update(fields[4:])
         elif kind == "u":
             first_us = int(fields[3]) - len(fields)
             for position, name in enumerate(fields[4:]):
                 self._used(name, first_us + position)
-        elif kind == "w":
-            tail.writing.update(fields[4:])
         elif kind == "x":
             tail.writing.difference_update(fields[4:])
         elif kind == "r":
             tail.granted += change
         elif kind == "d":
-            tail.writing.discard(fields[4])
-            self.entries[fields[4]] = None
-            self.used.pop(fields[4], None)
-            self.runs.pop(fields[4], None)
-            self._count_bytes(change, -change)
+            self._delete(tail, change, int(fields[4]), fields[5:])
         elif kind == "m":
             for name in fields[5:]:
                 self._protect(name, fields[4])
@@ -120,23 +116,33 @@ class Changes:
             tail.is_closed, tail.granted = True, 0
             tail.writing.clear()
 
-    def _put(self, tail: Tail, fields: list[str]) -> None:
-        _, change, _, _, size, written, fingerprint8, run_id, granted, name = fields
+    def _delete(self, tail: Tail, change: int, small_bytes: int, names: list[str]) -> None:
+        tail.writing.difference_update(names)
+        self.entries.update(dict.fromkeys(names))
+        for noted in (self.used, self.runs):
+            for name in names if noted else ():
+                noted.pop(name, None)
+        self.published_bytes += change
+        self.small_bytes -= small_bytes
+
+    def _put(self, tail: Tail, fields: list[str], change: int) -> None:
+        # The most frequent event: whoever evicts or compacts sees hundreds of thousands of them.
+        _, _, _, _, size, written, fingerprint8, runs, granted, name = fields
         new_bytes, used_grant, written_us = int(size), int(granted), int(written)
         tail.granted -= used_grant
         tail.writing.discard(name)
-        runs = joined(self.runs.pop(name, ""), run_id)
         old = self.entries.get(name)
         if old is not None:
             runs = joined(old.runs, runs)
+        if self.runs:
+            runs = joined(self.runs.pop(name, ""), runs)
+        if self.used:
+            self.used.pop(name, None)
         self.entries[name] = Entry(new_bytes, written_us, written_us, fingerprint8, runs)
-        self.used.pop(name, None)
-        self._count_bytes(int(change) + used_grant, new_bytes)
-
-    def _count_bytes(self, change: int, size: int) -> None:
-        self.published_bytes += change
-        if is_small(size):
-            self.small_bytes += change
+        grown_bytes = change + used_grant
+        self.published_bytes += grown_bytes
+        if is_small(new_bytes):
+            self.small_bytes += grown_bytes
 
     def _used(self, name: str, time_us: int) -> None:
         entry = self.entries.get(name)
@@ -182,8 +188,8 @@ def joined(runs: str, run_id: str) -> str:
     return ",".join(sorted({*runs.split(","), *run_id.split(",")} - {""})) if runs else run_id
 
 
-_FIELDS = {"o": 8, "r": 5, "p": 10, "d": 5, "n": 10, "k": 5, "c": 5}
-_LISTS = ("w", "x", "u", "m")  # of any number of names
+_FIELDS = {"o": 8, "r": 5, "p": 10, "n": 10, "k": 5, "c": 5}
+_LISTS = ("w", "x", "u", "m", "d")  # of any number of names
 
 
 def events(chunk: bytes) -> Iterator[Event]:
@@ -201,6 +207,12 @@ def events(chunk: bytes) -> Iterator[Event]:
 
 def in_order_of_time(streams: Iterable[tuple[Tail, Iterable[Event]]]) -> Iterator[tuple[Tail, list[str]]]:
     """Merge several journals' events; each journal's own order stays, whatever its host's clock does."""
+    streams = list(streams)
+    if len(streams) == 1:
+        ((tail, stream),) = streams
+        for _, fields in stream:
+            yield tail, fields
+        return
     tagged = [_tagged(number, tail, stream) for number, (tail, stream) in enumerate(streams)]
     for _, _, _, tail, fields in heapq.merge(*tagged):
         yield tail, fields

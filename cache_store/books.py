@@ -17,7 +17,7 @@ from cache_store.atomic import Bytes, make_folder, publish, publish_many
 from cache_store.budget import Budget, Growth
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
-from cache_store.journal import Journal, Line, line, now_us
+from cache_store.journal import Journal, Line, deletion, line, now_us
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
 from cache_store.scan import reconcile, table_for_folding
@@ -160,7 +160,7 @@ class Books:
         except OSError as exc:
             self._note(line("x", 0, name))
             raise StoreWriteError(str(path), exc) from exc
-        self._note(line("d", -size, name))
+        self._note(deletion({name: size}))
         return True
 
     def _note(self, one: Line) -> None:
@@ -184,7 +184,7 @@ class Books:
         except OSError as exc:
             raise StoreWriteError(str(path), exc) from exc
         logger.warning("%s is damaged (%s); set aside as %s", name, reason, moved_to)
-        self.journal.append(line("d", -size, name))
+        self._note(deletion({name: size}))
         return moved_to
 
     def protect(self, names: Iterable[str], run_id: str) -> None:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 # Room is granted ahead, for many small puts at once; idle processes hold no more than a thousandth of the limit each.
 _GRANT_BYTES = 16 << 20
 _GRANT_SHARE = 1024
-# Evicting a little more than needed spreads the cost of one pass over many puts.
-LOW_WATER = 0.95
+# Evicting a little more than needed spreads the cost of one pass over many puts: this share of the limit, or as much as
+# a few grants if that is less, so that nobody waits for thousands of unlinks.
+_SPARE_SHARE = 20
+_SPARE_GRANTS = 4
 _LEASE_WAIT_S = 30.0
 _RETRY_FOR_S = 10.0
 _RETRY_EVERY_S = 0.05
@@ -53,6 +55,7 @@ class Budget:
         self._evictor: Evictor | None = None
         self._granted = 0
         self._granted_in = journal.generation
+        self._has_spare = True  # evicting before it was needed made room the last time
         self.limits = Settings()
 
     def claim(self, files: Sequence[Growth]) -> None:
@@ -101,7 +104,7 @@ class Budget:
                 limit_bytes=limit_bytes,
                 needed_bytes=self._granted + missing_bytes,
             )
-        asked_bytes = max(missing_bytes, min(_GRANT_BYTES, limit_bytes // _GRANT_SHARE))
+        asked_bytes = max(missing_bytes, _grant_ahead(limit_bytes))
         before = self._journal.generation
         self._journal.append(line("r", asked_bytes), announced)
         if before != self._journal.generation:
@@ -110,14 +113,25 @@ class Budget:
         self._granted += asked_bytes
         self._ledger.refresh()
         if self._ledger.total_bytes > limit_bytes and asked_bytes > missing_bytes:
+            if self._has_spare and self._evict_unasked(limit_bytes, announced, may_fold=False):
+                return
             self._change_grant(missing_bytes - asked_bytes)
             self._ledger.refresh()
         if self._ledger.total_bytes > limit_bytes:
             self._make_room(missing_bytes, announced)
         elif self.limits.soft_limit_bytes is not None and self._ledger.total_bytes > self.limits.soft_limit_bytes:
-            with lease(self._root / naming.LEASE, timeout_s=0.0) as is_held:
-                if is_held:  # whoever else holds it does the work
-                    self._evict(self.limits.soft_limit_bytes, announced)
+            self._evict_unasked(self.limits.soft_limit_bytes, announced, may_fold=True)
+
+    def _evict_unasked(self, goal_bytes: int, announced: Line, *, may_fold: bool) -> bool:
+        """Evict before it is needed, if nobody else does; returns whether the store fits the goal now."""
+        with lease(self._root / naming.LEASE, timeout_s=0.0) as is_held:
+            if not is_held:
+                return False
+            self._usage.flush()
+            is_reached = self._evict(goal_bytes, announced, may_fold=may_fold)
+        if not may_fold:
+            self._has_spare = is_reached
+        return is_reached
 
     def _change_grant(self, change: int) -> None:
         self._journal.append(line("r", change))
@@ -132,6 +146,7 @@ class Budget:
             with lease(self._root / naming.LEASE, timeout_s=_LEASE_WAIT_S):
                 try:
                     if self._evict(limit_bytes, announced):
+                        self._has_spare = True
                         return
                 except BaseException:
                     self._give_up(missing_bytes, announced)
@@ -155,10 +170,16 @@ class Budget:
             self._journal.append(announced._replace(kind="x"))
             self._change_grant(-missing_bytes)
 
-    def _evict(self, goal_bytes: int, announced: Line) -> bool:
+    def _evict(self, goal_bytes: int, announced: Line, *, may_fold: bool = True) -> bool:
         soft_bytes = min(goal_bytes, self.limits.soft_limit_bytes or goal_bytes)
         if self._evictor is None:
             from cache_store.evictor import Evictor  # imports Arrow, which a store that is not full does without
 
             self._evictor = Evictor(self._root, self._ledger, self._journal, self._usage, self._run_id)
-        return self._evictor.make_fit(goal_bytes, int(soft_bytes * LOW_WATER), writing=announced.fields.split("\t"))
+        spare_bytes = min(soft_bytes // _SPARE_SHARE, _SPARE_GRANTS * max(self._granted, _grant_ahead(goal_bytes)))
+        writing = announced.fields.split("\t")
+        return self._evictor.make_fit(goal_bytes, soft_bytes - spare_bytes, writing=writing, may_fold=may_fold)
+
+
+def _grant_ahead(limit_bytes: int) -> int:
+    return min(_GRANT_BYTES, limit_bytes // _GRANT_SHARE)

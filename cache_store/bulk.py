@@ -17,7 +17,10 @@ class KnownRecipes:
     """The recipe of each stored file, as far as the books know it; about 200 bytes of memory for each."""
 
     def __init__(self, table: Table) -> None:
+        import pyarrow as pa
+
         recipes = table["fingerprint8"].combine_chunks().dictionary_encode()
+        pa.default_memory_pool().release_unused()  # left over from the listing, and more than what follows takes
         self._labels: list[str] = recipes.dictionary.to_pylist()
         self._recipe_of: dict[str, int] = dict(zip(table["name"].to_pylist(), recipes.indices.to_pylist(), strict=True))
 

@@ -69,7 +69,7 @@ def encode(value: object, *, record: Record) -> list[bytes | memoryview]:
     tree = preparation.prepared(value, "value")
     payloads = [_bytes_of(tensor) for tensor in preparation.tensors]
     total_bytes = sum(payload.nbytes for payload in payloads)
-    is_plain = all(_dtype_name(tensor) in pickle_layout.STORAGE_OF for tensor in preparation.tensors)
+    is_plain = all(_dtype_name(tensor.dtype) in pickle_layout.STORAGE_OF for tensor in preparation.tensors)
     if is_plain and total_bytes < zip_layout.LARGEST_BYTES and _torch_reads_our_layout():
         data_pkl = _emitted(tree) if isinstance(tree, TensorPlace) else pickle_layout.emit(tree)
         return zip_layout.assemble(data_pkl, payloads, RECORD_NAME, record.to_json())
@@ -108,8 +108,9 @@ def _torch_reads_our_layout() -> bool:
     return is_equal
 
 
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+@functools.cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -118,7 +119,11 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
     if tensor.numel() == 0:
         return memoryview(b"")
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    try:
+        content = tensor.numpy()
+    except TypeError:  # a dtype that numpy does not have, as bfloat16
+        content = tensor.reshape(-1).view(torch.uint8).numpy()
+    return content.reshape(-1).view("u1").data
 
 
 class _Preparation:
@@ -165,7 +170,7 @@ class _Preparation:
             raise TypeError(f"{path} is a sparse, quantized or meta tensor; store a dense one")
         plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
         self.tensors.append(plain)
-        return TensorPlace(str(len(self.tensors) - 1), _dtype_name(plain), tuple(plain.shape))
+        return TensorPlace(str(len(self.tensors) - 1), _dtype_name(plain.dtype), tuple(plain.shape))
 
 
 def decode(path: str | os.PathLike[str]) -> object:

@@ -7,9 +7,8 @@ Columns: name (relative path), bytes, written_us, used_us (microseconds since 19
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -53,34 +52,32 @@ def merged(table: pa.Table, changes: Changes) -> pa.Table:
     touched = list({**changes.entries, **changes.used, **changes.runs})
     if not touched:
         return table
-    positions = pc.index_in(pa.array(touched, pa.string()), value_set=table["name"])
-    known = dict(zip(touched, positions.to_pylist(), strict=True))
-    rows = dict(_rows(table, [(name, row) for name, row in known.items() if row is not None]))
-    new: dict[str, Entry] = {}
-    for name in touched:
-        entry = changes.entries.get(name)
-        old = rows.get(name)
-        if entry is not None:
-            new[name] = entry if old is None or not old.runs else entry._replace(runs=joined(old.runs, entry.runs))
-        elif old is not None and name not in changes.entries:
+    # The table may be a hundred times as long as the changes: only these are hashed.
+    is_touched = pc.is_in(table["name"], value_set=pa.array(touched, pa.string()))
+    touched_rows = table.filter(is_touched)
+    if touched_rows.num_rows:  # else the table need not be copied
+        table = table.filter(pc.invert(is_touched))
+    deleted = pa.array([name for name, entry in changes.entries.items() if entry is None], pa.string())
+    rows = dict(_rows(touched_rows.filter(pc.invert(pc.is_in(touched_rows["name"], value_set=deleted)))))
+    new = {name: entry for name, entry in changes.entries.items() if entry is not None}
+    for name, old in rows.items():
+        entry = new.get(name)
+        if entry is None:
             used_us = max(old.used_us, changes.used.get(name, 0))
             new[name] = old._replace(used_us=used_us, runs=joined(old.runs, changes.runs.get(name, "")))
-    kept = np.ones(table.num_rows, dtype=bool)
-    kept[[row for row in known.values() if row is not None]] = False
-    return pa.concat_tables([table.filter(pa.array(kept)), from_entries(new)])
+        elif old.runs:
+            new[name] = entry._replace(runs=joined(old.runs, entry.runs))
+    return pa.concat_tables([table, from_entries(new)])
 
 
-def _rows(table: pa.Table, wanted: list[tuple[str, int]]) -> Iterator[tuple[str, Entry]]:
-    chosen = table.take(pa.array([row for _, row in wanted], pa.int64()))
-    columns = (chosen[column].to_pylist() for column in SCHEMA.names[1:])
-    for (name, _), *values in zip(wanted, *columns, strict=True):
+def _rows(table: pa.Table) -> Iterator[tuple[str, Entry]]:
+    for name, *values in zip(*(table[column].to_pylist() for column in SCHEMA.names), strict=True):
         yield name, Entry(*values)
 
 
 def entry_of(table: pa.Table, name: str) -> Entry | None:
     """One entry; slow, for single questions."""
-    row = pc.index(table["name"], name).as_py()
-    return None if row < 0 else next(_rows(table, [(name, row)]))[1]
+    return dict(_rows(table.filter(pc.equal(table["name"], name)))).get(name)
 
 
 def without(table: pa.Table, names: Iterable[str]) -> pa.Table:
@@ -151,14 +148,14 @@ def rows_of_parquet(content: bytes) -> Iterator[list[tuple[str, int, int, int, s
         yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def by_name(table: pa.Table) -> Iterator[tuple[str, Entry]]:
-    """All entries sorted by name, a few thousand in memory at a time."""
+def by_name(table: pa.Table) -> Iterator[tuple[list[Any], ...]]:
+    """Lists of names, bytes, times of writing and of use in seconds, and fingerprints or None, sorted by name."""
     order = pc.sort_indices(table, [("name", "ascending")])
     for start in range(0, len(order), _GROUP_ROWS):
         part = table.take(order.slice(start, _GROUP_ROWS))
-        names, *columns = (part[column].to_pylist() for column in SCHEMA.names)
-        for name, *values in zip(names, *columns, strict=True):
-            yield name, Entry(*values)
+        times = ((part[column].to_numpy() / 1e6).tolist() for column in ("written_us", "used_us"))
+        fingerprints = (fingerprint8 or None for fingerprint8 in part["fingerprint8"].to_pylist())
+        yield part["name"].to_pylist(), part["bytes"].to_pylist(), *times, list(fingerprints)
 
 
 class Group(NamedTuple):

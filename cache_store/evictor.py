@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cache_store.accounts import joined
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
-from cache_store.journal import Journal, Line, line
+from cache_store.journal import Journal, deletion, line
 from cache_store.ledger import Ledger, entry_on_disk
 from cache_store.naming import is_small
 from cache_store.pins import Protected, active
@@ -52,8 +52,7 @@ class _Guard:
 class _Freed:
     """What one batch has unlinked."""
 
-    lines: list[Line] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
 
 
@@ -62,8 +61,7 @@ class _Queue:
 
     def __init__(self, rows: Iterator[list[tuple[str, int, int, int, str]]]) -> None:
         self._rows = rows
-        self._batch: list[tuple[str, int, int, int, str]] = []
-        self._position = 0
+        self._batch: list[tuple[str, int, int, int, str]] = []  # the last comes first
         self._held: _Row | None = None
 
     def put_back(self, row: _Row) -> None:
@@ -73,13 +71,12 @@ class _Queue:
         if self._held is not None:
             row, self._held = self._held, None
             return row
-        while self._position >= len(self._batch):
+        while not self._batch:
             batch = next(self._rows, None)
             if batch is None:
                 return None
-            self._batch, self._position = batch, 0
-        self._position += 1
-        return _Row(*self._batch[self._position - 1])
+            self._batch = batch[::-1]
+        return _Row._make(self._batch.pop())
 
 
 class Evictor:
@@ -96,11 +93,14 @@ class Evictor:
         self._evicted = self._unread = 0
         self._warn_at = _WARN_FROM
 
-    def make_fit(self, limit_bytes: int, low_water_bytes: int, *, writing: Iterable[str] = ()) -> bool:
+    def make_fit(
+        self, limit_bytes: int, low_water_bytes: int, *, writing: Iterable[str] = (), may_fold: bool = True
+    ) -> bool:
         """Evict until the total is at most `limit_bytes`, then on to the low water; False when too little may go.
 
-        Entries named in `writing`, being written, pinned, or of active runs are kept. Small entries go while they
-        hold more than half of the limit, else large ones: a flood of either kind leaves the other its half.
+        Without `may_fold` only what the last snapshot knows is looked at. Entries named in `writing`, being written,
+        pinned, or of active runs are kept. Small entries go while they hold more than half of the limit, else large
+        ones: a flood of either kind leaves the other its half.
 
         Raises:
             StoreWriteError: the operating system refused to unlink.
@@ -119,7 +119,7 @@ class Evictor:
             Protected(active(self._root, now_s)),
         )
         self._pass(limit_bytes, low_water_bytes, guard, is_last=False)
-        if ledger.total_bytes > limit_bytes:
+        if ledger.total_bytes > limit_bytes and may_fold:
             # The snapshot's order is used up: bring what was written and read since then into it.
             ledger.fold(self._journal, table_for_folding(self._root, ledger, silences_s), silences_s)
             ledger.read()
@@ -169,9 +169,11 @@ class Evictor:
         changes = self._ledger.changes
         queue = self._queues[pool]
         while (row := queue.pop()) is not None:
-            if row.name in changes.entries or changes.used.get(row.name, 0) > row.used_us:
+            name = row.name
+            if name in changes.entries or changes.used.get(name, 0) > row.used_us:
                 continue  # gone, or used since: the next snapshot has it in its new place
-            if not guard.keeps(row.name, joined(row.runs, changes.runs.get(row.name, ""))):
+            runs = joined(row.runs, changes.runs.get(name, "")) if changes.runs else row.runs
+            if not guard.keeps(name, runs):
                 return row
         return None
 
@@ -199,18 +201,17 @@ class Evictor:
             return
         except OSError as exc:
             raise StoreWriteError(path, exc) from exc
-        freed.lines.append(line("d", -row.bytes, row.name))
-        freed.names.append(row.name)
+        freed.sizes[row.name] = row.bytes
         if row.used_us <= row.written_us:
             freed.unread.append(row.name)
 
     def _tell(self, rows: list[_Row], freed: _Freed) -> None:
-        kept = {row.name for row in rows} - set(freed.names)
-        given_up = [line("x", 0, *sorted(kept))] if kept else []
-        self._journal.append(*freed.lines, *given_up)
-        self._usage.evicted(freed.names, unread=freed.unread)
+        kept = [row.name for row in rows if row.name not in freed.sizes]
+        lines = [deletion(freed.sizes)] if freed.sizes else []
+        self._journal.append(*lines, *([line("x", 0, *kept)] if kept else []))
+        self._usage.evicted(freed.sizes, unread=freed.unread)
         self._ledger.read()
-        self._evicted += len(freed.names)
+        self._evicted += len(freed.sizes)
         self._unread += len(freed.unread)
         if self._unread >= self._warn_at and 2 * self._unread > self._evicted:
             self._warn_at = 2 * self._unread

@@ -26,8 +26,10 @@ def owner_of(root: Path, key: VideoKey) -> str | None:
     return _marked(root / naming.family_marker(key)) or _first_in_folder(root, key)
 
 
-def claimed_name(root: Path, key: FeatureKey, fingerprint: str | None) -> str:
+def claimed_name(root: Path, key: FeatureKey, fingerprint: str | None, *, is_second: bool = False) -> str:
     """The relative path that a put of this recipe writes; the first recipe of a video family becomes its owner.
+
+    With `is_second` it does not become it, even where there is none yet.
 
     Raises:
         InvalidKey: the key cannot be a file name.
@@ -35,7 +37,7 @@ def claimed_name(root: Path, key: FeatureKey, fingerprint: str | None) -> str:
     """
     if not isinstance(key, VideoKey) or fingerprint is None:
         return naming.relative_path(key)
-    owner = claim(root, key, fingerprint)
+    owner = owner_of(root, key) if is_second else claim(root, key, fingerprint)
     return naming.relative_path(key, second_recipe=None if owner == fingerprint else fingerprint)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from cache_store import pickle_layout
 from cache_store.archive import Archive
+from cache_store.checksum import crc32
 from cache_store.pickle_layout import TensorPlace
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _DESCRIPTOR_MARKER = 0x08074B50
 _END_BYTES = 22
 _END = struct.Struct("<I8xIIH").unpack_from  # a marker, the directory's size and place, the length of a comment
 _END_MARKER = 0x06054B50
-_crc32 = zlib.crc32
 
 
 class _Head(NamedTuple):
@@ -41,6 +40,9 @@ class _Head(NamedTuple):
 
     content: bytes
     payload_end: int
+    file_bytes: int  # of the file that was verified; most of its like are as long and end alike
+    end: bytes
+    directory_at: int
     finish: Callable[[bytearray], object]  # makes the feature of a file's whole content
 
 
@@ -73,24 +75,19 @@ class FastReader:
             head = self._head_of(buffer)
             if head is None:
                 return None
-        end = head.payload_end
-        start = len(head.content)
-        end_marker, directory_bytes, directory_at, comment_bytes = _END(buffer, length - _END_BYTES)
+        content, end, file_bytes, end_record, directory_at, finish = head
+        if length != file_bytes or not buffer.endswith(end_record, 0, length):
+            directory_at = _directory_at(buffer, length)
+            if directory_at < end + _DESCRIPTOR_BYTES:
+                return None
         marker, crc = _DESCRIPTOR(buffer, end)
-        if (
-            end_marker != _END_MARKER
-            or comment_bytes
-            or directory_at + directory_bytes + _END_BYTES != length
-            or directory_at < end + _DESCRIPTOR_BYTES
-            or marker != _DESCRIPTOR_MARKER
-            or _crc32(memoryview(buffer)[start:end]) != crc
-        ):
+        if marker != _DESCRIPTOR_MARKER or crc32(memoryview(buffer)[len(content) : end]) != crc:
             return None
         if fingerprint is not None:
             expected = b'"recipe_fingerprint":"%b"}' % fingerprint.encode()
             if buffer[directory_at - len(expected) : directory_at] != expected:
                 return None
-        return head.finish(buffer)
+        return finish(buffer)
 
     def learn(self, archive: Archive) -> None:
         """Remember the head of a file that was just read and verified in full, if its like can be read fast."""
@@ -101,8 +98,9 @@ class FastReader:
             return
         place = places[0]
         start, nbytes, _ = archive.storage(place.storage)
-        content = os.pread(archive.file.fileno(), start, 0)
-        head = _Head(content, start + nbytes, _finish(tree, place, start))
+        whole = os.pread(archive.file.fileno(), size, 0)
+        content, end = whole[:start], whole[-_END_BYTES:]
+        head = _Head(content, start + nbytes, size, end, _directory_at(whole, size), _finish(tree, place, start))
         if len(self._heads) >= _MAX_HEADS:
             self._heads = {}
         self._heads = {**self._heads, content: head}
@@ -117,6 +115,14 @@ class FastReader:
                 self._latest = head
                 return head
         return None
+
+
+def _directory_at(content: bytes | bytearray, length: int) -> int:
+    """Where the directory of a file of this length begins; 0 if its end is not that of a whole file."""
+    marker, directory_bytes, directory_at, comment_bytes = _END(content, length - _END_BYTES)
+    if marker != _END_MARKER or comment_bytes or directory_at + directory_bytes + _END_BYTES != length:
+        return 0
+    return int(directory_at)
 
 
 def _finish(tree: object, place: TensorPlace, offset: int) -> Callable[[bytearray], object]:

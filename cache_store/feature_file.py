@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,7 @@ import numpy as np
 
 from cache_store import pickle_layout
 from cache_store.archive import Archive
+from cache_store.checksum import crc32
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.file_systems import is_on_local_disk
 from cache_store.pickle_layout import TensorPlace
@@ -148,7 +148,7 @@ class _Payload:
             return
         crc = 0
         for start in range(0, content.nbytes, _CRC_CHUNK_BYTES):
-            crc = zlib.crc32(content[start : start + _CRC_CHUNK_BYTES], crc)
+            crc = crc32(content[start : start + _CRC_CHUNK_BYTES], crc)
         if crc != self._crc:
             raise DamagedFeature(self._archive.path, f"record data/{self._place.storage} fails its checksum")
         if is_large:

@@ -9,7 +9,7 @@ time in microseconds, then the kind's own fields. The last whole line of each jo
     x  0         name...                       ... and were not
     p  change    bytes written_us fingerprint8 run granted name
                                                published; change = bytes - bytes replaced - bytes of the grant used
-    d  -bytes    name                          deleted
+    d  -bytes    small name...                 deleted; small = what small entries had of the bytes
     m  0         run name...                   protected from eviction while the run is active
     u  0         name...                       read, in this order, the last at the line's time
     n  0         dataset hits misses evictions damaged unread    since the last such line
@@ -25,14 +25,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from cache_store import naming
 from cache_store.atomic import make_folder
 from cache_store.errors import StoreWriteError
-from cache_store.processes import this_process
+from cache_store.processes import HERE, this_process
 
 _TOUCH_EVERY_S = 60.0
 
@@ -56,6 +56,12 @@ def line(kind: str, change: int, *fields: object, time_us: int | None = None) ->
     return Line(kind, change, "\t".join(map(str, fields)), now_us() if time_us is None else time_us)
 
 
+def deletion(sizes: Mapping[str, int]) -> Line:
+    """The line that says that these files, of so many bytes, are no longer there."""
+    small_bytes = sum(filter(naming.is_small, sizes.values()))
+    return line("d", -sum(sizes.values()), small_bytes, *sizes)
+
+
 class Journal:
     """Appends to this process's own file under `folder`; opened by the first append.
 
@@ -70,7 +76,7 @@ class Journal:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._pid = HERE.pid
         self._fd: int | None = None
         self._name: str | None = None
         self._sum = 0
@@ -79,7 +85,7 @@ class Journal:
     @property
     def name(self) -> str | None:
         """The journal's file name, None before the first append."""
-        return self._name if self._pid == os.getpid() else None
+        return self._name if self._pid == HERE.pid else None
 
     def append(self, *lines: Line) -> None:
         """Append whole lines.
@@ -113,7 +119,7 @@ class Journal:
 
     def tick(self, now_s: float) -> None:
         """Show other hosts that this process lives, once a minute; errors ignored. `now_s` is the monotonic clock."""
-        if self._pid != os.getpid() or self._fd is None or now_s - self._touched_s < _TOUCH_EVERY_S:
+        if self._pid != HERE.pid or self._fd is None or now_s - self._touched_s < _TOUCH_EVERY_S:
             return
         self._touched_s = now_s
         # Removed by a compactor? The next append notices and starts a new file.
@@ -125,7 +131,7 @@ class Journal:
 
         Errors are ignored: a journal without its last line looks like a dead process's, and is handled as one.
         """
-        if self._pid != os.getpid() or self._fd is None:
+        if self._pid != HERE.pid or self._fd is None:
             return
         with self._lock:
             if self._fd is None:
@@ -137,7 +143,7 @@ class Journal:
     def _start_over_after_fork(self) -> None:
         # Two processes in one file would tear each other's lines, and the lock may be held by a thread that
         # the child does not have.
-        if self._pid != os.getpid():
+        if self._pid != HERE.pid:
             inherited = self._fd
             self._forget()
             if inherited is not None:

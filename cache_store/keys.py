@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class StepKey:
     """One VLM step of one robot episode.
 
@@ -19,7 +19,7 @@ class StepKey:
     prompt_hash: str | None = None
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class VideoKey:
     """One video of a benchmark, encoded with `nframe` frames at most by one vision tower.
 

@@ -121,11 +121,8 @@ def entry_infos(table: Table) -> Iterator[EntryInfo]:
     """All entries, sorted by name."""
     from cache_store import entry_table
 
-    for name, entry in entry_table.by_name(table):
-        shown = naming.dataset_shown(name)
-        yield EntryInfo(
-            name, shown, entry.bytes, entry.written_us / 1e6, entry.used_us / 1e6, entry.fingerprint8 or None
-        )
+    for columns in entry_table.by_name(table):
+        yield from map(EntryInfo, *columns)
 
 
 def stored_keys(root: Path, names: Iterable[str], dataset: str | None) -> Iterator[FeatureKey]:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import itertools
 import operator
-import os
 import re
 import unicodedata
 import uuid
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 
 from cache_store.errors import InvalidKey
 from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.processes import HERE
 
 STORE_FOLDER = ".vlm-cache"
 SETTINGS = f"{STORE_FOLDER}/store.json"
@@ -80,13 +80,13 @@ def relative_path(key: FeatureKey, *, second_recipe: str | None = None) -> str:
         InvalidKey: a part of the key cannot be a safe name.
     """
     if isinstance(key, StepKey):
-        return _step_path(key)
+        return step_path(key)
     if isinstance(key, VideoKey):
         return _video_path(key, second_recipe)
     raise InvalidKey("is neither a StepKey nor a VideoKey", field="key", value=key)
 
 
-def _step_path(key: StepKey) -> str:
+def step_path(key: StepKey) -> str:
     if key.prompt_hash is None and type(key.vlm_idx) is int and key.vlm_idx >= 0 and key.dataset in _SAFE_DATASETS:
         return f"{key.dataset}_vlm{key.vlm_idx}.pt"
     check_dataset(key.dataset)
@@ -126,7 +126,7 @@ def parse(relative: str) -> ParsedName | None:
         return None
     stem = name[: -len(SUFFIX)]
     if folder and _HEX32.fullmatch(stem):
-        return _parse_video(folder)
+        return parse_video_folder(folder)
     # Not the other way round: an episode's own name may contain "_vlm".
     dataset, separator, index = stem.rpartition("_vlm")
     if not separator or not _INDEX.fullmatch(index) or not is_dataset(dataset):
@@ -136,7 +136,8 @@ def parse(relative: str) -> ParsedName | None:
     return ParsedName(dataset, StepKey(dataset, int(index), folder or None))
 
 
-def _parse_video(folder: str) -> ParsedName | None:
+def parse_video_folder(folder: str) -> ParsedName | None:
+    """What the name of a folder of video features tells; None for a folder that can hold none."""
     dataset, separator, fingerprint8 = folder.partition("@")
     if not is_dataset(dataset) or (separator and not _HASH8.fullmatch(fingerprint8)):
         return None
@@ -232,7 +233,7 @@ def temp_name() -> str:
 
     A fixed temporary name lets two writers publish a mixture of their bytes.
     """
-    return f"{TEMP_PREFIX}{_process_prefix(os.getpid())}{next(_numbers):x}"
+    return f"{TEMP_PREFIX}{_process_prefix(HERE.pid)}{next(_numbers):x}"
 
 
 @functools.lru_cache(maxsize=1)

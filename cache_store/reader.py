@@ -11,15 +11,13 @@ from typing import Any, Literal
 
 from cache_store import naming
 from cache_store.archive import Record, open_archive, read_record
-from cache_store.atomic import make_folder
+from cache_store.books import Books
 from cache_store.dataset_names import names_to_search
 from cache_store.errors import DamagedFeature, RecipeMismatch, StoreReadError, StoreWriteError
 from cache_store.fast_read import FastReader
 from cache_store.feature_file import PLAINLY, How, load
-from cache_store.journal import Journal, line
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.recipes import differences, recipe_fingerprint
-from cache_store.usage import Usage
 
 OnStale = Literal["error", "miss", "use"]
 State = Literal["missing", "present", "stale"]
@@ -59,13 +57,13 @@ class _Stale:
 
 
 class Reader:
-    """Reads features of one store without any lock; tells `usage`, and on damage `journal`."""
+    """Reads features of one store without any lock; tells the books what was read and what was damaged."""
 
-    def __init__(self, root: Path, journal: Journal, usage: Usage) -> None:
+    def __init__(self, root: Path, books: Books) -> None:
         self._root = root
         self._prefix = f"{root}/"
-        self._journal = journal
-        self._usage = usage
+        self._books = books
+        self._usage = books.usage
         self._fast = FastReader()
         self._hinted: set[str] = set()
 
@@ -147,26 +145,17 @@ class Reader:
             except DamagedFeature as exc:
                 # A writer may have replaced the damaged file while we read it: then the new one counts.
                 if _identity(path) == before:
-                    self._set_aside(name, exc.reason, before[2])
+                    self._set_aside(name, exc.reason)
                     return None
         return None
 
-    def _set_aside(self, name: str, reason: str, size: int) -> None:
+    def _set_aside(self, name: str, reason: str) -> None:
         self._usage.damaged(name)
-        target = self._root / naming.quarantine_name(name)
         try:
-            make_folder(target.parent)
-            os.rename(self._root / name, target)
-        except OSError as exc:
-            # A read-only store, or another reader was first; a miss either way.
+            self._books.set_aside(name, reason)
+        except StoreWriteError as exc:
+            # A read-only store; a miss all the same.
             logger.warning("%s is damaged (%s); it stays where it is: %s", name, reason, exc)
-            return
-        logger.warning("%s is damaged (%s); set aside as %s", name, reason, target)
-        try:
-            self._journal.append(line("d", -size, name))
-        except StoreWriteError:
-            # The rename worked, so the disk is full: the next put says so, and a scan corrects the total.
-            return
 
     def _mismatch(self, stale: _Stale, key: FeatureKey, wanted: Wanted) -> RecipeMismatch:
         found = stale.record.recipe_fingerprint or ""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from cache_store.naming import dataset_shown
 
 
-@dataclass(frozen=True, order=True)
-class EntryInfo:
+class EntryInfo(NamedTuple):
     """One stored feature. Times are seconds since 1970, as the store's journals saw them."""
 
     name: str  # relative path
-    dataset: str  # with "@<fingerprint8>" for a second recipe
     bytes: int  # st_size
     mtime: float
     last_use: float  # last read or write
     recipe_fingerprint8: str | None  # None when there is none, or when only a scan knows the file
 
+    @property
+    def dataset(self) -> str:
+        """With "@<fingerprint8>" for a second recipe."""
+        return dataset_shown(self.name)
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"dataset": self.dataset, **self._asdict()}
 
 
 @dataclass(frozen=True)
@@ -126,4 +131,4 @@ class PruneReport:
     pinned: int = 0  # met every condition, and stay because they are pinned
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "deleted": [entry.to_json() for entry in self.deleted]}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cache_store import naming, pins
 from cache_store.accounts import Changes, Entry
@@ -22,26 +21,48 @@ if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Table
 
 _STRAY_AFTER_S = 24 * 3600.0
-_NAMES_AT_ONCE = 1 << 16
 
 
-def feature_names(root: Path, temporaries: list[str] | None = None) -> Iterator[str]:
-    """Relative paths of all features, by names alone: no file is touched. In no order.
-
-    Temporary files that it comes by are added to `temporaries`.
-    """
-    for folder in (None, *_folders(root)):
-        try:
-            names = os.listdir(root / folder if folder else root)
-        except OSError:
-            # Removed since the listing of the root, or not ours to read.
-            continue
-        for name in names:
+def feature_names(root: Path) -> Iterator[str]:
+    """Relative paths of all features, by names alone: no file is touched. In no order."""
+    for folder, names in _listings(root):
+        for name in map(os.fsdecode, names):
             relative = f"{folder}/{name}" if folder else name
             if naming.is_feature(relative):
                 yield relative
-            elif temporaries is not None and name.startswith(naming.TEMP_PREFIX):
-                temporaries.append(relative)
+
+
+def names_on_disk(root: Path) -> ChunkedArray:
+    """Relative paths of everything that could be a feature, and much that is none, as the file system lists them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    arrays = []
+    for folder, names in _listings(root):
+        try:
+            array = pa.array(names, pa.binary()).cast(pa.string())
+        except pa.ArrowInvalid:
+            # No feature's name has bytes that are not UTF-8.
+            array = pa.array([name for name in names if _is_utf8(name)], pa.string())
+        arrays.append(pc.binary_join_element_wise(folder, array, "/") if folder else array)
+    return pa.chunked_array(arrays, pa.string())
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _listings(root: Path) -> Iterator[tuple[str, list[bytes]]]:
+    for folder in ("", *_folders(root)):
+        try:
+            yield folder, os.listdir(os.fsencode(root / folder))
+        except OSError:
+            # Removed since the listing of the root, or not ours to read.
+            continue
 
 
 def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
@@ -51,8 +72,7 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
     """
     with lease(root / naming.LEASE, timeout_s=30.0) as is_held:
         now_s = file_system_now_s(root)
-        temporaries: list[str] = []
-        table, silences_s, is_changed = _listed(root, ledger, now_s, temporaries)
+        table, silences_s, is_changed, foreign = _listed(root, ledger, now_s)
         if is_held and (is_changed or ledger.needs_folding):
             try:
                 ledger.fold(journal, table, silences_s)
@@ -61,7 +81,7 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
                 return table
             ledger.read()
         if is_held:
-            sweep(root, now_s, temporaries)
+            sweep(root, now_s, foreign)
         return table
 
 
@@ -71,31 +91,40 @@ def table_for_folding(root: Path, ledger: Ledger, silences_s: dict[str, float]) 
     if table is not None:
         return table
     # The changes alone would make a full store look nearly empty.
-    return _listed(root, ledger, file_system_now_s(root), [])[0]
+    return _listed(root, ledger, file_system_now_s(root)).table
 
 
-def _listed(root: Path, ledger: Ledger, now_s: float, temporaries: list[str]) -> tuple[Table, dict[str, float], bool]:
-    """The corrected table, the silences of journals, and whether the books were wrong."""
+class _Listed(NamedTuple):
+    table: Table  # corrected
+    silences_s: dict[str, float]
+    is_changed: bool  # the books were wrong
+    foreign: list[str]  # names on disk that are no feature's
+
+
+def _listed(root: Path, ledger: Ledger, now_s: float) -> _Listed:
     from cache_store import entry_table
 
     # Listed before the journals are read: what appears in between is known from them.
-    on_disk = _array(feature_names(root, temporaries))
+    on_disk = names_on_disk(root)
     ledger.read()
     silences_s = ledger.silences_s(now_s)
     ledger.settle(silences_s)
     known = ledger.table()
     books_alone = entry_table.merged(entry_table.from_entries({}), ledger.changes) if known is None else known
-    table, is_corrected = _corrected(root, books_alone, on_disk, ledger.changes)
+    unknown, gone = entry_table.differences(books_alone, on_disk)
+    features = [name for name in unknown if naming.is_feature(name)]
+    table, is_corrected = _corrected(root, books_alone, features, gone, ledger.changes)
     total_bytes = entry_table.sum_of_bytes(table) + ledger.changes.granted_bytes
-    return table, silences_s, known is None or is_corrected or total_bytes != ledger.total_bytes
+    is_changed = known is None or is_corrected or total_bytes != ledger.total_bytes
+    return _Listed(table, silences_s, is_changed, list(set(unknown).difference(features)))
 
 
-def sweep(root: Path, now_s: float, temporaries: Iterable[str]) -> None:
-    """Remove those of the store's own and the given temporary files, and pins, that nobody needs any more.
+def sweep(root: Path, now_s: float, foreign: Iterable[str]) -> None:
+    """Remove those of the store's own and the given files that are abandoned temporaries, and pins that are over.
 
     `now_s` is the file system's clock.
     """
-    found = list(temporaries)
+    found = [name for name in foreign if name.rpartition("/")[2].startswith(naming.TEMP_PREFIX)]
     for folder in (naming.STORE_FOLDER, naming.JOURNALS, naming.RECIPES, naming.PINS, naming.PLANS):
         # A folder that is not there, or not ours, holds nothing to tidy.
         with contextlib.suppress(OSError):
@@ -119,18 +148,10 @@ def _folders(root: Path) -> list[str]:
         return sorted(item.name for item in listing if item.name[0] != "." and item.is_dir())
 
 
-def _array(names: Iterable[str]) -> ChunkedArray:
-    import pyarrow as pa
-
-    left = iter(names)
-    chunks = iter(lambda: list(itertools.islice(left, _NAMES_AT_ONCE)), [])
-    return pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks], pa.string())
-
-
-def _corrected(root: Path, table: Table, on_disk: ChunkedArray, changes: Changes) -> tuple[Table, bool]:
+def _corrected(root: Path, table: Table, unknown: list[str], gone: list[str], changes: Changes) -> tuple[Table, bool]:
+    """The table with the files that it lacks and without those that are gone, and whether there were any."""
     from cache_store import entry_table
 
-    unknown, gone = entry_table.differences(table, on_disk)
     # What a writer or evictor is about to say in its journal must not be counted twice.
     announced = changes.being_written
     found: dict[str, Entry] = {}

@@ -60,13 +60,19 @@ def open_root(root: Path) -> Settings:
         if (root / naming.STORE_FOLDER).exists() and not (root / naming.STORE_FOLDER).is_dir():
             raise StoreFormatError(str(root), f"{naming.STORE_FOLDER} in it is a file; move it away")
         os.listdir(root)
-        return _remembered(root)
+        return remembered(root)
     except OSError as exc:
         reason = f"{exc.strerror or exc}; create the folder or give yourself permission"
         raise StoreFormatError(str(root), reason) from exc
 
 
-def _remembered(root: Path) -> Settings:
+def remembered(root: Path) -> Settings:
+    """What a store keeps for every later opening; nothing where its settings are missing or damaged.
+
+    Raises:
+        StoreFormatError: written by a newer version.
+        OSError: the settings cannot be read.
+    """
     path = root / naming.SETTINGS
     try:
         fields = json.loads(path.read_bytes())
@@ -92,7 +98,7 @@ def mark_format(root: Path) -> None:
     path = root / naming.SETTINGS
     if create_only(_content(Settings()), path) or _format_in(path) == FORMAT:
         return
-    remember(root, _remembered(root))
+    remember(root, remembered(root))
     logger.info("%s is a store of format %d now", root, FORMAT)
     shutil.rmtree(root / naming.JOURNALS_OF_FORMAT_1, ignore_errors=True)
 

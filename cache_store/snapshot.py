@@ -7,7 +7,6 @@ large entries as Parquet, each sorted by last use, so that an evictor begins at 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store.accounts import Changes, Counters, Tail
 from cache_store.atomic import publish
+from cache_store.checksum import crc32
 from cache_store.processes import Owner
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Snapshot:
                 raise ValueError("another snapshot has taken this one's place")
             file.seek(self.body_offset + section.offset)
             content = file.read(section.bytes)
-        if len(content) != section.bytes or zlib.crc32(content) != section.crc32:
+        if len(content) != section.bytes or crc32(content) != section.crc32:
             raise ValueError(f"section {name} of {self.path} is damaged")
         return content
 
@@ -124,7 +124,7 @@ def write(path: Path, table: Table, changes: Changes) -> None:
     sections: dict[str, Section] = {}
     offset = 0
     for name, content in contents.items():
-        sections[name] = Section(offset, len(content), zlib.crc32(content))
+        sections[name] = Section(offset, len(content), crc32(content))
         offset += len(content)
     header = {
         "format": FORMAT,

@@ -17,6 +17,7 @@ from cache_store.bulk import KnownRecipes, with_wanted
 from cache_store.errors import StoreWriteError
 from cache_store.feature_file import PLAINLY, Check, Frames, How
 from cache_store.keys import FeatureKey, StepKey
+from cache_store.processes import HERE
 from cache_store.put_item import PutItem, encoded_item
 from cache_store.reader import OnStale, Reader, State, Wanted
 from cache_store.recipes import recipe_fingerprint
@@ -62,18 +63,18 @@ class FeatureStore(Upkeep):
             self.set_limit(limit_bytes, soft_limit_bytes=soft_limit_bytes)
 
     def _assemble(self, limits: Settings) -> None:
-        self._pid = os.getpid()
+        self._pid = HERE.pid
         self._next_tick_s = 0.0
         self._books = Books(self.root, self.run_id)
         self._books.budget.limits = limits
-        self._reader = Reader(self.root, self._books.journal, self._books.usage)
+        self._reader = Reader(self.root, self._books)
         # Not weakref.finalize: workers of a DataLoader end without running what atexit would run.
         Finalize(self, _write_the_rest, args=(self._books,), exitpriority=0)
 
     def _begin(self) -> None:
         # A forked child must neither write into its parent's journal nor wait for its parent's threads'
         # locks.
-        if self._pid != os.getpid():
+        if self._pid != HERE.pid:
             self._video_dtype = None
             self._assemble(self._books.budget.limits)
         now_s = monotonic()
@@ -115,10 +116,11 @@ class FeatureStore(Upkeep):
             ValueError: a soft limit above the limit.
         """
         limits = self._books.budget.limits.changed(limit_bytes, soft_limit_bytes)
-        if remember and limits != self._books.budget.limits:
+        if remember:
             try:
-                settings.remember(self.root, limits)
-            except StoreWriteError as exc:
+                if limits != settings.remembered(self.root):
+                    settings.remember(self.root, limits)
+            except (StoreWriteError, OSError) as exc:
                 # Readers of a read-only store pass their usual limit; they will never need it.
                 logger.info("the limit is not remembered: %s", exc)
         self._books.change_limits(limits)
@@ -131,10 +133,12 @@ class FeatureStore(Upkeep):
         recipe: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         create_only: bool = False,
+        is_second: bool = False,
     ) -> Path:
         """Store a feature, replacing what the key holds, and return its file; on any error the old one stays.
 
-        Of a video family the first recipe owns the plain folder, another one gets `<dataset>@<fingerprint8>`.
+        Of a video family the first recipe owns the plain folder, another one gets `<dataset>@<fingerprint8>`, and so
+        does one that the caller says `is_second`.
 
         Raises:
             InvalidKey, TypeError, ValueError: key, value, recipe or provenance cannot be stored.
@@ -142,7 +146,7 @@ class FeatureStore(Upkeep):
             StoreFull, StoreWriteError: nothing was published.
         """
         self._begin()
-        file = self._new_file(PutItem(key, value, recipe, provenance))
+        file = self._new_file(PutItem(key, value, recipe, provenance), is_second=is_second)
         self._books.publish(file, create_only=create_only)
         return self.root / file.name
 
@@ -207,7 +211,7 @@ class FeatureStore(Upkeep):
             raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
         if type(key) is StepKey and out is None and frames is None and not mmap and check in ("once", "always"):
             fingerprint = None if recipe is None else recipe_fingerprint(recipe)
-            value = self._reader.read_step(naming.relative_path(key), fingerprint)
+            value = self._reader.read_step(naming.step_path(key), fingerprint)
             if value is not None:
                 return value
         if check not in ("once", "always", "size"):
@@ -274,10 +278,10 @@ class FeatureStore(Upkeep):
             self.flush_meta()
         self._books.close()
 
-    def _new_file(self, item: PutItem) -> NewFile:
+    def _new_file(self, item: PutItem, *, is_second: bool = False) -> NewFile:
         encoded = encoded_item(item)
         self._video_dtype = encoded.video_dtype or self._video_dtype
-        name = families.claimed_name(self.root, item.key, encoded.fingerprint)
+        name = families.claimed_name(self.root, item.key, encoded.fingerprint, is_second=is_second)
         return NewFile(name, encoded.buffers, (encoded.fingerprint or "")[:8])
 
 

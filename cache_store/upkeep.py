@@ -83,6 +83,28 @@ class Upkeep:
         """The pins and readers' leases that hold now."""
         return [pin.info() for pin in pins.active(self.root, file_system_now_s(self.root))]
 
+    def pinned_bytes(self, *, besides: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]] = ()) -> int:
+        """The size of what pins and readers' leases keep from eviction now, without the features of these recipes.
+
+        `besides` are (key, recipe) pairs; it is not looked at when nothing is pinned.
+        """
+        active = pins.active(self.root, file_system_now_s(self.root))
+        if not active:
+            return 0
+        protected = pins.Protected(active)
+        kept = {entry.name: entry for entry in self.entries() if protected.covers(entry.name)}
+        for key, recipe in besides:
+            fingerprint = Wanted.of(recipe).fingerprint
+            for name in candidates(key, fingerprint):
+                found = kept.get(name)
+                if found is None:
+                    continue
+                # A step has one file for all recipes; a video's plain file may be another recipe's.
+                told = found.recipe_fingerprint8
+                if isinstance(key, StepKey) or fingerprint is None or told in (None, fingerprint[:8]):
+                    del kept[name]
+        return sum(entry.bytes for entry in kept.values())
+
     @contextmanager
     def reading(self, *, datasets: Iterable[str] = (), keys: Iterable[FeatureKey] = ()) -> Iterator[None]:
         """Hold a reader's lease for the length of a `with`: what it names is not evicted while this process lives.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from cache_store.accounts import Counters
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal, line
 from cache_store.naming import dataset_shown, group_of
+from cache_store.processes import HERE
 
 _FLUSH_AFTER_READS = 4096
 _FLUSH_AFTER_S = 10.0
@@ -27,20 +28,17 @@ class Usage:
         self._forget()
 
     def _forget(self) -> None:
-        self._pid = os.getpid()
+        self._pid = HERE.pid
         self._lock = threading.Lock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._reads: dict[str, int] = {}  # name -> how often, in the order of the last read
-        self._others: list[tuple[str, str]] = []  # (counter, name)
+        self._reads: deque[str] = deque()
+        self._others: dict[str, list[str]] = {}  # counter -> names
+        self._other_count = 0
         self._since_s = time.monotonic()
 
     def hit(self, name: str) -> None:
         """Count a read; the caller asks `tick` from time to time."""
-        with self._lock:
-            reads = self._reads
-            reads[name] = reads.pop(name, 0) + 1
+        reads = self._reads
+        reads.append(name)  # one step for all threads, so without the lock
         if len(reads) >= _FLUSH_AFTER_READS:
             self.flush()
 
@@ -57,35 +55,37 @@ class Usage:
 
     def evicted(self, names: Iterable[str], *, unread: Iterable[str]) -> None:
         """Count evictions; `unread` are those of them that nobody had read."""
-        for name in names:
-            self._count("evictions", name)
-        for name in unread:
-            self._count("unread", name)
+        self._count("evictions", *names)
+        self._count("unread", *unread)
 
-    def _count(self, counter: str, name: str) -> None:
-        if self._pid != os.getpid():
+    def _count(self, counter: str, *names: str) -> None:
+        if self._pid != HERE.pid:
             self._forget()
         with self._lock:
-            self._others.append((counter, name))
-            is_due = len(self._others) >= _FLUSH_AFTER_READS
+            self._others.setdefault(counter, []).extend(names)
+            self._other_count += len(names)
+            is_due = self._other_count >= _FLUSH_AFTER_READS
         if is_due:
             self.flush()
 
     def flush(self) -> None:
         """Write the batch; errors are swallowed: a read-only store must stay readable, these are hints."""
-        if self._pid != os.getpid():
+        if self._pid != HERE.pid:
             self._forget()
         with self._lock:
-            reads, others = self._reads, self._others
-            self._clear()
-        if not reads and not others:
+            # What other threads append meanwhile waits for the next batch.
+            names = [self._reads.popleft() for _ in range(len(self._reads))]
+            counted, self._others, self._other_count = {"hits": names, **self._others}, {}, 0
+            self._since_s = time.monotonic()
+        if not any(counted.values()):
             return
         lines = [
             line("n", 0, dataset, c.hits, c.misses, c.evictions, c.damaged, c.unread)
-            for dataset, c in _by_dataset(reads, others).items()
+            for dataset, c in _by_dataset(counted).items()
         ]
-        if reads:
-            lines.append(line("u", 0, *reads))
+        if names:
+            latest_first = dict.fromkeys(reversed(names))
+            lines.append(line("u", 0, *reversed(latest_first)))
         try:
             self._journal.append(*lines)
         except StoreWriteError:
@@ -93,17 +93,12 @@ class Usage:
             return
 
 
-def _by_dataset(reads: dict[str, int], others: list[tuple[str, str]]) -> dict[str, Counters]:
+def _by_dataset(counted: dict[str, list[str]]) -> dict[str, Counters]:
     counters: dict[str, Counters] = {}
-    hits: dict[str, int] = {}
-    samples: dict[str, str] = {}
-    for name, count in reads.items():
-        group = group_of(name)
-        hits[group] = hits.get(group, 0) + count
-        samples[group] = name
-    for group, count in hits.items():
-        counters.setdefault(dataset_shown(samples[group]), Counters()).hits += count
-    for counter, name in others:
-        of_dataset = counters.setdefault(dataset_shown(name), Counters())
-        setattr(of_dataset, counter, getattr(of_dataset, counter) + 1)
+    for counter, names in counted.items():
+        groups = list(map(group_of, names))
+        sample_of = dict(zip(groups, names, strict=True))
+        for group, count in Counter(groups).items():
+            of_dataset = counters.setdefault(dataset_shown(sample_of[group]), Counters())
+            setattr(of_dataset, counter, getattr(of_dataset, counter) + count)
     return counters

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from cache_store.checksum import crc32
 
 ROOT = "archive"
 LARGEST_BYTES = (1 << 32) - (1 << 20)  # a larger file needs zip64 records
@@ -46,11 +47,11 @@ def assemble(
     directory = bytearray(frame.directory)
     buffers: list[bytes | memoryview] = []
     for head, size, payload, crc_offset in zip(frame.heads, frame.sizes, payloads, frame.crc_offsets, strict=False):
-        crc = zlib.crc32(payload)
+        crc = crc32(payload)
         struct.pack_into("<I", directory, crc_offset, crc)
         buffers += [head, payload, _DESCRIPTOR.pack(b"PK\x07\x08", crc, size, size)]
     name = f"{ROOT}/{record_name}".encode()
-    crc, size, offset = zlib.crc32(record), len(record), frame.directory_offset
+    crc, size, offset = crc32(record), len(record), frame.directory_offset
     tail = b"".join(
         (
             frame.heads[-1],
@@ -89,7 +90,7 @@ def _frame(data_pkl: bytes, sizes: tuple[int, ...]) -> _Frame:
     for name, content in contents:
         is_tensor = isinstance(content, int)
         size = content if isinstance(content, int) else len(content)
-        crc = 0 if isinstance(content, int) else zlib.crc32(content)
+        crc = 0 if isinstance(content, int) else crc32(content)
         full_name = f"{ROOT}/{name}".encode()
         local = _local_header(full_name, offset)
         head += local

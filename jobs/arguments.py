@@ -8,9 +8,10 @@ from pathlib import Path
 from jobs.parsers import Commands, add_command, add_json, add_store
 from jobs.sizes import parse_age, parse_size, positive_int
 from jobs.store_arguments import add_store_commands
+from pipeline.sources import STEP_SOURCES, VIDEO_SOURCES, parse_media_path
 from pipeline.version import VERSION
 
-SOURCES = ("folder", "video-mme", "vla", "lerobot")
+SOURCES = (*VIDEO_SOURCES, *STEP_SOURCES)
 ENCODERS = ("longva", "qwen2_5_vl", "huggingface")
 
 
@@ -30,6 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _source_name(text: str) -> str:
+    """Return a source's name however its benchmark is spelled: `LongVideoBench` and `long_video_bench` too."""
+    by_letters = {name.replace("-", ""): name for name in SOURCES}
+    return by_letters.get(text.lower().replace("-", "").replace("_", ""), text)
+
+
 def _add_build(commands: Commands) -> None:
     parser = add_command(
         commands,
@@ -37,14 +44,27 @@ def _add_build(commands: Commands) -> None:
         "Encode what the store does not hold yet. The same command again resumes, and skips what is done.",
         "vlm-cache build --source video-mme --data /data/Video-MME --encoder longva \\\n"
         "      --model /models/LongVA-7B --store /cache/longva --limit 200GiB",
+        "vlm-cache build --source mvbench --data /hub/datasets--OpenGVLab--MVBench/snapshots/REV \\\n"
+        "      --encoder longva --model /models/LongVA-7B --store /cache/longva --report /runs/mvbench",
+        "vlm-cache build --source folder --data s3://bucket/videos --encoder huggingface \\\n"
+        "      --model google/siglip-base-patch16-224 --store /cache/siglip",
         "vlm-cache build --source vla --data /data/insertion --encoder qwen2_5_vl \\\n"
         "      --model Qwen/Qwen2.5-VL-3B-Instruct --store /cache/vla",
     )
     what = parser.add_argument_group("what to encode")
-    what.add_argument("--source", required=True, choices=SOURCES, help="how the input is laid out")
-    what.add_argument("--data", required=True, type=Path, metavar="PATH", help="folder of the input")
+    what.add_argument("--source", required=True, type=_source_name, choices=SOURCES, help="how the input is laid out")
     what.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="video-mme: parquet, JSON or TSV with the videos"
+        "--data",
+        required=True,
+        type=parse_media_path,
+        metavar="PATH_OR_URL",
+        help="folder of the input: here, a Hugging Face snapshot, or a URL that fsspec lists (not for vla)",
+    )
+    what.add_argument(
+        "--annotations",
+        type=parse_media_path,
+        metavar="FILE_OR_FOLDER",
+        help="benchmarks: the questions, where they are not in the data folder: parquet, JSON, TSV or CSV",
     )
     what.add_argument("--dataset", metavar="NAME", help="name in the store, instead of the source's own")
     what.add_argument("--instruction", metavar="TEXT", help="vla, lerobot: instead of the episodes' own")
@@ -90,8 +110,9 @@ def _add_build(commands: Commands) -> None:
         "--limit",
         type=parse_size,
         metavar="SIZE",
-        help="size limit of the store, kept for later: 50GiB; 0 lifts it. A build that takes more is refused before it "
-        "starts; of videos shorter than --nframe their real length counts",
+        help="size limit of the store, kept for later: 50GiB; 0 lifts it. A build that takes more, beside what is "
+        "pinned of other data sets, is refused before it starts, and the limit stays as it was; of videos shorter than "
+        "--nframe their real length counts",
     )
     where.add_argument(
         "--soft-limit",
@@ -109,7 +130,8 @@ def _add_build(commands: Commands) -> None:
         "--report",
         type=Path,
         metavar="DIR",
-        help="write build.json, failed.jsonl and report.json there, instead of into ROOT/.vlm-cache/runs/",
+        help="write build.json, failed.jsonl, report.json and a benchmark's questions.parquet there, instead of all but the "
+        "last into ROOT/.vlm-cache/runs/",
     )
 
     cluster = parser.add_argument_group("Ray")
@@ -123,9 +145,21 @@ def _add_build(commands: Commands) -> None:
     cluster.add_argument(
         "--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto takes GPUs where there are any"
     )
-    for stage, name, default in (("decode", "unit", "10m"), ("encode", "encode", "30m"), ("write", "write", "10m")):
+    cluster.add_argument(
+        "--fetch-limit",
+        type=parse_size,
+        default="8GiB",
+        metavar="SIZE",
+        help="--data URL: what a decoder keeps of it in the temporary folder at most",
+    )
+    stages = (
+        ("decode", "unit", "10m", ", fetching included"),
+        ("encode", "encode", "30m", ""),
+        ("write", "write", "10m", ""),
+    )
+    for stage, name, default, more in stages:
         cluster.add_argument(
-            f"--{name}-timeout", type=parse_age, default=default, metavar="AGE", help=f"longest {stage} of one unit"
+            f"--{name}-timeout", type=parse_age, default=default, metavar="AGE", help=f"longest {stage} of a unit{more}"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import uuid
@@ -23,11 +22,19 @@ from pipeline.encoders.base import VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.lanes import TimeLimits, run_build
 from pipeline.size_estimate import by_length, upper_bound
-from pipeline.sources import Source, open_source
+from pipeline.sources import (
+    BENCHMARKS,
+    VIDEO_SOURCES,
+    Benchmark,
+    Source,
+    absolute,
+    data_set_name,
+    open_source,
+    write_questions,
+)
 from pipeline.vision import SamplingRule
 from pipeline.work_plan import BuildTask, Plan, plan_build
 
-VIDEO_SOURCES = ("folder", "video-mme")
 VIDEO_ENCODERS = ("longva", "huggingface")
 
 
@@ -46,18 +53,23 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
     # Without a run's id nothing protects what the build writes: it may evict its own features.
     run = uuid.uuid4().hex
     run_id = None if args.allow_eviction else run
-    with _open_store(args, run_id) as store:
-        _check_one_feature(args, spec, store)
+    with FeatureStore(args.store, run_id=run_id) as store:
+        _set_limits(args, store, remember=False)
+        if store.limit_bytes is not None:
+            _check_one_feature(args, spec, store.limit_bytes)
         if args.dataset is not None:
             store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
-        task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling)
+        task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling, fetch_limit_bytes=args.fetch_limit)
         if only is not None:
             check_recipes(only, source, task)
         plan = plan_build(source, task, store, overwrite=args.overwrite)
-        if store.limit_bytes is not None and not args.allow_eviction:
-            _check_whole(plan, store, store.limit_bytes)
+        if store.limit_bytes is not None:
+            _check_room(args, plan, store, store.limit_bytes)
+        _set_limits(args, store, remember=True)  # a refused build leaves the store as it was
         if only is None:
-            store.remember_plan(f"{args.source} {os.path.abspath(args.data)} {args.encoder}", plan.wanted())
+            store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
+        if args.report and isinstance(source, Benchmark):
+            _write_questions(args.report, source)
         folder = RunFolder(args.report) if args.report else RunFolder.in_store(store.root, run)
         folder.begin(args, task.shared_recipe())
         with _stop_on_signal() as should_stop, BuildView(title=_title(args)) as view:
@@ -88,7 +100,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         fits = "longva or huggingface" if is_video else "qwen2_5_vl"
         raise BuildRefused(f"--encoder {args.encoder} cannot encode --source {args.source}; that takes {fits}")
     given = {
-        "--annotations": args.annotations is not None and args.source != "video-mme",
+        "--annotations": args.annotations is not None and args.source not in BENCHMARKS,
         "--dataset": args.dataset is not None and args.source == "vla",
         "--instruction": args.instruction is not None and is_video,
         "--views": args.views is not None and is_video,
@@ -109,7 +121,7 @@ def _sampling(text: str) -> SamplingRule:
 def _open_source(args: argparse.Namespace) -> Source:
     dataset = args.dataset
     if dataset is None and args.source == "folder":
-        dataset = Path(os.path.abspath(args.data)).name
+        dataset = data_set_name(args.data)
     return open_source(
         args.source,
         args.data,
@@ -133,19 +145,19 @@ def _load_spec(args: argparse.Namespace) -> EncoderSpec:
     )
 
 
-def _open_store(args: argparse.Namespace, run_id: str | None) -> FeatureStore:
+def _set_limits(args: argparse.Namespace, store: FeatureStore, *, remember: bool) -> None:
+    if args.limit is None and args.soft_limit is None:
+        return
     try:
-        return FeatureStore(args.store, limit_bytes=args.limit, soft_limit_bytes=args.soft_limit, run_id=run_id)
+        store.set_limit(args.limit, soft_limit_bytes=args.soft_limit, remember=remember)
     except ValueError as exc:
         if isinstance(exc, CacheStoreError):
             raise
         raise BuildRefused(f"--soft-limit: {exc}") from exc
 
 
-def _check_one_feature(args: argparse.Namespace, spec: EncoderSpec, store: FeatureStore) -> None:
-    """Refuse a limit that no feature at all fits under: every unit would fail."""
-    if store.limit_bytes is None:
-        return
+def _check_one_feature(args: argparse.Namespace, spec: EncoderSpec, limit_bytes: int, pinned_bytes: int = 0) -> None:
+    """Refuse a limit that no feature at all fits under, beside what is pinned: every unit would fail."""
     if args.encoder in VIDEO_ENCODERS:
         video_spec: VideoEncoderSpec = spec  # type: ignore[assignment]
         # The shortest video has one frame.
@@ -153,35 +165,55 @@ def _check_one_feature(args: argparse.Namespace, spec: EncoderSpec, store: Featu
     else:
         step_spec: StepEncoderSpec = spec  # type: ignore[assignment]
         feature_bytes, what = step_spec.feature_bytes(), "one feature"
-    if feature_bytes > store.limit_bytes:
+    if feature_bytes > limit_bytes - pinned_bytes:
         raise BuildRefused(
-            f"the store's limit of {format_size(store.limit_bytes)} is below {what} ({format_size(feature_bytes)}); "
-            "raise --limit"
+            f"{what} takes {format_size(feature_bytes)}, and the store's limit is "
+            f"{_shown_limit(limit_bytes, pinned_bytes)}; raise --limit"
         )
 
 
-def _check_whole(plan: Plan, store: FeatureStore, limit_bytes: int) -> None:
+def _check_room(args: argparse.Namespace, plan: Plan, store: FeatureStore, limit_bytes: int) -> None:
+    """Refuse what does not fit under the limit beside other features that are pinned: nobody may evict those."""
+    pinned_bytes = store.pinned_bytes(besides=plan.wanted()) if plan.todo else 0
+    if not args.allow_eviction:
+        _check_whole(plan, store, limit_bytes, pinned_bytes)
+    elif pinned_bytes:
+        _check_one_feature(args, plan.task.spec, limit_bytes, pinned_bytes)
+
+
+def _shown_limit(limit_bytes: int, pinned_bytes: int) -> str:
+    if not pinned_bytes:
+        return format_size(limit_bytes)
+    return (
+        f"{format_size(limit_bytes)}, of which other features that are pinned or being read take "
+        f"{format_size(pinned_bytes)} (vlm-cache pin --list, --remove) and leave "
+        f"{format_size(max(0, limit_bytes - pinned_bytes))}"
+    )
+
+
+def _check_whole(plan: Plan, store: FeatureStore, limit_bytes: int, pinned_bytes: int) -> None:
     """Refuse a build that would evict its own features before anybody read them.
 
     Only what is sure is refused: where `--nframe` allows more than the limit holds, the videos' headers tell how many
     frames there really are; videos that do not tell count in full, and the message says so.
     """
+    room_bytes = limit_bytes - pinned_bytes
     needed = upper_bound(plan)
-    if needed.bytes > limit_bytes and needed.is_upper_bound:
+    if needed.bytes > room_bytes and needed.is_upper_bound:
         print("reading the lengths of the videos, because the limit may be too small for them ...", file=sys.stderr)
         needed = by_length(plan, store)
-    if needed.bytes <= limit_bytes:
+    if needed.bytes <= room_bytes:
         return
     up_to = "up to " if needed.is_upper_bound else ""
     raise BuildRefused(
         f"this build takes {up_to}{format_size(needed.bytes)} ({needed.features:,} features, {plan.skipped:,} of them "
-        f"already stored), and the store's limit is {format_size(limit_bytes)}; raise --limit, build less at a time, "
-        "or pass --allow-eviction, which keeps what was built or read last"
+        f"already stored), and the store's limit is {_shown_limit(limit_bytes, pinned_bytes)}; raise --limit, build "
+        "less at a time, or pass --allow-eviction, which keeps what was built or read last"
     )
 
 
 def _title(args: argparse.Namespace) -> str:
-    return f"{args.source} {args.data.name} with {args.encoder} {args.model} into {args.store}"
+    return f"{args.source} {data_set_name(args.data)} with {args.encoder} {args.model} into {args.store}"
 
 
 @contextmanager
@@ -202,3 +234,10 @@ def _stop_on_signal() -> Iterator[Callable[[], str | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _write_questions(folder: Path, source: Benchmark) -> None:
+    try:
+        write_questions(source.questions(), folder)
+    except OSError as exc:
+        raise BuildRefused(f"--report: the table of questions cannot be written to {folder}: {exc}") from exc

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import sys
@@ -20,6 +22,7 @@ from jobs.printing import open_store, printable, results
 from jobs.sizes import format_size
 from pipeline.errors import BuildRefused
 
+_LINES_AT_ONCE = 1000
 _SORT_KEYS = {
     "bytes": lambda entry: (-entry.bytes, entry.name),
     "written": lambda entry: (-entry.mtime, entry.name),
@@ -38,8 +41,7 @@ def ls(args: argparse.Namespace) -> int:
         elif sys.stdout.isatty():
             _print_aligned(entries)
         else:
-            for entry in entries:
-                print(_tab_separated(entry))
+            _print_lines(map(_tab_separated, entries))
     return 0
 
 
@@ -63,13 +65,21 @@ def _print_json_array(values: Iterable[Any]) -> None:
     print("[]" if separator == "[" else "]")
 
 
+def _print_lines(lines: Iterator[str]) -> None:
+    while some := list(itertools.islice(lines, _LINES_AT_ONCE)):
+        print("\n".join(some))
+
+
 def _print_aligned(entries: Iterator[EntryInfo]) -> None:
     # The name comes last, so that columns align without knowing how long the longest name will be.
     print(f"{'size':>9}  {'written':19}  {'last used':19}  {'recipe':8}  file")
-    for entry in entries:
-        recipe = entry.recipe_fingerprint8 or "-"
-        times = f"{_time(entry.mtime)}  {_time(entry.last_use)}"
-        print(f"{format_size(entry.bytes):>9}  {times}  {recipe:8}  {printable(entry.name)}")
+    _print_lines(map(_aligned, entries))
+
+
+def _aligned(entry: EntryInfo) -> str:
+    recipe = entry.recipe_fingerprint8 or "-"
+    times = f"{_time(entry.mtime)}  {_time(entry.last_use)}"
+    return f"{format_size(entry.bytes):>9}  {times}  {recipe:8}  {printable(entry.name)}"
 
 
 def _tab_separated(entry: EntryInfo) -> str:
@@ -78,7 +88,13 @@ def _tab_separated(entry: EntryInfo) -> str:
 
 
 def _time(seconds: float, separator: str = " ") -> str:
-    return datetime.fromtimestamp(seconds).isoformat(sep=separator, timespec="seconds")
+    minute, second = divmod(int(seconds), 60)
+    return f"{_minute(minute, separator)}:{second:02d}"
+
+
+@functools.cache
+def _minute(minute: int, separator: str) -> str:
+    return datetime.fromtimestamp(minute * 60).isoformat(sep=separator, timespec="minutes")
 
 
 def show(args: argparse.Namespace) -> int:

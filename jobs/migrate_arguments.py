@@ -26,15 +26,19 @@ def add_migrate(commands: Commands) -> None:
         type=Path,
         metavar="FILE",
         help="files named by hashes, and the list that names them: JSON {hash: [dataset, vlm_idx]} or "
-        "{hash: '<dataset>_vlm<idx>'} either way round, or CSV/TSV with the columns hash, dataset, vlm_idx",
+        "{hash: '<dataset>_vlm<idx>'} either way round, or CSV/TSV with the columns hash, dataset, vlm_idx; bad lines "
+        "are named, the others count",
     )
     what.add_argument(
         "--to",
         choices=("flat", "prompt-hash"),
-        help="from <prompt hash>/ folders to the flat form, or from that into the folder of one instruction",
+        help="from <prompt hash>/ folders to the flat form, or from that into the folder of the instruction that each "
+        "file's record tells, or that is given for those that tell none",
     )
     what.add_argument(
-        "--aliases", action="store_true", help="folders that a harness named (Video-MME_128frame) to the canonical name"
+        "--aliases",
+        action="store_true",
+        help="folders that a harness named (Video-MME_128frame, or with @<recipe>) to the canonical name",
     )
     parser.add_argument("--prompt-hash", metavar="HASH", help="--to flat: only this folder; --to prompt-hash: into it")
     parser.add_argument("--instruction", metavar="TEXT", help="the same by the instruction that the hash is of")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -14,18 +15,11 @@ from typing import Any
 
 from rich.progress import Progress
 
-from cache_store import FeatureStore, StoreFull, StoreWriteError
-from cache_store.migration import (
-    Move,
-    Moved,
-    instruction_hash,
-    moves_of_aliases,
-    moves_of_names,
-    moves_to_flat,
-    moves_to_tree,
-    read_names,
-)
+from cache_store import FeatureStore, StepKey, StoreFull, StoreWriteError, prompt_hash
 from cache_store.migration import migrate as migrated
+from cache_store.migration_names import BadLine, read_names
+from cache_store.migration_sources import Move, Moved, moves_of_aliases, moves_of_names, moves_to_flat, moves_to_tree
+from cache_store.naming import relative_path
 from jobs.printing import notes, print_json, printable, results, table
 from jobs.sizes import format_size
 from pipeline.errors import BuildRefused
@@ -34,12 +28,13 @@ _SHOWN = 20
 
 
 def migrate(args: argparse.Namespace) -> int:
-    """Copy what the options select; 1 if a file was damaged, in conflict or could not say what it is."""
+    """Copy what the options select; 1 if a file was damaged, in conflict or could not say what it is, or a line bad."""
     source = args.source or args.store
-    if not source.is_dir():
-        raise BuildRefused(f"{source} is no folder; --from names the old cache")
+    if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
+        raise BuildRefused(f"{source} is no folder that can be read; --from names the old cache")
     recipe = _read_json(args.recipe) if args.recipe else None
-    moves = list(_moves(args, source))
+    found_moves, bad_lines = _moves(args, source)
+    moves = list(found_moves)
     found: list[Moved] = []
     stopped: str | None = None
     with ExitStack() as stack:
@@ -59,28 +54,32 @@ def migrate(args: argparse.Namespace) -> int:
     if args.write_list and not args.dry_run:
         args.write_list.write_text("".join(f"{path}\n" for path in movable))
     if args.json:
-        print_json({**_as_json(found, dry_run=args.dry_run), "not_started": not_started, "stopped": stopped})
+        whole = _as_json(found, dry_run=args.dry_run)
+        lines = [bad._asdict() for bad in bad_lines]
+        print_json({**whole, "bad_lines": lines, "not_started": not_started, "stopped": stopped})
     else:
+        for bad in bad_lines:
+            print(f"{printable(str(args.names))}: line {bad.line}: {printable(bad.reason)}")
         _print(found, args)
         if stopped:
             results().print(f"stopped, {not_started:,} not copied: {stopped}", markup=False)
-    return 1 if stopped or any(one.outcome in ("damaged", "conflict", "skipped") for one in found) else 0
+    is_failed = any(one.outcome in ("damaged", "conflict", "skipped") for one in found)
+    return 1 if stopped or bad_lines or is_failed else 0
 
 
-def _moves(args: argparse.Namespace, source: Path) -> Iterator[Move | Moved]:
-    prompt_hash = instruction_hash(args.instruction, args.prompt_hash)
+def _moves(args: argparse.Namespace, source: Path) -> tuple[Iterable[Move | Moved], list[BadLine]]:
     if args.names:
         try:
-            return moves_of_names(source, read_names(args.names))
+            names, bad_lines = read_names(args.names)
         except OSError as exc:
             raise BuildRefused(f"--names {args.names} cannot be read: {exc.strerror or exc}") from exc
+        return moves_of_names(source, names), bad_lines
     if args.aliases:
-        return moves_of_aliases(source)
-    if args.to == "flat":
-        return moves_to_flat(source, prompt_hash=prompt_hash)
-    if prompt_hash is None:
-        raise BuildRefused("--to prompt-hash needs --instruction TEXT or --prompt-hash HASH")
-    return moves_to_tree(source, prompt_hash=prompt_hash)
+        return moves_of_aliases(source), []
+    wanted = args.prompt_hash if args.instruction is None else prompt_hash(args.instruction)
+    relative_path(StepKey("any", 0, wanted))  # refuses what is no prompt hash
+    moves_to = moves_to_flat if args.to == "flat" else moves_to_tree
+    return moves_to(source, prompt_hash=wanted), []
 
 
 def _read_json(path: Path) -> Any:

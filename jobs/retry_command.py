@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs.build_command import build
 from jobs.run_folder import FailedRun, read_failed
 from pipeline.errors import BuildRefused
+from pipeline.sources import parse_media_path
 
 
 def retry_failed(args: argparse.Namespace) -> int:
@@ -28,11 +29,13 @@ def _asked_then(run: FailedRun, args: argparse.Namespace) -> argparse.Namespace:
     """Return the arguments of the earlier build; where to run and to report is today's choice."""
     asked = dict(run.arguments)
     try:
-        for name in ("data", "annotations", "store"):
-            asked[name] = None if asked[name] is None else Path(asked[name])
+        asked["store"] = Path(asked["store"])
+        for name in ("data", "annotations"):
+            asked[name] = None if asked[name] is None else parse_media_path(asked[name])
     except (KeyError, TypeError) as exc:
         raise BuildRefused(f"{args.run} was not written by a build of this version: {exc}") from exc
     asked |= {"command": "build", "json": args.json, "report": args.report}
+    asked |= {"limit": None, "soft_limit": None}  # the store keeps its own, perhaps changed since
     if args.address is not None:
         asked["address"] = args.address
     return argparse.Namespace(**asked)

@@ -20,6 +20,7 @@ from cache_store.naming import RUNS
 from pipeline.errors import BuildRefused
 from pipeline.failures import UnitFailure
 from pipeline.lanes import BuildReport, failure_to_json
+from pipeline.sources import UrlPath, absolute
 from pipeline.version import VERSION
 
 BUILD, FAILED, REPORT = "build.json", "failed.jsonl", "report.json"
@@ -105,7 +106,7 @@ def read_failed(path: Path) -> FailedRun:
 
 
 def _plain(value: object) -> object:
-    return os.path.abspath(value) if isinstance(value, Path) else value
+    return str(absolute(value)) if isinstance(value, Path | UrlPath) else value
 
 
 def _versions() -> dict[str, str]:

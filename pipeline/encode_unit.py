@@ -19,7 +19,7 @@ import torch
 from cache_store import FeatureStore, PutItem, VideoKey
 from pipeline.encoders.base import ImagePreprocess, Json, StepInput, VideoPreprocess
 from pipeline.failures import UnitFailure, failure_of
-from pipeline.sources import ImageFile, StepSample, VideoSample
+from pipeline.sources import ImageFile, StepSample, VideoSample, localise
 from pipeline.version import VERSION
 from pipeline.vision.decoding import decode_frame, decode_video
 from pipeline.vision.images import read_image
@@ -99,14 +99,15 @@ def published(unit: Unit, task: BuildTask, store: FeatureStore) -> UnitDone | No
 
 
 def _decode_video(sample: VideoSample, task: BuildTask) -> tuple[np.ndarray, dict[str, Json]]:
-    video = decode_video(
-        sample.path,
-        sampling=task.sampling,
-        nframe=task.nframe,
-        preprocess=cast(VideoPreprocess, task.spec.preprocess),
-        start_s=sample.start_s,
-        end_s=sample.end_s,
-    )
+    with localise(sample.path, limit_bytes=task.fetch_limit_bytes) as path:
+        video = decode_video(
+            path,
+            sampling=task.sampling,
+            nframe=task.nframe,
+            preprocess=cast(VideoPreprocess, task.spec.preprocess),
+            start_s=sample.start_s,
+            end_s=sample.end_s,
+        )
     provenance = {
         "decoder": video.decoder,
         "frame_indices": list(video.frame_indices),
@@ -119,11 +120,12 @@ def _decode_step(sample: StepSample, task: BuildTask) -> tuple[StepInput, dict[s
     preprocess = cast(ImagePreprocess, task.spec.preprocess)
     images, decoders = [], {}
     for image in sample.images:
-        if isinstance(image, ImageFile):
-            pixels, decoder = read_image(image.path), f"pillow {_version('pillow')}"
-        else:
-            frame = decode_frame(image.path, image.frame_index)
-            pixels, decoder = frame.pixels, frame.decoder
+        with localise(image.path, limit_bytes=task.fetch_limit_bytes) as path:
+            if isinstance(image, ImageFile):
+                pixels, decoder = read_image(path), f"pillow {_version('pillow')}"
+            else:
+                frame = decode_frame(path, image.frame_index)
+                pixels, decoder = frame.pixels, frame.decoder
         images.append(preprocess(pixels))
         decoders[image.view] = decoder
     return StepInput(tuple(images), sample.instruction), {"decoders": decoders}

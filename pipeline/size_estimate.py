@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from cache_store import FeatureStore
@@ -78,6 +79,8 @@ def _frames_of(sample: VideoSample, task: BuildTask) -> int | None:
     """How many frames will be sampled; None when the file does not tell."""
     if task.sampling.name in _RULES_OF_FIXED_LENGTH:
         return task.nframe
+    if not isinstance(sample.path, Path) or sample.fps is not None:
+        return None
     # Late: PyAV belongs to the build, and plans are also made by who does not decode.
     from pipeline.vision.survey import promised_length
 

@@ -15,7 +15,7 @@ from cache_store import FeatureKey, FeatureStore, InvalidKey, RecipeMismatch, St
 from pipeline.encoders.base import EncoderSpec, Json, StepEncoderSpec, VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.recipe import step_recipe, video_recipe
-from pipeline.sources import Sample, Source, StepSample, VideoFrame, VideoSample
+from pipeline.sources import FETCH_LIMIT_BYTES, Sample, Source, StepSample, VideoFrame, VideoSample
 from pipeline.vision import SamplingRule
 
 SHARD_UNITS = 64
@@ -31,6 +31,7 @@ class BuildTask:
     run_id: str | None  # None: what the build writes may be evicted while it runs
     nframe: int = 128
     sampling: SamplingRule = field(default_factory=lambda: SamplingRule.parse("source"))
+    fetch_limit_bytes: int = FETCH_LIMIT_BYTES  # of media behind URLs, in each decoder process; changes no number
     # Building a recipe for each of a million steps of a few instructions would cost more than asking the store.
     _recipes: dict[tuple[object, ...], dict[str, Json]] = field(default_factory=dict, compare=False, repr=False)
 

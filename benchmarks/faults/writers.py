@@ -304,7 +304,7 @@ def stale_listings(load: Load) -> Outcome:
     root = load.folder / "stale listings"
     with FeatureStore(root) as store:
         store.stats()  # lists the files and corrects the books
-        store.put(key_of(1), stored(1, 1))
+        store.put(StepKey("new", 0), stored(1, 1))  # the limit is looked at when something grows
     _check_limit(root, Crowd(limit_bytes=150_000), outcome, "stale listings, healed")
     return outcome
 

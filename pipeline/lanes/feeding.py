@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.lanes.claims import ASK_AGAIN_S, Claims
 from pipeline.lanes.cluster import ENCODER_DEPTH
@@ -130,8 +131,8 @@ class Feeding:
 
 def _long_first(unit: Unit) -> int:
     """Order by falling file size, so that no long video is left to the end, when nothing runs beside it any more."""
-    if not isinstance(unit.sample, VideoSample):
-        return 0
+    if not isinstance(unit.sample, VideoSample) or not isinstance(unit.sample.path, Path):
+        return 0  # a step, or a video behind a URL, where each question for a size is a round trip
     try:
         return -os.stat(unit.sample.path).st_size
     except OSError:

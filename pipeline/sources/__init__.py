@@ -1,10 +1,16 @@
 """What exists: samples of video folders, benchmarks and robot episodes."""
 
-from pipeline.sources.lerobot import LeRobotV2
-from pipeline.sources.open_source import SourceKind, open_source
+from pipeline.sources.benchmark import Benchmark
+from pipeline.sources.benchmarks import BENCHMARKS
+from pipeline.sources.fetched_media import FETCH_LIMIT_BYTES, localise
+from pipeline.sources.lerobot import LeRobot
+from pipeline.sources.media_path import MediaPath, UrlPath, absolute, data_set_name, parse_media_path
+from pipeline.sources.open_source import STEP_SOURCES, VIDEO_SOURCES, open_source
+from pipeline.sources.question_table import write_questions
 from pipeline.sources.samples import (
     IgnoredFile,
     ImageFile,
+    Question,
     Sample,
     Source,
     StepSample,
@@ -14,23 +20,33 @@ from pipeline.sources.samples import (
 )
 from pipeline.sources.video_folder import VideoFolder
 from pipeline.sources.video_ids import video_id
-from pipeline.sources.video_mme import VideoMME
 from pipeline.sources.vla_episodes import VLAEpisodes
 
 __all__ = [
+    "BENCHMARKS",
+    "FETCH_LIMIT_BYTES",
+    "STEP_SOURCES",
+    "VIDEO_SOURCES",
+    "Benchmark",
     "IgnoredFile",
     "ImageFile",
-    "LeRobotV2",
+    "LeRobot",
+    "MediaPath",
+    "Question",
     "Sample",
     "Source",
-    "SourceKind",
     "StepSample",
+    "UrlPath",
     "VLAEpisodes",
     "VideoFolder",
     "VideoFrame",
-    "VideoMME",
     "VideoSample",
     "ViewImage",
+    "absolute",
+    "data_set_name",
+    "localise",
     "open_source",
+    "parse_media_path",
     "video_id",
+    "write_questions",
 ]

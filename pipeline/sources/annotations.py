@@ -5,66 +5,81 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 from pipeline.errors import SourceError
+from pipeline.sources.media_path import MediaPath
 
-SUFFIXES = (".parquet", ".json", ".tsv")
+SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv", ".csv")
+
+Rows = list[dict[str, Any]]
 
 
-def read_rows(path: Path, *, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of a parquet, JSON (a list of objects) or TSV file, cut down to those of `columns` it has.
+def read_rows(
+    place: MediaPath,
+    *,
+    columns: Sequence[str],
+    required: Sequence[str] = (),
+    unfold: Callable[[Any], Rows] | None = None,
+) -> Rows:
+    """Return the rows of an annotation file, cut down to those of `columns` that they have and fill.
+
+    JSON is a list of objects, or what `unfold` makes into one (it raises ValueError, KeyError or TypeError for what is
+    no such file); `.jsonl` is an object a line. TSV and CSV have a header.
 
     Raises:
-        SourceError: the file is missing, damaged, of another format, or has no rows.
+        SourceError: the file is missing, damaged, of another format, has no rows, or none of the `required` columns.
     """
-    if not path.is_file():
-        raise SourceError(f"the annotation file {path} does not exist")
-    if path.suffix.lower() not in SUFFIXES:
-        raise SourceError(f"{path} is no annotation file that is known here; expected {', '.join(SUFFIXES)}")
-    reader = {".parquet": _read_parquet, ".json": _read_json, ".tsv": _read_tsv}[path.suffix.lower()]
+    suffix = place.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise SourceError(f"{place} is no annotation file that is known here; expected {', '.join(SUFFIXES)}")
     try:
-        rows = reader(path, columns)
-    except (OSError, ValueError, csv.Error, KeyError) as exc:
+        if suffix == ".parquet":
+            names, rows = _read_parquet(place, columns)
+        elif suffix in (".tsv", ".csv"):
+            names, rows = _read_table(place, delimiter="\t" if suffix == ".tsv" else ",")
+        else:
+            names, rows = _read_json(place, is_lines=suffix == ".jsonl", unfold=unfold)
+    except FileNotFoundError as exc:
+        raise SourceError(f"the annotation file {place} does not exist") from exc
+    except (OSError, ValueError, csv.Error, KeyError, TypeError) as exc:
         # pyarrow's errors are ValueErrors, JSON's and Unicode's too.
-        raise SourceError(f"the annotation file {path} cannot be read: {exc}") from exc
+        raise SourceError(f"the annotation file {place} cannot be read: {exc}") from exc
     if not rows:
-        raise SourceError(f"the annotation file {path} has no rows")
+        raise SourceError(f"the annotation file {place} has no rows")
+    if required and not set(required) & set(names):
+        raise SourceError(
+            f"{place} has none of the columns {', '.join(required)}; its columns are {', '.join(names) or 'none'}"
+        )
     return [{name: row[name] for name in columns if row.get(name) not in (None, "")} for row in rows]
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _read_parquet(place: MediaPath, columns: Sequence[str]) -> tuple[list[str], Rows]:
     import pyarrow.parquet
 
-    names = pyarrow.parquet.read_schema(path).names
-    wanted = [name for name in columns if name in names]
-    _require_some(path, wanted, columns, names)
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
-    return rows
+    with place.open("rb") as file:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        names: list[str] = parquet.schema_arrow.names
+        # Some benchmarks hold whole pictures in other columns.
+        return names, parquet.read(columns=[name for name in columns if name in names]).to_pylist()
 
 
-def _read_json(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
+def _read_json(place: MediaPath, *, is_lines: bool, unfold: Callable[[Any], Rows] | None) -> tuple[list[str], Rows]:
+    with place.open("rb") as file:
+        text = file.read().decode("utf-8-sig")
+    rows = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
+    if unfold is not None and not isinstance(rows, list):
+        rows = unfold(rows)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected a list of objects")
-    if rows:
-        _require_some(path, [name for name in columns if name in rows[0]], columns, list(rows[0]))
-    return rows
+    return list(rows[0]) if rows else [], rows
 
 
-def _read_tsv(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _read_table(place: MediaPath, *, delimiter: str) -> tuple[list[str], Rows]:
     # VLMEvalKit's image benchmarks hold whole pictures in a cell; the default limit is 128 KiB.
     csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file, delimiter="\t")
-        _require_some(path, [name for name in columns if name in (table.fieldnames or [])], columns, table.fieldnames)
-        return list(table)
-
-
-def _require_some(path: Path, found: Sequence[str], wanted: Sequence[str], names: Sequence[str] | None) -> None:
-    if not found:
-        raise SourceError(
-            f"{path} has none of the columns {', '.join(wanted)}; its columns are {', '.join(names or []) or 'none'}"
-        )
+    with place.open("rb") as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        table = csv.DictReader(text, delimiter=delimiter)
+        return list(table.fieldnames or []), list(table)

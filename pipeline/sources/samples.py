@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
+
+from pipeline.sources.media_path import MediaPath
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,11 @@ class VideoSample:
 
     dataset: str  # canonical data set name
     video_id: str  # unique in the data set; the bounds of a clip are part of it
-    path: Path  # absolute; where it was expected, if `problem` says that it is missing
+    path: MediaPath  # absolute; where it was expected, if `problem` says that it is missing
     relative_path: str  # POSIX, relative to the data folder
     start_s: float | None = None  # clip bounds in seconds from the video's start
     end_s: float | None = None
+    fps: float | None = None  # images per second, where `path` is a folder of numbered images
     problem: str | None = None  # why this sample cannot be built: it fails at stage "source"
 
 
@@ -26,7 +28,7 @@ class ImageFile:
     """One camera's image of a step, in a file of its own."""
 
     view: str
-    path: Path
+    path: MediaPath
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class VideoFrame:
     """One camera's image of a step, as frame `frame_index` (play order, from 0) of a video file."""
 
     view: str
-    path: Path
+    path: MediaPath
     frame_index: int
 
 
@@ -56,10 +58,22 @@ Sample = VideoSample | StepSample
 
 
 @dataclass(frozen=True)
+class Question:
+    """One question of a benchmark, with the video that it asks about: a row of the table that evaluation joins on."""
+
+    annotations: str  # annotation file, POSIX
+    task: str | None  # the part of the benchmark that asks, in its own spelling
+    question_id: str  # the benchmark's own, or the row's number in its file; unique within file and task at best
+    question: str | None
+    question_type: str | None
+    sample: VideoSample
+
+
+@dataclass(frozen=True)
 class IgnoredFile:
     """A file that a source passed over, and why."""
 
-    path: Path
+    path: MediaPath
     reason: str
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.sources.folder_scan import files_below, require_folder
+from pipeline.sources.archives import is_archive, unpack_hint
+from pipeline.sources.data_folder import DataFolder
+from pipeline.sources.media_path import MediaPath
 from pipeline.sources.samples import IgnoredFile, VideoSample
 from pipeline.sources.video_ids import is_video, repeated_stems, video_id
 
@@ -18,27 +19,29 @@ class VideoFolder:
         SourceError: the folder is missing, holds no video, or two of its videos have one id (`a.mp4` beside `a.mkv`).
     """
 
-    def __init__(self, root: Path, *, dataset: str | None = None) -> None:
-        self._root = require_folder(root)
-        self.dataset = self._root.name if dataset is None else dataset
+    def __init__(self, root: MediaPath, *, dataset: str | None = None) -> None:
+        self._folder = DataFolder(root)
+        self.dataset = self._folder.name if dataset is None else dataset
         self._ignored: list[IgnoredFile] = []
-        self._paths = [path for path in self._relative_paths() if self._takes(path)]
+        self._paths = [path for path in self._folder.files() if self._takes(path)]
         if not self._paths:
-            raise SourceError(f"{self._root} holds no video ({len(self._ignored)} other files)")
+            hint = unpack_hint(self._folder)
+            raise SourceError(
+                f"{self._folder.root} holds no video ({len(self._ignored)} other files)" + (f"; {hint}" if hint else "")
+            )
         self._repeated = repeated_stems(self._paths)
         self._refuse_doubles()
-
-    def _relative_paths(self) -> Iterator[str]:
-        return (path.relative_to(self._root).as_posix() for path in files_below(self._root))
 
     def _takes(self, relative_path: str) -> bool:
         if any(part.startswith(".") for part in relative_path.split("/")):
             reason = "hidden"
-        elif not is_video(relative_path):
-            reason = "not a known video extension"
-        else:
+        elif is_video(relative_path):
             return True
-        self._ignored.append(IgnoredFile(self._root / relative_path, reason))
+        else:
+            reason = "not a known video extension"
+            if is_archive(relative_path):
+                reason = "an archive, which is not read; unpack it and build again"
+        self._ignored.append(IgnoredFile(self._folder.place(relative_path), reason))
         return False
 
     def _refuse_doubles(self) -> None:
@@ -48,13 +51,13 @@ class VideoFolder:
             if other != path:
                 raise SourceError(
                     f"two videos would have the id {video_id(path, repeated=self._repeated)!r}: "
-                    f"{self._root / other} and {self._root / path}; rename or move one of them"
+                    f"{self._folder.place(other)} and {self._folder.place(path)}; rename or move one of them"
                 )
 
     def __iter__(self) -> Iterator[VideoSample]:
         for path in self._paths:
             name = video_id(path, repeated=self._repeated)
-            yield VideoSample(self.dataset, name, self._root / path, path)
+            yield VideoSample(self.dataset, name, self._folder.place(path), path)
 
     def ignored(self) -> list[IgnoredFile]:
         """Return the hidden files and those with other extensions, in path order."""

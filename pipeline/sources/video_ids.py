@@ -39,10 +39,10 @@ def is_video(name: str) -> bool:
     return PurePosixPath(name).suffix.lower().removeprefix(".") in VIDEO_EXTENSIONS
 
 
-def repeated_stems(relative_paths: Iterable[str]) -> frozenset[str]:
+def repeated_stems(relative_paths: Iterable[str], *, at_least: int = 2) -> frozenset[str]:
     """Return the stems that more than one of the paths has; those videos need more than their stem as id."""
-    counts = Counter(PurePosixPath(path).stem for path in relative_paths)
-    return frozenset(stem for stem, count in counts.items() if count > 1)
+    counts = Counter(_without_extension(PurePosixPath(path)).name for path in relative_paths)
+    return frozenset(stem for stem, count in counts.items() if count >= at_least)
 
 
 def video_id(
@@ -54,15 +54,20 @@ def video_id(
 ) -> str:
     """Return the id of a video from its POSIX path relative to the data folder.
 
-    The file's stem; where `repeated` (see `repeated_stems`) holds the stem, the path without extension. A clip appends
-    `@<start>-<end>` in seconds, each as the shortest decimal that reads back as the same float, without `.0`; a bound
-    that is None stays empty.
+    The file's stem; where `repeated` (see `repeated_stems`) holds the stem, the path without extension. What is no
+    known video extension belongs to the name: a folder of images may have dots in it. A clip appends `@<start>-<end>`
+    in seconds, each as the shortest decimal that reads back as the same float, without `.0`; a bound that is None
+    stays empty.
     """
-    path = PurePosixPath(relative_path)
-    name = str(path.with_suffix("")) if path.stem in repeated else path.stem
+    path = _without_extension(PurePosixPath(relative_path))
+    name = str(path) if path.name in repeated else path.name
     if start_s is None and end_s is None:
         return name
     return f"{name}@{_seconds(start_s)}-{_seconds(end_s)}"
+
+
+def _without_extension(path: PurePosixPath) -> PurePosixPath:
+    return path.with_suffix("") if is_video(path.name) else path
 
 
 def _seconds(value: float | None) -> str:

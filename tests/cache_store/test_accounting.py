@@ -13,7 +13,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cache_store import FeatureStore, StepKey, StoreWriteError, atomic, books, entry_table, journal, ledger, scan
+from cache_store import (
+    FeatureStore,
+    StepKey,
+    StoreWriteError,
+    atomic,
+    books,
+    entry_table,
+    journal,
+    ledger,
+    maintenance,
+    scan,
+)
 from cache_store.journal import Journal, line
 from cache_store.ledger import Ledger
 from cache_store.processes import is_alive, this_process
@@ -63,7 +74,7 @@ def refuse_listing(monkeypatch):
     def refuse(*_):
         raise AssertionError("the files were listed")
 
-    monkeypatch.setattr(scan, "feature_names", refuse)
+    monkeypatch.setattr(scan, "names_on_disk", refuse)
 
 
 def _work(root, worker):
@@ -117,9 +128,9 @@ def test_compaction_keeps_entries_order_of_use_and_counters(open_store, monkeypa
     view.read()
     assert view.snapshot.entries > 20
     assert view.total_bytes == view.changes.published_bytes == published_bytes(store.root)
-    entries = dict(entry_table.by_name(view.table()))
+    entries = list(maintenance.entry_infos(view.table()))
     assert len(entries) == 30
-    assert max(entries, key=lambda name: entries[name].used_us) == "episode_vlm3.pt"
+    assert max(entries, key=lambda entry: entry.last_use).name == "episode_vlm3.pt"
     monkeypatch.undo()
     assert (store.stats().hits, store.stats().misses) == (1, 1)
 
@@ -235,9 +246,9 @@ def test_a_failed_append_starts_a_new_journal_instead_of_continuing_a_torn_line(
     writing.append()
     monkeypatch.setattr(journal.os, "write", half)
     with pytest.raises(StoreWriteError):
-        writing.append(line("d", 0, "x"))
+        writing.append(line("d", 0, 0, "x"))
     first = len(journals_of(store))
-    writing.append(line("d", 0, "x"))
+    writing.append(line("d", 0, 0, "x"))
     assert len(journals_of(store)) == first + 1
     writing.close()
 
@@ -269,7 +280,7 @@ def test_without_any_locking_two_stores_still_keep_the_limit(open_store, monkeyp
 
 def test_events_of_several_journals_count_in_the_order_of_their_time(store):
     write_journal(store, "z.journal", line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt", time_us=1))
-    write_journal(store, "a.journal", line("d", -5, "a_vlm0.pt", time_us=2))
+    write_journal(store, "a.journal", line("d", -5, 5, "a_vlm0.pt", time_us=2))
     view = Ledger(store.root)
     view.read()
     assert view.changes.entries == {"a_vlm0.pt": None}
@@ -285,7 +296,7 @@ def test_a_line_that_is_still_being_written_counts_once_it_is_whole(store):
     write_journal(store, "a.journal", whole[9:] + whole[:4])
     view.refresh()
     assert view.total_bytes == 5
-    write_journal(store, "a.journal", rows(line("k", 5, 0), line("d", -3, "b_vlm0.pt"))[4:])
+    write_journal(store, "a.journal", rows(line("k", 5, 0), line("d", -3, 3, "b_vlm0.pt"))[4:])
     view.refresh()
     assert view.total_bytes == 2
 
@@ -369,14 +380,14 @@ def test_a_child_forked_while_a_thread_holds_the_store_can_put(open_store, monke
     store = open_store(limit_bytes=10**6)
     store.put(key(0), tensor(0))
     listing, go_on = threading.Event(), threading.Event()
-    real = scan.feature_names
+    real = scan.names_on_disk
 
-    def wait_in_the_listing(root, temporaries):
+    def wait_in_the_listing(root):
         listing.set()
         go_on.wait(60)
-        return real(root, temporaries)
+        return real(root)
 
-    monkeypatch.setattr(scan, "feature_names", wait_in_the_listing)
+    monkeypatch.setattr(scan, "names_on_disk", wait_in_the_listing)
     thread = threading.Thread(target=store.stats)
     thread.start()
     listing.wait(60)
@@ -392,8 +403,8 @@ def test_a_child_forked_while_a_thread_holds_the_store_can_put(open_store, monke
 
 def test_a_journal_used_after_a_fork_is_a_new_file(store):
     shared = Journal(store.root / ".vlm-cache" / "journals.2", None)
-    shared.append(line("d", 0, "x"))
-    child = multiprocessing.get_context("fork").Process(target=shared.append, args=(line("d", 0, "y"),))
+    shared.append(line("d", 0, 0, "x"))
+    child = multiprocessing.get_context("fork").Process(target=shared.append, args=(line("d", 0, 0, "y"),))
     child.start()
     child.join()
     assert child.exitcode == 0
@@ -454,9 +465,9 @@ def test_an_entry_that_two_runs_wrote_stays_while_one_of_them_lasts(open_store):
 
 
 def test_a_clock_set_back_does_not_change_the_order_of_one_journal(store):
-    lines = [line("d", -5, "a_vlm0.pt", time_us=200), line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt", time_us=100)]
+    lines = [line("d", -5, 5, "a_vlm0.pt", time_us=200), line("p", 5, 5, 1, "", "", 0, "a_vlm0.pt", time_us=100)]
     write_journal(store, "a.journal", *lines)
-    write_journal(store, "b.journal", line("d", 0, "b_vlm0.pt", time_us=150))
+    write_journal(store, "b.journal", line("d", 0, 0, "b_vlm0.pt", time_us=150))
     view = Ledger(store.root)
     view.read()
     assert view.changes.entries["a_vlm0.pt"] is not None

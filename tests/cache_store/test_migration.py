@@ -8,17 +8,10 @@ import json
 import pytest
 import torch
 
-from cache_store import FeatureStore, StepKey, StoreFull, VideoKey, VLACacheManager
-from cache_store.migration import (
-    Move,
-    NamesFileError,
-    migrate,
-    moves_of_aliases,
-    moves_of_names,
-    moves_to_flat,
-    moves_to_tree,
-    read_names,
-)
+from cache_store import FeatureStore, StepKey, StoreFull, VideoKey, VLACacheManager, prompt_hash
+from cache_store.migration import migrate
+from cache_store.migration_names import NamesFileError, read_names
+from cache_store.migration_sources import Move, moves_of_aliases, moves_of_names, moves_to_flat, moves_to_tree
 from tests.cache_store.conftest import tensor
 
 SIGNATURE = hashlib.md5(b"openai/clip-vit-large-patch14-336:layer-2").hexdigest()[:8]
@@ -37,6 +30,11 @@ def write_old_steps(folder, prompt_hash=None):
     target.mkdir(parents=True, exist_ok=True)
     for index in (0, 30):
         torch.save(tensor(index), target / f"recv_all_1_vlm{index}.pt")
+
+
+def recipe_of(instruction):
+    """As `pipeline.recipe` makes the part that is about the instruction."""
+    return {"prompt": {"instruction_sha256": hashlib.sha256(instruction.encode()).hexdigest()}}
 
 
 def write_old_video(folder, alias, video_id, seed, nframe=8):
@@ -80,7 +78,7 @@ def test_hash_named_files_get_the_names_of_their_list(open_store, tmp_path, text
     torch.save(tensor(9), old / "0123456789abcdef.pt")  # not in the list
     (tmp_path / "names").write_text(text % stems)
     store = open_store()
-    moves = list(moves_of_names(old, read_names(tmp_path / "names")))
+    moves = list(moves_of_names(old, read_names(tmp_path / "names").names))
     assert {outcome for outcome, _ in outcomes(store, moves)} == {"copied"}
     assert torch.equal(VLACacheManager(store.root).load_cache("recv_all_1", 30), tensor(30))
     assert torch.equal(torch.load(store.root / "recv_all_1_vlm0.pt", weights_only=True), tensor(0))
@@ -93,13 +91,13 @@ def test_hash_named_files_get_the_names_of_their_list(open_store, tmp_path, text
     ("text", "word"),
     [
         ("hash,dataset\nabcdef12,x\n", "columns"),
-        ("hash,dataset,vlm_idx\n../x,recv,3\n", "line 2"),
-        ("hash,dataset,vlm_idx\nabcdef12,recv,minus\n", "line 2"),
-        ('{"abcdef12": 3}', "abcdef12"),
         ('["abcdef12"]', "object"),
+        ('{"abcdef12": "recv_vlm0",\n"abcdef13"', "line 2"),
+        ('{"abcdef12": ["recv", ' + "9" * 5000 + "]}", "digits"),
+        ("[" * 100_000, "recursion"),
     ],
 )
-def test_a_list_that_cannot_be_understood_is_refused_with_its_line(tmp_path, text, word):
+def test_a_list_that_cannot_be_understood_at_all_is_refused_with_its_line(tmp_path, text, word):
     (tmp_path / "names").write_text(text)
     with pytest.raises(NamesFileError, match=word):
         read_names(tmp_path / "names")
@@ -118,6 +116,53 @@ def test_prompt_hash_folders_become_flat_and_back(open_store):
         "ffff0000/recv_all_1_vlm30.pt",
     }
     assert torch.equal(back.get(StepKey("recv_all_1", 30, "ffff0000")), tensor(30))
+
+
+def test_the_flat_form_goes_into_the_folder_of_the_instruction_that_each_file_tells(open_store):
+    old, store = open_store("old"), open_store()
+    put_under, built = prompt_hash("by its key"), prompt_hash("by its recipe")
+    old.put(StepKey("e", 0, put_under), tensor(0), recipe=recipe_of("another"))
+    (old.root / put_under / "e_vlm0.pt").rename(old.root / "e_vlm0.pt")
+    old.put(StepKey("e", 30), tensor(30), recipe=recipe_of("by its recipe"))
+    old.put(StepKey("e", 60), tensor(60), recipe={"prompt": ["unknown"]})
+    torch.save(tensor(90), old.root / "e_vlm90.pt")
+    found = [
+        ("copied", f"{put_under}/e_vlm0.pt"),
+        ("copied", f"{built}/e_vlm30.pt"),
+        ("skipped", None),
+        ("skipped", None),
+    ]
+    assert outcomes(store, moves_to_tree(old.root)) == found
+    assert torch.equal(store.get(StepKey("e", 30, built)), tensor(30))
+    assert outcomes(store, moves_to_tree(old.root, prompt_hash=built)) == [
+        ("skipped", None),
+        ("there", f"{built}/e_vlm30.pt"),
+        ("copied", f"{built}/e_vlm60.pt"),
+        ("copied", f"{built}/e_vlm90.pt"),
+    ]
+
+
+def test_a_file_that_tells_another_instruction_stays_with_the_reason(open_store):
+    old, store = open_store("old"), open_store()
+    old.put(StepKey("e", 30), tensor(30), recipe=recipe_of("one"))
+    (found,) = migrate(store, moves_to_tree(old.root, prompt_hash="ffff0000"), recipe=None, dry_run=False)
+    assert found.outcome == "skipped"
+    assert f"its record says prompt hash {prompt_hash('one')}, not ffff0000" in found.reason
+
+
+def test_hash_named_files_of_ours_need_no_list(open_store):
+    old, store, flat = open_store("old"), open_store(), open_store("flat")
+    for index, told in ((0, None), (30, "0a1b2c3d")):
+        path = old.put(StepKey("e", index, told), tensor(index), recipe=recipe_of("one"))
+        path.rename(old.root / f"{index:016x}.pt")
+    torch.save(tensor(9), old.root / "0123456789abcdef.pt")
+    assert outcomes(store, moves_to_tree(old.root)) == [
+        ("copied", f"{prompt_hash('one')}/e_vlm0.pt"),
+        ("copied", "0a1b2c3d/e_vlm30.pt"),
+    ]
+    assert outcomes(flat, moves_to_flat(old.root)) == [("copied", "e_vlm0.pt"), ("copied", "e_vlm30.pt")]
+    for path in old.root.glob("*.pt"):
+        path.unlink()  # the store owns no such names
 
 
 def test_two_prompts_for_one_step_are_a_conflict_unless_one_is_chosen(open_store):
@@ -209,7 +254,7 @@ def test_an_interrupted_migration_goes_on(open_store, tmp_path):
 
 def test_a_hostile_key_is_skipped(open_store, tmp_path):
     torch.save(tensor(1), tmp_path / "x.pt")
-    (found,) = outcomes(open_store(), [Move(tmp_path / "x.pt", StepKey("../x", 1), True)])
+    (found,) = outcomes(open_store(), [Move(tmp_path / "x.pt", StepKey("../x", 1))])
     assert found == ("skipped", None)
 
 
@@ -227,7 +272,7 @@ def test_the_command_prints_counts_and_what_may_be_deleted(tmp_path, capsys):
     assert sorted(listed.read_text().split()) == sorted(str(path) for path in old.glob("*/*.pt"))
     assert main(command) == 0
     assert "2 already there" in capsys.readouterr().out
-    assert main(["migrate", "--store", str(store), "--to", "prompt-hash"]) == 2
+    assert main([*command, "--prompt-hash", "0A1B2C3D"]) == 2
     torch.save(tensor(99), store / "recv_all_1_vlm0.pt")
     assert main(command) == 1
     assert "conflict" in capsys.readouterr().out

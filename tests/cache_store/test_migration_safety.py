@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from cache_store import FeatureStore, StepKey, StoreFull
-from cache_store.migration import migrate, moves_to_flat
+from cache_store.migration import migrate
+from cache_store.migration_sources import moves_of_aliases, moves_of_names, moves_to_flat, moves_to_tree
 from tests.cache_store.conftest import tensor
 
 H, OTHER = "0123abcd", "89abcdef"
@@ -65,3 +70,116 @@ def test_two_prompts_of_one_step_conflict_and_neither_is_chosen(open_store, tmp_
     store = open_store()
     assert [moved.outcome for moved in run(store, tmp_path / "old", dry_run=dry_run)] == ["conflict", "conflict"]
     assert not store.contains(StepKey("episode_1", 0))
+
+
+NOBODY = 65534
+
+
+def everything_in(folder):
+    """Names, contents and times of a tree."""
+    paths = sorted(folder.rglob("*"))
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_ctime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in (folder, *paths)
+    }
+
+
+def as_nobody(work, *arguments):
+    """What `work` returns in a process of an unprivileged user."""
+
+    def run_as_nobody(results):
+        if os.geteuid() == 0:
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        try:
+            results.put(work(*arguments))
+        except BaseException as exc:
+            results.put(repr(exc))
+            raise
+
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=run_as_nobody, args=(results,))
+    process.start()
+    try:
+        return results.get(timeout=60)
+    finally:
+        process.join()
+
+
+@pytest.fixture
+def open_folder(tmp_path):
+    """A folder that every user may enter, which pytest's own are not."""
+    # Imports what is imported late: the interpreter may lie where an unprivileged user cannot read.
+    old_cache_of_every_kind(tmp_path / "old")
+    migrate_all(tmp_path / "old", tmp_path / "new")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "new").mkdir()
+        os.chmod(Path(folder) / "new", 0o777)
+        yield Path(folder)
+
+
+def old_cache_of_every_kind(folder):
+    old_tree(folder, 1)
+    torch.save(tensor(1), folder / "flat_vlm3.pt")
+    torch.save(tensor(2), folder / f"{OTHER}.pt")
+    alias = folder / "Video-MME_128frame"
+    alias.mkdir()
+    content = {"vision_features": tensor(4), "video_id": "a", "nframe": 8, "model_signature": H}
+    digest = hashlib.md5(f"{alias.name}:a:nframe8:model{H}".encode()).hexdigest()
+    torch.save(content, alias / f"{digest}.pt")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def migrate_all(old, new):
+    kinds = {
+        "flat": moves_to_flat(old),
+        "tree": moves_to_tree(old, prompt_hash=OTHER),
+        "names": moves_of_names(old, {OTHER: StepKey("named", 1)}),
+        "aliases": moves_of_aliases(old),
+    }
+    found = {}
+    for kind, moves in kinds.items():
+        with FeatureStore(new / kind) as store:
+            found[kind] = [moved.outcome for moved in migrate(store, moves, recipe=None, dry_run=False)]
+            assert store.verify(workers=1).problems == []
+    return found
+
+
+def test_a_folder_that_may_only_be_read_is_migrated_and_nothing_is_written_into_it(open_folder):
+    old = open_folder / "old"
+    old_cache_of_every_kind(old)
+    before = everything_in(old)
+    found = as_nobody(migrate_all, old, open_folder / "new")
+    assert found == {kind: ["copied"] for kind in ("flat", "tree", "names", "aliases")}
+    assert everything_in(old) == before
+    for folder in (old, *old.rglob("*")):
+        if folder.is_dir():
+            folder.chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read")
+@pytest.mark.parametrize("mode", [0o311, 0o744])
+@pytest.mark.parametrize(("inner", "kind"), [(H, "flat"), ("Video-MME_128frame", "aliases")])
+def test_an_inner_folder_that_may_not_be_read_is_named(open_folder, inner, kind, mode):
+    old = open_folder / "old"
+    old_cache_of_every_kind(old)
+    (old / inner).chmod(mode)
+    assert as_nobody(migrate_all, old, open_folder / "new")[kind] == ["damaged"]
+    for folder in (old, old / H, old / "Video-MME_128frame"):
+        folder.chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read")
+def test_a_file_that_may_not_be_read_is_named_and_the_others_copied(open_folder):
+    old = open_folder / "old"
+    old_tree(old, 2)
+    (old / H / "episode_1_vlm0.pt").chmod(0)
+
+    def outcomes():
+        with FeatureStore(open_folder / "new") as store:
+            return [moved.outcome for moved in run(store, old)]
+
+    assert as_nobody(outcomes) == ["damaged", "copied"]

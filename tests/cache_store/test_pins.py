@@ -8,10 +8,11 @@ import os
 
 import pytest
 
-from cache_store import InvalidKey, StoreWriteError, naming, pins
+from cache_store import InvalidKey, StepKey, StoreWriteError, VideoKey, naming, pins
 from cache_store.clock import file_system_now_s
 from cache_store.pins import Protected
 from cache_store.processes import SILENT_AFTER_S, Owner, this_process
+from tests.cache_store.conftest import tensor
 
 MD5 = "0123456789abcdef" * 2
 
@@ -231,3 +232,29 @@ def test_processes_that_pin_at_once_all_succeed(root):
         child.join()
         assert child.exitcode == 0
     assert {pin.datasets[0] for pin in active(root)} == {f"d{n}_{i}" for n in range(4) for i in range(10)}
+
+
+FIRST, SECOND = {"weights": "original"}, {"weights": "fine-tuned"}
+
+
+def test_pinned_bytes_leave_out_what_is_asked_about_in_its_own_recipe_alone(store):
+    video = VideoKey("Video-MME", "a", 8, "0123abcd")
+    alias = VideoKey("Video-MME_128frame", "b", 8, "0123abcd")
+    keys = [video, VideoKey("Video-MME", "b", 8, "0123abcd"), StepKey("episode_1", 0)]
+    paths = {
+        "first": store.put(video, tensor(1), recipe=FIRST),
+        "second": store.put(video, tensor(2, width=128), recipe=SECOND),
+        "alias": store.put(alias, tensor(3, width=256), recipe=SECOND),
+        "step": store.put(StepKey("episode_1", 0), tensor(4, width=512), recipe=FIRST),
+        "unpinned": store.put(StepKey("episode_2", 0), tensor(5)),
+    }
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    assert store.pinned_bytes(besides=iter(keys)) == 0
+    store.pin(["Video-MME", "episode_1"])
+    whole = sum(sizes.values()) - sizes["unpinned"]
+    assert store.pinned_bytes() == whole
+    assert store.pinned_bytes(besides=[(video, SECOND)]) == whole - sizes["second"]
+    assert store.pinned_bytes(besides=[(video, FIRST)]) == whole - sizes["first"]
+    assert store.pinned_bytes(besides=[(video, {"weights": "third"})]) == whole
+    assert store.pinned_bytes(besides=[(key, SECOND) for key in keys]) == sizes["first"]
+    assert store.pinned_bytes(besides=[(video, None)]) == whole - sizes["first"]

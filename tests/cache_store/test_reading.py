@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from io import BytesIO
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from cache_store import StepKey, VideoKey, codec, fast_read, feature_file, pickle_layout
 from cache_store.archive import Record
+from cache_store.checksum import crc32
 from cache_store.pickle_layout import TensorPlace, UnknownLayout
 from tests.cache_store.conftest import tensor
 
@@ -372,3 +374,21 @@ def test_a_reader_that_meets_larger_files_widens_its_buffer(store):
         store.put(key, tensor(index, width))
         for _ in range(3):
             assert same(store.get(key), tensor(index, width))
+
+
+@given(content=st.binary(max_size=70_000), before=st.integers(0, 2**32 - 1))
+def test_checksums_are_those_of_zlib_whoever_computes_them(content, before):
+    assert crc32(memoryview(content), before) == zlib.crc32(content, before)
+    assert crc32(content) == zlib.crc32(content)
+
+
+def test_a_store_is_read_without_the_package_of_fast_checksums(store):
+    store.put(KEY, tensor(0))
+    code = (
+        "import sys; sys.modules['zlib_ng'] = None\n"
+        "from cache_store import FeatureStore, StepKey, checksum\n"
+        "import zlib; assert checksum.crc32 is zlib.crc32\n"
+        "print(FeatureStore(sys.argv[1]).get(StepKey('episode', 0)) is not None)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, str(store.root)], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "True"

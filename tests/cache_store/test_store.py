@@ -291,14 +291,14 @@ def test_a_read_only_store_is_readable(has_books):
 
 def test_an_entry_published_during_the_listing_is_not_lost(store, monkeypatch):
     store.put(StepKey("first", 0), tensor(1))
-    real = scan.feature_names
+    real = scan.names_on_disk
 
-    def listing_before_a_put(root, temporaries):
-        names = list(real(root, temporaries))
+    def listing_before_a_put(root):
+        names = real(root)
         store.put(KEY, tensor(2))
         return names
 
-    monkeypatch.setattr(scan, "feature_names", listing_before_a_put)
+    monkeypatch.setattr(scan, "names_on_disk", listing_before_a_put)
     assert store.stats().entries == 2
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import ray
 
+from cache_store import FeatureStore, StepKey
 from jobs.__main__ import main
+from pipeline.errors import BuildRefused
 from tests.media import write_new_episode, write_video
 
 
@@ -36,7 +38,7 @@ def refused(tmp_path, capsys):
         }
         argv = ["build"]
         for name, value in options.items():
-            argv += [f"--{name.replace('_', '-')}", str(value)]
+            argv += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
         ray_was_up = ray.is_initialized()
         try:
             status = main(argv)
@@ -58,6 +60,26 @@ def test_missing_folder(refused, tmp_path):
 def test_empty_folder(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     assert str(tmp_path / "empty") in refused(data=tmp_path / "empty")
+
+
+def test_an_unknown_source_names_those_there_are(refused, videos):
+    said = refused(source="videomm")
+    assert "videomm" in said
+    assert "long-video-bench" in said
+
+
+def test_a_url_that_cannot_be_listed(refused):
+    assert "nosuch://bucket/set" in refused(data="nosuch://bucket/set")
+
+
+def test_annotations_mean_nothing_for_a_folder(refused, videos, tmp_path):
+    assert "--annotations" in refused(annotations=tmp_path / "rows.json")
+
+
+def test_a_table_of_questions_that_cannot_be_written(refused, videos, tmp_path):
+    (tmp_path / "videos" / "rows.json").write_text('[{"videoID": "a"}]')
+    (tmp_path / "report").write_text("a file")
+    assert "--report" in refused(source="video-mme", report=tmp_path / "report")
 
 
 def test_unknown_encoder_names_those_there_are(refused, videos):
@@ -219,3 +241,72 @@ def test_a_build_that_may_evict_keeps_what_it_built_last(tmp_path, local_ray, ca
 
 def test_a_soft_limit_above_the_limit(refused, videos):
     assert "soft limit" in refused(limit="1GiB", soft_limit="2GiB")
+
+
+LIMITS = {"limit": "300KiB", "nframe": 16}  # one video of 16 frames takes less, six take more
+
+
+def remembered_limit(root) -> int | None:
+    with FeatureStore(root) as store:
+        return store.limit_bytes
+
+
+@pytest.mark.parametrize("limits", [{"limit": "1KiB"}, LIMITS])
+@pytest.mark.parametrize("before", [None, 10**9])
+def test_a_refused_build_leaves_the_limit_as_it_was(refused, videos, tmp_path, limits, before):
+    for name in "bcdef":
+        write_video(videos / f"{name}.mp4")
+    if before is not None:
+        FeatureStore(tmp_path / "store", limit_bytes=before).close()
+    refused(**limits)
+    assert remembered_limit(tmp_path / "store") == before
+
+
+@pytest.fixture
+def stop_before_ray(monkeypatch):
+    """Refuses where Ray would start, for builds that pass every check before it."""
+
+    def run_build(*_: object, **__: object) -> None:
+        raise BuildRefused("every check is passed")
+
+    monkeypatch.setattr("jobs.build_command.run_build", run_build)
+
+
+def test_a_build_that_is_not_refused_for_its_size_has_its_limits_remembered(refused, videos, tmp_path, stop_before_ray):
+    assert "passed" in refused(**LIMITS, soft_limit="200KiB")
+    with FeatureStore(tmp_path / "store") as store:
+        assert (store.limit_bytes, store.soft_limit_bytes) == (300 << 10, 200 << 10)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A store with a feature of 256 KiB of another data set."""
+    import torch
+
+    with FeatureStore(tmp_path / "store") as store:
+        store.put(StepKey("other_episode", 0), torch.zeros(1, 1, 1 << 17, dtype=torch.float16))
+        yield store
+
+
+def test_what_is_pinned_of_other_data_sets_is_not_counted_as_room(refused, videos, other, stop_before_ray):
+    assert "passed" in refused(**LIMITS)
+    pinned = other.pin(["other_*"])
+    said = refused(**LIMITS)
+    assert "limit is 300 KiB, of which other features that are pinned or being read take 257 KiB" in said
+    assert "leave 42.5 KiB" in said
+    assert "pin --list" in said
+    assert "passed" in refused(limit="400KiB", nframe=16)
+    other.unpin(pinned.id)
+    with other.reading(keys=[StepKey("other_episode", 0)]):
+        assert "being read" in refused(**LIMITS)
+    assert "passed" in refused(**LIMITS)
+
+
+def test_a_build_that_may_evict_is_refused_only_if_pins_leave_no_room_for_one_feature(
+    refused, videos, other, stop_before_ray, capsys
+):
+    other.pin(["other_*"])
+    assert "passed" in refused(**LIMITS, allow_eviction=True)
+    said = refused(limit="260KiB", nframe=16, allow_eviction=True)
+    assert "one frame's feature takes" in said
+    assert "pinned" in said

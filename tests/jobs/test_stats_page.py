@@ -33,7 +33,7 @@ class Page(HTMLParser):
 
 
 def entry(age_s, size=10):
-    return EntryInfo("a_vlm0.pt", "a", size, NOW_S - age_s, NOW_S - age_s, None)
+    return EntryInfo("a_vlm0.pt", size, NOW_S - age_s, NOW_S - age_s, None)
 
 
 def paged(stats, entries=()):

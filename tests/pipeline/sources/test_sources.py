@@ -8,19 +8,27 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from jobs.sample_input import make_sample_input
 from pipeline.errors import SourceError
-from pipeline.sources import LeRobotV2, StepSample, VideoFolder, VideoMME, VLAEpisodes, open_source
+from pipeline.sources import (
+    BENCHMARKS,
+    STEP_SOURCES,
+    VIDEO_SOURCES,
+    Benchmark,
+    LeRobot,
+    StepSample,
+    VideoFolder,
+    VLAEpisodes,
+    open_source,
+)
+from tests.pipeline.sources.files import touch, write_rows
+from tests.pipeline.sources.test_lerobot import write_v2, write_v3
 
 
-def touch(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"not opened by any source")
+def video_mme(*arguments, **options) -> Benchmark:
+    return Benchmark(BENCHMARKS["video-mme"], *arguments, **options)
 
 
 @pytest.fixture(scope="session")
@@ -28,41 +36,21 @@ def sample_input(tmp_path_factory):
     return make_sample_input(tmp_path_factory.mktemp("sample"))
 
 
-def write_lerobot(root: Path, *, version: str = "v2.1", lengths: tuple[int, ...] = (5, 7)) -> Path:
-    (root / "meta").mkdir(parents=True)
-    info = {
-        "codebase_version": version,
-        "chunks_size": 1,
-        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-        "features": {"cam.front": {"dtype": "video"}, "cam.ghost": {"dtype": "video"}, "state": {"dtype": "float64"}},
-    }
-    (root / "meta" / "info.json").write_text(json.dumps(info))
-    episodes = [{"episode_index": index, "length": length} for index, length in enumerate(lengths)]
-    (root / "meta" / "episodes.jsonl").write_text("\n".join(json.dumps(episode) for episode in episodes))
-    tasks = [{"task_index": 0, "task": "lift"}, {"task_index": 1, "task": "place"}]
-    (root / "meta" / "tasks.jsonl").write_text("\n".join(json.dumps(task) for task in tasks))
-    for index, length in enumerate(lengths):
-        path = root / f"data/chunk-{index:03d}/episode_{index:06d}.parquet"
-        path.parent.mkdir(parents=True)
-        table = pyarrow.table({"task_index": [0] * (length - 1) + [1], "index": list(range(length))})
-        pyarrow.parquet.write_table(table, path)
-        touch(root / f"videos/chunk-{index:03d}/cam.front/episode_{index:06d}.mp4")
-    return root
-
-
 @pytest.fixture
 def sources(sample_input, tmp_path):
     (tmp_path / "mme.json").write_text(json.dumps([{"videoID": "city_h264"}, {"videoID": "forest_vp9"}]))
+    rows = [{"video": "city_h264.mp4", "prefix": ".", "bound": True, "start": n, "end": 3.5} for n in (0, 0.5, 0)]
     return {
+        "mvbench": Benchmark(BENCHMARKS["mvbench"], sample_input.videos, write_rows(tmp_path / "mv.tsv", rows)),
         "folder": VideoFolder(sample_input.videos),
-        "video-mme": VideoMME(sample_input.videos, tmp_path / "mme.json"),
+        "video-mme": video_mme(sample_input.videos, tmp_path / "mme.json"),
         "vla": VLAEpisodes(sample_input.episodes),
-        "lerobot": LeRobotV2(write_lerobot(tmp_path / "set"), vlm_reuse_count=2),
+        "lerobot": LeRobot(write_v2(tmp_path / "set"), vlm_reuse_count=2),
+        "lerobot v3": LeRobot(write_v3(tmp_path / "set3"), vlm_reuse_count=2),
     }
 
 
-@pytest.mark.parametrize("kind", ["folder", "video-mme", "vla", "lerobot"])
+@pytest.mark.parametrize("kind", ["folder", "video-mme", "mvbench", "vla", "lerobot", "lerobot v3"])
 def test_every_source_gives_equal_unique_picklable_samples_twice(sources, kind):
     source = sources[kind]
     samples = list(source)
@@ -76,7 +64,7 @@ def test_every_source_gives_equal_unique_picklable_samples_twice(sources, kind):
     assert next(iter(source)) == samples[0]
 
 
-@pytest.mark.parametrize("kind", ["folder", "video-mme", "vla", "lerobot"])
+@pytest.mark.parametrize("kind", VIDEO_SOURCES + STEP_SOURCES)
 def test_a_missing_folder_and_a_file_are_refused_by_name(kind, tmp_path):
     touch(tmp_path / "file")
     for place in (tmp_path / "nowhere", tmp_path / "file"):
@@ -111,22 +99,12 @@ class TestVideoFolder:
 
 
 class TestVideoMME:
-    def rows(self, path: Path, rows: list[dict]) -> Path:
-        if path.suffix == ".json":
-            path.write_text(json.dumps(rows))
-        elif path.suffix == ".parquet":
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-        else:
-            lines = ["\t".join(rows[0])] + ["\t".join(map(str, row.values())) for row in rows]
-            path.write_text("\n".join(lines))
-        return path
-
     @pytest.mark.parametrize("suffix", ["json", "parquet", "tsv"])
     def test_videos_are_unique_in_the_order_of_the_questions(self, tmp_path, suffix):
         touch(tmp_path / "video/Zz-1.mp4", tmp_path / "data/Aa_2.mkv")
         column = "video" if suffix == "tsv" else "videoID"
         rows = [{"video_id": f"{n:03d}", column: name} for n, name in enumerate(["Zz-1", "Zz-1", "Aa_2", "Zz-1"])]
-        source = VideoMME(tmp_path, self.rows(tmp_path / f"rows.{suffix}", rows))
+        source = video_mme(tmp_path, write_rows(tmp_path / f"rows.{suffix}", rows))
         assert [(s.dataset, s.video_id, s.relative_path) for s in source] == [
             ("Video-MME", "Zz-1", "video/Zz-1.mp4"),
             ("Video-MME", "Aa_2", "data/Aa_2.mkv"),
@@ -135,21 +113,21 @@ class TestVideoMME:
     def test_the_stated_path_comes_first_and_a_wrong_one_falls_through(self, tmp_path):
         touch(tmp_path / "video/x.mp4", tmp_path / "elsewhere/x.mp4", tmp_path / "video/y.mp4")
         rows = [{"video": "x", "video_path": "./elsewhere/x.mp4"}, {"video": "y", "video_path": "./gone/y.mp4"}]
-        source = VideoMME(tmp_path, self.rows(tmp_path / "rows.json", rows))
+        source = video_mme(tmp_path, write_rows(tmp_path / "rows.json", rows))
         assert [s.relative_path for s in source] == ["elsewhere/x.mp4", "video/y.mp4"]
 
     def test_a_missing_video_is_a_sample_with_a_problem(self, tmp_path):
-        (sample,) = VideoMME(tmp_path, self.rows(tmp_path / "rows.json", [{"videoID": "gone"}]))
+        (sample,) = video_mme(tmp_path, write_rows(tmp_path / "rows.json", [{"videoID": "gone"}]))
         assert "gone" in sample.problem
 
     def test_annotations_cannot_lead_out_of_the_data_folder(self, tmp_path):
         touch(tmp_path / "secret.mp4")
         (tmp_path / "data").mkdir()
         rows = [{"video": "x", "video_path": "../secret.mp4"}]
-        (sample,) = VideoMME(tmp_path / "data", self.rows(tmp_path / "rows.json", rows))
+        (sample,) = video_mme(tmp_path / "data", write_rows(tmp_path / "rows.json", rows))
         assert sample.problem is not None
         with pytest.raises(SourceError, match="no file name"):
-            VideoMME(tmp_path / "data", self.rows(tmp_path / "rows.json", [{"video": "../secret"}]))
+            video_mme(tmp_path / "data", write_rows(tmp_path / "rows.json", [{"video": "../secret"}]))
 
     @pytest.mark.parametrize(
         ("name", "content", "said"),
@@ -165,15 +143,15 @@ class TestVideoMME:
     def test_wrong_annotations_are_refused_in_words(self, tmp_path, name, content, said):
         (tmp_path / name).write_text(content)
         with pytest.raises(SourceError, match=said):
-            VideoMME(tmp_path, tmp_path / name)
+            video_mme(tmp_path, tmp_path / name)
 
     def test_the_only_annotation_file_is_found_and_two_are_not_guessed_between(self, tmp_path):
         (tmp_path / "videomme").mkdir()
-        self.rows(tmp_path / "videomme/test.parquet", [{"videoID": "x"}])
-        assert len(list(VideoMME(tmp_path))) == 1
-        self.rows(tmp_path / "other.json", [{"videoID": "x"}])
+        write_rows(tmp_path / "videomme/test.parquet", [{"videoID": "x"}])
+        assert len(list(video_mme(tmp_path))) == 1
+        write_rows(tmp_path / "other.json", [{"videoID": "x"}])
         with pytest.raises(SourceError, match="--annotations"):
-            VideoMME(tmp_path)
+            video_mme(tmp_path)
 
 
 class TestVLAEpisodes:
@@ -233,28 +211,3 @@ class TestVLAEpisodes:
         np.savez(episode / "robot_states.npz", robot_states=np.zeros((100, 12)))
         chosen = {s.vlm_idx: s.images[0].path.stem for s in VLAEpisodes(tmp_path, vlm_reuse_count=1)}
         assert (chosen[40], chosen[50], chosen[60]) == ("10.0", "10.0", "11.0")
-
-
-class TestLeRobot:
-    def test_steps_are_rows_and_each_has_its_own_task(self, tmp_path):
-        source = LeRobotV2(write_lerobot(tmp_path / "set"), dataset="pick", vlm_reuse_count=2)
-        samples = list(source)
-        assert [(s.dataset, s.vlm_idx) for s in samples[:3]] == [("pick_episode_000000", n) for n in (0, 2, 4)]
-        assert [s.instruction for s in samples[:3]] == ["lift", "lift", "place"]
-        assert samples[3].images[0].path.as_posix().endswith("videos/chunk-001/cam.front/episode_000001.mp4")
-        assert samples[1].images[0].frame_index == 2
-
-    def test_a_camera_without_files_is_left_out_and_said(self, tmp_path):
-        source = LeRobotV2(write_lerobot(tmp_path / "set"))
-        assert [image.view for image in next(iter(source)).images] == ["cam.front"]
-        assert [entry.path.name for entry in source.ignored()] == ["cam.ghost"]
-
-    def test_a_version_that_is_not_read_is_refused(self, tmp_path):
-        with pytest.raises(SourceError, match=r"v3\.0"):
-            LeRobotV2(write_lerobot(tmp_path / "set", version="v3.0"))
-
-    def test_a_missing_parquet_is_one_problem(self, tmp_path):
-        root = write_lerobot(tmp_path / "set")
-        (root / "data/chunk-000/episode_000000.parquet").unlink()
-        samples = list(LeRobotV2(root, vlm_reuse_count=7))
-        assert [bool(s.problem) for s in samples] == [True, False]

@@ -1,0 +1,57 @@
+"""LeRobot versions 2.0 and 2.1: each episode has a parquet file of its own, and one MP4 for each camera.
+
+Both keep `meta/episodes.jsonl` and `meta/tasks.jsonl`; they differ in statistics alone. Chunks hold `chunks_size`
+episodes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.errors import SourceError
+from pipeline.sources.data_folder import DataFolder
+from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, read_columns
+from pipeline.sources.samples import VideoFrame
+
+
+class LeRobotV2:
+    """See `LeRobotLayout`. Raises `SourceError` if a meta file is missing or damaged."""
+
+    def __init__(self, folder: DataFolder, info: LeRobotInfo) -> None:
+        self._folder, self._info = folder, info
+        self.tasks_file = str(folder.place("meta/tasks.jsonl"))
+        self.tasks = {
+            int(row["task_index"]): str(row["task"]) for row in self._lines("tasks.jsonl", "task_index", "task")
+        }
+        self.episodes = sorted(
+            self._lines("episodes.jsonl", "episode_index"), key=lambda episode: int(episode["episode_index"])
+        )
+
+    def _lines(self, name: str, *required: str) -> list[dict[str, Any]]:
+        try:
+            text = self._folder.read_bytes(f"meta/{name}").decode("utf-8")
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            for row in rows:
+                _ = [row[column] for column in required]
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise SourceError(f"{self._folder.place(f'meta/{name}')} cannot be read: {exc!r}") from exc
+        return rows
+
+    def _place(self, template: str, episode: Episode, **more: str) -> str:
+        index = int(episode["episode_index"])
+        return template.format(episode_chunk=index // self._info.chunks_size, episode_index=index, **more)
+
+    def _video(self, episode: Episode, view: str) -> str:
+        return self._place(self._info.video_path, episode, video_key=view)
+
+    def has_video(self, episode: Episode, view: str) -> bool:
+        return self._folder.has_file(self._video(episode, view))
+
+    def first_frame(self, episode: Episode, view: str) -> VideoFrame:
+        return VideoFrame(view, self._folder.place(self._video(episode, view)), 0)
+
+    def task_indices(self, episode: Episode) -> list[int]:
+        path = self._place(self._info.data_path, episode)
+        tasks: list[int] = read_columns(self._folder, path, ["task_index"])["task_index"].to_pylist()
+        return tasks

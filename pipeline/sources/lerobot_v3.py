@@ -1,0 +1,95 @@
+"""LeRobot version 3.0: many episodes share a parquet file and, for each camera, an MP4 file.
+
+`meta/episodes/*/*.parquet` says for each episode which files hold it, and from when to when in each video. The
+first frame is `from_timestamp` times the data set's `fps`, rounded, as LeRobot's own tools compute it; rows count
+on from there. `meta/tasks.parquet` has `task_index` and, as pandas' index, the instruction.
+"""
+
+from __future__ import annotations
+
+from pipeline.errors import MediaError, SourceError
+from pipeline.sources.data_folder import DataFolder
+from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, read_columns
+from pipeline.sources.samples import VideoFrame
+
+_EPISODE_COLUMNS = ("episode_index", "length", "data/chunk_index", "data/file_index")
+_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+
+
+class LeRobotV3:
+    """See `LeRobotLayout`. Raises `SourceError` if a meta file is missing or damaged."""
+
+    def __init__(self, folder: DataFolder, info: LeRobotInfo) -> None:
+        self._folder, self._info = folder, info
+        self.tasks_file = str(folder.place("meta/tasks.parquet"))
+        try:
+            self.tasks = self._read_tasks()
+            self.episodes = self._read_episodes()
+        except (MediaError, KeyError, TypeError, ValueError) as exc:
+            raise SourceError(f"{folder.root}: {exc}") from exc
+        # The rows of the data file that was read last: neighbours share one.
+        self._rows_of: tuple[str, dict[int, list[int]]] = ("", {})
+
+    def _read_tasks(self) -> dict[int, str]:
+        table = read_columns(self._folder, "meta/tasks.parquet")
+        # pandas names the index as its owner did, or not at all.
+        name = "task" if "task" in table.column_names else "__index_level_0__"
+        pairs = zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True)
+        return {int(index): str(task) for index, task in pairs}
+
+    def _read_episodes(self) -> list[Episode]:
+        cameras = [f"videos/{view}/{column}" for view in self._info.features_of("video") for column in _VIDEO_COLUMNS]
+        episodes = []
+        for path in self._folder.glob("meta/episodes/*/*.parquet"):
+            # Statistics fill many more columns.
+            table = read_columns(self._folder, path, [*_EPISODE_COLUMNS, *cameras])
+            missing = sorted(set(_EPISODE_COLUMNS) - set(table.column_names))
+            if missing:
+                raise MediaError(f"{self._folder.place(path)} has no column {', '.join(missing)}")
+            episodes += table.to_pylist()
+        return sorted(episodes, key=lambda episode: int(episode["episode_index"]))
+
+    def _video(self, episode: Episode, view: str) -> str | None:
+        chunk, file = (episode.get(f"videos/{view}/{column}") for column in ("chunk_index", "file_index"))
+        if chunk is None or file is None:
+            return None
+        return self._info.video_path.format(video_key=view, chunk_index=int(chunk), file_index=int(file))
+
+    def has_video(self, episode: Episode, view: str) -> bool:
+        path = self._video(episode, view)
+        return path is not None and self._folder.has_file(path)
+
+    def first_frame(self, episode: Episode, view: str) -> VideoFrame:
+        path = self._video(episode, view)
+        start_s, end_s = (episode.get(f"videos/{view}/{column}") for column in ("from_timestamp", "to_timestamp"))
+        if path is None or start_s is None or end_s is None:
+            raise MediaError(f"episode {episode['episode_index']} has no video of {view}")
+        frames = round((end_s - start_s) * self._info.fps)
+        if frames < episode["length"]:
+            raise MediaError(
+                f"episode {episode['episode_index']} has {episode['length']} rows, and {frames} frames of {view}: "
+                f"{path} from {start_s} to {end_s} s at {self._info.fps} frames a second"
+            )
+        return VideoFrame(view, self._folder.place(path), round(start_s * self._info.fps))
+
+    def task_indices(self, episode: Episode) -> list[int]:
+        path = self._info.data_path.format(
+            chunk_index=int(episode["data/chunk_index"]), file_index=int(episode["data/file_index"])
+        )
+        if self._rows_of[0] != path:
+            self._rows_of = (path, self._read_rows(path))
+        index = int(episode["episode_index"])
+        tasks = self._rows_of[1].get(index, [])
+        if len(tasks) != episode["length"]:
+            raise MediaError(
+                f"episode {index} has {episode['length']} rows by the meta files, and {len(tasks)} in "
+                f"{self._folder.place(path)}"
+            )
+        return tasks
+
+    def _read_rows(self, path: str) -> dict[int, list[int]]:
+        table = read_columns(self._folder, path, ["episode_index", "task_index"])
+        rows: dict[int, list[int]] = {}
+        for episode, task in zip(table["episode_index"].to_pylist(), table["task_index"].to_pylist(), strict=True):
+            rows.setdefault(int(episode), []).append(int(task))
+        return rows

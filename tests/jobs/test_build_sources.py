@@ -1,0 +1,55 @@
+"""A benchmark in an archive behind a URL goes through Ray: each clip once, a missing video named, a row a question."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pyarrow.parquet
+import pytest
+
+from cache_store import FeatureStore
+from jobs.__main__ import main
+from jobs.arguments import make_parser
+from tests.media import write_video
+from tests.pipeline.sources.files import write_rows
+
+ENCODER = ("--encoder", "longva", "--model", "small", "--nframe", "4")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_clips_of_a_benchmark_behind_a_url(tmp_path, capsys):
+    video = write_video(tmp_path / "whole.mp4", frames=24)  # at 8 frames a second
+    rows = [
+        {"video": "whole.mp4", "start": 0.0, "end": 1.0},
+        {"video": "whole.mp4", "start": 1.5, "end": 2.5},
+        {"video": "whole.mp4", "start": 0.0, "end": 1.0},
+        {"video": "gone.mp4", "start": 0.0, "end": 1.0},
+    ]
+    annotations = write_rows(tmp_path / "action_sequence.json", [{**row, "question": "What?"} for row in rows])
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.write(video, "video/star/Charades_v1_480/whole.mp4")
+        archive.write(annotations, "json/action_sequence.json")
+    where = ["--data", f"zip://::file://{tmp_path / 'set.zip'}", "--store", str(tmp_path / "store")]
+    report_folder = tmp_path / "report"
+    arguments = ["build", "--source", "MVBench", *where, *ENCODER, "--report", str(report_folder), "--json"]
+    assert main(arguments) == 1
+    report = json.loads(capsys.readouterr().out)
+    (failure,) = report["failed"]
+    folder = "video/star/Charades_v1_480/"
+    assert (report["done"], failure["key"], failure["stage"]) == (2, f"{folder}gone@0-1", "source")
+    with FeatureStore(tmp_path / "store") as store:
+        assert {key.dataset for key in store.keys()} == {"MVBench"}
+        assert sorted(key.video_id for key in store.keys()) == [f"{folder}whole@0-1", f"{folder}whole@1.5-2.5"]
+        assert store.verify().problems == []
+    questions = pyarrow.parquet.read_table(report_folder / "questions.parquet").to_pylist()
+    assert [row["video_id"] for row in questions] == [
+        f"{folder}{clip}" for clip in ("whole@0-1", "whole@1.5-2.5", "whole@0-1", "gone@0-1")
+    ]
+    assert [row["problem"] for row in questions] == [None, None, None, failure["reason"]]
+
+
+@pytest.mark.parametrize("spelled", ["long-video-bench", "longvideobench", "LongVideoBench", "long_video_bench"])
+def test_a_benchmark_may_be_spelled_as_its_harness_does(spelled):
+    arguments = ["build", "--source", spelled, "--data", "x", "--encoder", "longva", "--model", "small", "--store", "s"]
+    assert make_parser().parse_args(arguments).source == "long-video-bench"
