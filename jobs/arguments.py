@@ -130,8 +130,8 @@ def _add_build(commands: Commands) -> None:
         "--report",
         type=Path,
         metavar="DIR",
-        help="write build.json, failed.jsonl, report.json and a benchmark's questions.parquet there, instead of all but the "
-        "last into ROOT/.vlm-cache/runs/",
+        help="write build.json, failed.jsonl and report.json there, instead of into ROOT/.vlm-cache/runs/, and a "
+        "benchmark's questions.parquet",
     )
 
     cluster = parser.add_argument_group("Ray")
@@ -152,14 +152,10 @@ def _add_build(commands: Commands) -> None:
         metavar="SIZE",
         help="--data URL: what a decoder keeps of it in the temporary folder at most",
     )
-    stages = (
-        ("decode", "unit", "10m", ", fetching included"),
-        ("encode", "encode", "30m", ""),
-        ("write", "write", "10m", ""),
-    )
-    for stage, name, default, more in stages:
+    stages = (("decode, fetching included,", "unit", "10m"), ("encode", "encode", "30m"), ("write", "write", "10m"))
+    for stage, name, default in stages:
         cluster.add_argument(
-            f"--{name}-timeout", type=parse_age, default=default, metavar="AGE", help=f"longest {stage} of a unit{more}"
+            f"--{name}-timeout", type=parse_age, default=default, metavar="AGE", help=f"longest {stage} of a unit"
         )
 
 
