@@ -63,10 +63,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
         )
         if only is not None:
             check_recipes(only, source, task)
-        plan = plan_build(source, task, store, overwrite=args.overwrite)
-        if store.limit_bytes is not None:
-            _check_room(args, plan, store, store.limit_bytes)
-        _set_limits(args, store, remember=True)  # a refused build leaves the store as it was
+        plan = _checked_plan(args, source, task, store)
         if only is None:
             store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
@@ -92,6 +89,14 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
     else:
         print_report(report, folder.folder)
     return report.exit_status
+
+
+def _checked_plan(args: argparse.Namespace, source: Source, task: BuildTask, store: FeatureStore) -> Plan:
+    plan = plan_build(source, task, store, overwrite=args.overwrite)
+    if store.limit_bytes is not None:
+        _check_room(args, plan, store, store.limit_bytes)
+    _set_limits(args, store, remember=True)  # a refused build leaves the store as it was
+    return plan
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

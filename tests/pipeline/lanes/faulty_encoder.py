@@ -105,7 +105,7 @@ class FaultyEncoder:
         if fault == ENCODER_TELLS_ITS_GPU:
             (self._marks / f"gpu {os.environ['CUDA_VISIBLE_DEVICES']}").touch()
             # Wait for the other lane, or the first one to come up would do all the work.
-            while len(list(self._marks.iterdir())) < 2:
+            while len(list(self._marks.glob("gpu *"))) < 2:
                 time.sleep(0.01)
         if fault == ENCODER_RAISES:
             raise ValueError("this image asked the encoder to raise")

@@ -153,15 +153,15 @@ def test_the_pixels_that_are_lost_with_the_decoders_node_are_decoded_again(tmp_p
 
 @pytest.mark.usefixtures("local_ray")
 def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_path):
-    first = start(ON_ITS_OWN, tmp_path, "first", 240, "first", "second")
-    second = start(ON_ITS_OWN, tmp_path, "second", 240, "first", "second")
+    first = start(ON_ITS_OWN, tmp_path, "first", 160, "first", "second")
+    second = start(ON_ITS_OWN, tmp_path, "second", 160, "first", "second")
     one, two = report_of(first), report_of(second)
     for report in (one, two):
-        assert (report["done"] + report["skipped"], report["failed"], report["not_started"]) == (240, [], 0)
-    assert one["done"] + two["done"] == len(forwards(tmp_path)) <= 240 + 16
+        assert (report["done"] + report["skipped"], report["failed"], report["not_started"]) == (160, [], 0)
+    assert one["done"] + two["done"] == len(forwards(tmp_path)) <= 160 + 16
     assert min(one["done"], two["done"]) > 0
     assert list((tmp_path / "store" / CLAIMS).iterdir()) == []
-    assert digests(tmp_path) == undisturbed(tmp_path, 240)
+    assert digests(tmp_path) == undisturbed(tmp_path, 160)
 
 
 def test_a_build_takes_over_what_a_killed_one_had_claimed(tmp_path):
