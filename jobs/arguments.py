@@ -97,6 +97,11 @@ def _add_build(commands: Commands) -> None:
         help="source, longva, lmms-eval-pyav, vlmevalkit or fps:<rate>",
     )
     how.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="videos: a damaged one gives the frames that it still holds, and its feature says so; else it fails",
+    )
+    how.add_argument(
         "--dtype",
         choices=("float16", "bfloat16", "float32"),
         help="of the tower; longva: float16, others: the checkpoint's own",

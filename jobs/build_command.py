@@ -31,7 +31,7 @@ from pipeline.sources import (
     data_set_name,
     open_source,
 )
-from pipeline.vision import SamplingRule
+from pipeline.vision import PartialFrames, SamplingRule
 from pipeline.work_plan import BuildTask, Plan, plan_build
 
 VIDEO_ENCODERS = ("longva", "huggingface")
@@ -58,13 +58,13 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             _check_one_feature(args, spec, store.limit_bytes)
         if args.dataset is not None:
             store.path_of(StepKey(args.dataset, 0))  # refuses a name that cannot be part of a file's
-        task = BuildTask(spec, str(store.root), run_id, args.nframe, sampling, fetch_limit_bytes=args.fetch_limit)
+        partial_frames: PartialFrames = "allow" if args.allow_partial else "refuse"
+        task = BuildTask(
+            spec, str(store.root), run_id, args.nframe, sampling, partial_frames, fetch_limit_bytes=args.fetch_limit
+        )
         if only is not None:
             check_recipes(only, source, task)
-        plan = plan_build(source, task, store, overwrite=args.overwrite)
-        if store.limit_bytes is not None:
-            _check_room(args, plan, store, store.limit_bytes)
-        _set_limits(args, store, remember=True)  # a refused build leaves the store as it was
+        plan = _checked_plan(args, source, task, store)
         if only is None:
             store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
@@ -94,6 +94,14 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
     return report.exit_status
 
 
+def _checked_plan(args: argparse.Namespace, source: Source, task: BuildTask, store: FeatureStore) -> Plan:
+    plan = plan_build(source, task, store, overwrite=args.overwrite)
+    if store.limit_bytes is not None:
+        _check_room(args, plan, store, store.limit_bytes)
+    _set_limits(args, store, remember=True)  # a refused build leaves the store as it was
+    return plan
+
+
 def _check_arguments(args: argparse.Namespace) -> None:
     """Refuse pairs that cannot work and options that the chosen source would silently ignore."""
     is_video = args.source in VIDEO_SOURCES
@@ -104,6 +112,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--annotations": args.annotations is not None and args.source not in BENCHMARKS,
         "--dataset": args.dataset is not None and args.source == "vla",
         "--instruction": args.instruction is not None and is_video,
+        "--allow-partial": args.allow_partial and not is_video,
         "--views": args.views is not None and is_video,
         "--frames-per-forward": args.frames_per_forward is not None and not is_video,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -36,6 +35,7 @@ def _asked_then(run: FailedRun, args: argparse.Namespace) -> argparse.Namespace:
     except (KeyError, TypeError) as exc:
         raise BuildRefused(f"{args.run} was not written by a build of this version: {exc}") from exc
     asked |= {"command": "build", "json": args.json, "report": args.report}
-    if args.address is not None or not asked.get("address"):
-        asked["address"] = args.address or os.environ.get("RAY_ADDRESS")
+    asked |= {"limit": None, "soft_limit": None}  # the store keeps its own, perhaps changed since
+    if args.address is not None:
+        asked["address"] = args.address
     return argparse.Namespace(**asked)

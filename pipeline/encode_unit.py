@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from typing import Any, cast
@@ -21,6 +21,7 @@ from pipeline.encoders.base import ImagePreprocess, Json, StepInput, VideoPrepro
 from pipeline.failures import UnitFailure, failure_of
 from pipeline.sources import ImageFile, StepSample, VideoSample, localise
 from pipeline.version import VERSION
+from pipeline.vision.cuts import Cut
 from pipeline.vision.decoding import decode_frame, decode_video
 from pipeline.vision.images import read_image
 from pipeline.work_plan import BuildTask, Unit
@@ -105,14 +106,17 @@ def _decode_video(sample: VideoSample, task: BuildTask) -> tuple[np.ndarray, dic
             sampling=task.sampling,
             nframe=task.nframe,
             preprocess=cast(VideoPreprocess, task.spec.preprocess),
-            start_s=sample.start_s,
-            end_s=sample.end_s,
+            cut=Cut(sample.start_s, sample.end_s),
+            fps=sample.fps,
+            partial_frames=task.partial_frames,
         )
-    provenance = {
+    provenance: dict[str, Json] = {
         "decoder": video.decoder,
         "frame_indices": list(video.frame_indices),
         "num_frames": video.num_frames,
     }
+    if video.partial is not None:
+        provenance["partial"] = asdict(video.partial)
     return video.pixels, provenance
 
 

@@ -10,20 +10,26 @@ import hashlib
 from collections.abc import Sequence
 
 from pipeline.encoders.base import Json, StepEncoderSpec, VideoEncoderSpec
+from pipeline.vision import PartialFrames
 
 RECIPE_VERSION = 1
 
-# Which decoder reads which file changes pixels, so `pipeline.vision.decoding`'s choice is part of what was asked for.
+# Whose pixels a file gives, so part of what was asked for. Which library computes them is provenance: where PyAV gives
+# decord's bits, `pipeline.vision.open_video` asks it first.
 DECODER_POLICY = "decord where its seeks are exact, else PyAV"
 
 
-def video_recipe(spec: VideoEncoderSpec, *, nframe: int, sampling: str) -> dict[str, Json]:
-    """Return the recipe of every video of one build: the model's own part, the sampling rule and the decoder."""
-    return {
-        "version": RECIPE_VERSION,
-        "encoder": dict(spec.recipe()),
-        "frames": {"sampling": sampling, "nframe": nframe, "decoder": DECODER_POLICY},
-    }
+def video_recipe(
+    spec: VideoEncoderSpec, *, nframe: int, sampling: str, partial_frames: PartialFrames = "refuse"
+) -> dict[str, Json]:
+    """Return the recipe of every video of one build: the model's own part, the sampling rule and the decoder.
+
+    A build that allows partial frames has another recipe, so nobody who asks for whole videos gets a part of one.
+    """
+    frames: dict[str, Json] = {"sampling": sampling, "nframe": nframe, "decoder": DECODER_POLICY}
+    if partial_frames == "allow":
+        frames["partial_frames"] = "allow"
+    return {"version": RECIPE_VERSION, "encoder": dict(spec.recipe()), "frames": frames}
 
 
 def step_recipe(spec: StepEncoderSpec, *, instruction: str, views: Sequence[str], from_video: bool) -> dict[str, Json]:

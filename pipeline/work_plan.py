@@ -16,7 +16,7 @@ from pipeline.encoders.base import EncoderSpec, Json, StepEncoderSpec, VideoEnco
 from pipeline.errors import BuildRefused
 from pipeline.recipe import step_recipe, video_recipe
 from pipeline.sources import FETCH_LIMIT_BYTES, Sample, Source, StepSample, VideoFrame, VideoSample
-from pipeline.vision import SamplingRule
+from pipeline.vision import PartialFrames, SamplingRule
 
 SHARD_UNITS = 64
 _PROTECT_AT_ONCE = 4096  # names in one line of a journal
@@ -31,6 +31,7 @@ class BuildTask:
     run_id: str | None  # None: what the build writes may be evicted while it runs
     nframe: int = 128
     sampling: SamplingRule = field(default_factory=lambda: SamplingRule.parse("source"))
+    partial_frames: PartialFrames = "refuse"  # "allow": a damaged video gives the frames that it still holds
     fetch_limit_bytes: int = FETCH_LIMIT_BYTES  # of media behind URLs, in each decoder process; changes no number
     # Building a recipe for each of a million steps of a few instructions would cost more than asking the store.
     _recipes: dict[tuple[object, ...], dict[str, Json]] = field(default_factory=dict, compare=False, repr=False)
@@ -54,12 +55,15 @@ class BuildTask:
 
     def shared_recipe(self) -> dict[str, Json]:
         """Return what the recipes of all samples have in common."""
-        return {"encoder": dict(self.spec.recipe()), "nframe": self.nframe, "sampling": self.sampling.name}
+        asked: dict[str, Json] = {"nframe": self.nframe, "sampling": self.sampling.name}
+        return {"encoder": dict(self.spec.recipe()), "partial_frames": self.partial_frames, **asked}
 
     def _new_recipe(self, sample: Sample, *asked: Any) -> dict[str, Json]:
         if isinstance(sample, VideoSample):
             spec = cast(VideoEncoderSpec, self.spec)
-            return video_recipe(spec, nframe=self.nframe, sampling=self.sampling.name)
+            return video_recipe(
+                spec, nframe=self.nframe, sampling=self.sampling.name, partial_frames=self.partial_frames
+            )
         instruction, views, from_video = asked
         spec_of_steps = cast(StepEncoderSpec, self.spec)
         return step_recipe(spec_of_steps, instruction=instruction, views=views, from_video=from_video)

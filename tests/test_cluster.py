@@ -1,24 +1,23 @@
-"""A real cluster, a real `ray job submit`, with Ray's token authentication on; and the example cluster file."""
+"""A real cluster and a real `ray job submit`, as docs/clusters.md has it, with Ray's token authentication on."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from importlib import resources
 from pathlib import Path
 
 import pytest
-import yaml
 
+from tests.documents import REPOSITORY, blocks, commands
 from tests.media import write_video
 
-REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 
@@ -35,7 +34,7 @@ def cluster(tmp_path_factory):
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": f"{BIN}:{environment['PATH']}"}
     port, dashboard, agent = _free_port(), _free_port(), _free_port()
     head = subprocess.Popen(
         [
@@ -65,32 +64,27 @@ def cluster(tmp_path_factory):
 def test_a_build_submitted_as_a_ray_job(cluster, tmp_path):
     environment, dashboard, _ = cluster
     for number in range(3):
-        write_video(tmp_path / "videos" / f"clip_{number}.mp4", seed=number)
-    arguments = ["--source", "folder", "--data", str(tmp_path / "videos"), "--encoder", "longva", "--model", "small"]
+        write_video(tmp_path / "data" / "videos" / f"clip_{number}.mp4", seed=number)
     # The repository itself is the working directory: Ray leaves out what .gitignore names, such as .venv.
-    submit = [
-        *[
-            str(BIN / "ray"),
-            "job",
-            "submit",
-            "--address",
-            dashboard,
-            "--working-dir",
-            str(REPOSITORY),
-        ],
-        *["--", sys.executable, "-m", "jobs", "build", *arguments, "--nframe", "4", "--store", str(tmp_path / "store")],
-    ]
-    refused = subprocess.run(
-        submit, env={**environment, "RAY_AUTH_TOKEN_PATH": _other_token(tmp_path)}, capture_output=True, text=True
-    )
-    assert refused.returncode != 0, "a wrong token was let in"
-    assert not (tmp_path / "store").exists()
+    page = REPOSITORY / "docs" / "clusters.md"
+    (submit,) = [command for block in blocks(page, "sh") for command in commands(block) if "ray job submit" in command]
+    submit = re.sub(r" /(cache|data)/", rf" {tmp_path}/\1/", submit).replace("http://HEAD:8265", dashboard)
 
-    done = _submit([*submit, "--json"], environment)
+    for change, answer in (
+        ({"RAY_AUTH_TOKEN_PATH": _other_token(tmp_path)}, "Invalid authentication token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "Missing authentication token"),
+    ):
+        refused = _run(submit, environment | change)
+        assert refused.returncode != 0, "somebody without the token was let in"
+        assert answer in refused.stdout + refused.stderr
+        assert answer in page.read_text()
+    assert not (tmp_path / "cache").exists()
+
+    done = _submit(submit, environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"done"')]
-    assert [(report["done"], report["failed"]) for report in reports] == [(3, [])]
-    assert len(list((tmp_path / "store" / "videos").glob("*.pt"))) == 3
+    report = json.loads((tmp_path / "cache" / "runs" / "videos" / "report.json").read_text())
+    assert (report["done"], report["failed"]) == (3, [])
+    assert len(list((tmp_path / "cache" / "videos" / "videos").glob("*.pt"))) == 3
 
 
 def test_a_build_that_joins_the_cluster_by_address(cluster, tmp_path):
@@ -111,10 +105,14 @@ def test_a_build_that_joins_the_cluster_by_address(cluster, tmp_path):
     assert json.loads(done.stdout)["done"] == 1
 
 
-def _submit(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _run(command: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, shell=True, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def _submit(command: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Submit as soon as the head takes jobs: its agent comes up some seconds after the head says that it started."""
     for _ in range(60):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = _run(command, environment)
         if "No available agent to submit job" not in done.stdout + done.stderr:
             break
         time.sleep(1)
@@ -125,14 +123,3 @@ def _other_token(tmp_path: Path) -> str:
     path = tmp_path / "other_token"
     path.write_text(secrets.token_hex(32))
     return str(path)
-
-
-def test_the_cluster_file_fits_rays_schema():
-    import jsonschema
-
-    cluster_file = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
-    schema = json.loads(resources.files("ray.autoscaler").joinpath("ray-schema.json").read_text())
-    jsonschema.validate(cluster_file, schema)
-    kinds = [node["resources"] for node in cluster_file["available_node_types"].values()]
-    assert any("GPU" in kind for kind in kinds)
-    assert any("GPU" not in kind and kind["CPU"] > 0 for kind in kinds)

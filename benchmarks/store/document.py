@@ -13,45 +13,54 @@ from benchmarks.store.report import Row, from_json, grid
 PAGE = "benchmarks.md"
 FIGURES = "benchmarks-store.json"
 PICTURE = "benchmarks-store.svg"
-BEGIN = "<!-- measured by `make bench-store`: begin -->"
-END = "<!-- measured by `make bench-store`: end -->"
+
+
+def marks(target: str) -> tuple[str, str]:
+    """The two lines of the page between which the figures of a make target stand."""
+    return f"<!-- measured by `make {target}`: begin -->", f"<!-- measured by `make {target}`: end -->"
+
+
+BEGIN, END = marks("bench-store")
 
 
 def record(fields: Mapping[str, Any], docs: Path) -> None:
-    """Write the figures of a run into `docs`; what stands outside the two marks of the page stays.
+    """Write the store's figures and their picture into `docs`; what stands outside the two marks of the page stays.
 
     Raises:
         ValueError: the page has not both marks, in their order.
     """
     page = docs / PAGE
-    text = replaced(page.read_text(), section(fields))
+    text = replaced(page.read_text(), section(fields, picture=PICTURE))
     draw(from_json(fields), docs / PICTURE)
     (docs / FIGURES).write_text(json.dumps(fields, indent=1) + "\n")
     page.write_text(text)
 
 
-def replaced(page: str, measured: str) -> str:
-    """The page with everything between its two marks replaced.
+def replaced(page: str, measured: str, *, target: str = "bench-store") -> str:
+    """The page with everything between the two marks of a make target replaced.
 
     Raises:
         ValueError: the page has not both marks, in their order.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks(target)
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{PAGE} needs the lines {BEGIN!r} and {END!r}, in this order")
-    return f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}"
+        raise ValueError(f"{PAGE} needs the lines {first!r} and {last!r}, in this order")
+    return f"{before}{first}\n\n{measured}\n\n{last}{after}"
 
 
-def section(fields: Mapping[str, Any]) -> str:
-    """Machine, picture and one table per row, in Markdown."""
+def section(fields: Mapping[str, Any], *, picture: str | None = None) -> str:
+    """Machine, picture (a file beside the page) and one table per row, in Markdown."""
     machine = "; ".join(f"{name} {fact}" for name, fact in fields["machine"].items() if name != "date")
     rows = from_json(fields)
     head = f"Measured {fields['machine'].get('date', '')} on: {machine}."
     if fields["options"].get("quick"):
         head += " **With `--quick`: these figures only show that the script runs.**"
-    picture = f"![Ratios of each row on a logarithmic axis; red marks are targets]({PICTURE})"
-    return "\n\n".join([head, picture, *(_table(row) for row in rows)])
+    parts = [head]
+    if picture is not None:
+        parts.append(f"![Ratios of each row on a logarithmic axis; red marks are targets]({picture})")
+    return "\n\n".join([*parts, *(_table(row) for row in rows)])
 
 
 def _table(row: Row) -> str:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ _PROBES = 200
 _PACKAGES = ("torch", "numpy", "safetensors", "mosaicml-streaming", "diskcache", "webdataset")
 
 
-def described(folder: Path) -> dict[str, str]:
+def described(folder: Path, packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Date, processor, cores, memory, kernel, file system of `folder`, versions of what was compared."""
     facts = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -29,7 +30,7 @@ def described(folder: Path) -> dict[str, str]:
         "python": platform.python_version(),
         "commit": _commit(),
     }
-    return {**facts, **{package: _version(package) for package in _PACKAGES}}
+    return {**facts, **{package: _version(package) for package in packages}}
 
 
 def _processor() -> str:

@@ -27,6 +27,7 @@ ENCODER_DEPTH = 3
 ENCODER_DEPTH_SMALL = 32
 # One call runs, one waits, so that a decoder never idles for the driver's round trip.
 DECODER_DEPTH = 2
+DECODER_DEPTH_SMALL = 8  # of units that take less time to decode than a call takes to come back
 MOST_DECODERS = 16  # of one lane, unless more are asked for
 CONNECT_S = 10.0
 

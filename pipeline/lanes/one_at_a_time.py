@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -38,7 +39,11 @@ class OneAtATime:
             return call()
 
         future: Future[T] = self._pool.submit(timed)
-        while not wait([future], timeout=self._limit_s / _LOOKS_PER_LIMIT).done:
-            if started and time.monotonic() - started[0] > self._limit_s:
-                raise Hung(self._limit_s)
+        while not future.done():
+            try:
+                return future.result(timeout=self._limit_s / _LOOKS_PER_LIMIT)
+            except FutureTimeout:
+                # The call may have raised the same; then the future is done, and tells it again below.
+                if started and time.monotonic() - started[0] > self._limit_s and not future.done():
+                    raise Hung(self._limit_s) from None
         return future.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray.exceptions import (
+    ActorUnavailableError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -45,7 +46,7 @@ class Recovery:
             work.enter_next_stage()
             lane.queue.appendleft(work)
             return
-        is_preempted = is_gone(worker.node_id)
+        is_preempted = is_restarting(exc) or is_gone(worker.node_id)
         self.note_death(lane, worker, exc, is_preempted=is_preempted)
         if worker.blame(work, is_preempted=is_preempted):
             reason = f"the process died each time it worked on this alone ({last_line(exc)})"
@@ -99,6 +100,11 @@ class Recovery:
             self._outcomes.watch.lost(lane, worker, reason)
             worker.died()
             self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, ErrorClass.HANG))
+
+
+def is_restarting(exc: Exception) -> bool:
+    """Whether a call never reached its process, because Ray is still bringing that back."""
+    return isinstance(exc, ActorUnavailableError) and "The actor is restarting" in str(exc)
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

@@ -16,6 +16,7 @@ from pipeline.failures import UnitFailure
 from pipeline.lanes.claims import Claims
 from pipeline.lanes.cluster import (
     DECODER_DEPTH,
+    DECODER_DEPTH_SMALL,
     ENCODER_DEPTH,
     ENCODER_DEPTH_SMALL,
     LaneShape,
@@ -27,7 +28,7 @@ from pipeline.lanes.lane import Lane
 from pipeline.lanes.limits import TimeLimits
 from pipeline.lanes.outcomes import BuildStopped, Outcomes
 from pipeline.lanes.processes import DecodeOutcome, ProcessInfo
-from pipeline.lanes.recovery import PROCESS_LOST, Recovery, last_line
+from pipeline.lanes.recovery import PROCESS_LOST, Recovery, is_restarting, last_line
 from pipeline.lanes.report import BuildReport, Progress
 from pipeline.lanes.watch import Watch
 from pipeline.lanes.worker import State, Work, Worker
@@ -35,6 +36,7 @@ from pipeline.work_plan import Plan
 
 TICK_S = 0.5
 CLOSE_S = 10.0
+ROUND_TRIP_S = 0.01  # of a call between the driver and a busy node
 
 
 class Scheduler:
@@ -102,7 +104,7 @@ class Scheduler:
             near_node = lane.encoder.node_id
             recheck = not self._plan.overwrite
             actor = start_decoder(self._task, self._shape, near_node=near_node, recheck=recheck)
-            lane.decoders.append(Worker(actor, "decode", DECODER_DEPTH))
+            lane.decoders.append(Worker(actor, "decode", DECODER_DEPTH, DECODER_DEPTH_SMALL))
             self._ask_ready(lane, lane.decoders[-1])
         if added > 0:
             self._watch.decoders_added(lane, added)
@@ -219,7 +221,10 @@ class Scheduler:
         try:
             info: ProcessInfo = ray.get(call)
         except PROCESS_LOST as exc:
-            self._recovery.note_death(lane, worker, exc)
+            if is_restarting(exc):
+                worker.not_yet()
+            else:
+                self._recovery.note_death(lane, worker, exc)
             return
         except RayTaskError as exc:
             if isinstance(exc.cause, EncoderError):
@@ -244,6 +249,7 @@ class Scheduler:
         else:
             self._outcomes.report.stage_seconds.decode += outcome.decode_s
             self._feeding.note_decoded(outcome.nbytes)
+            worker.note_speed(outcome.decode_s, ROUND_TRIP_S)
             self._watch.decoded(lane, work, outcome.decode_s)
             work.hold(lane.bytes_in_flight, outcome.nbytes)
             work.enter_next_stage()

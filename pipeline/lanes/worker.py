@@ -6,7 +6,6 @@ suspect and is called again alone; who dies alone, again, is the culprit, and it
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -88,7 +87,7 @@ class Worker:
     actor: Any
     kind: Literal["decode", "encode"]
     depth: int  # calls in flight at most
-    most_depth: int = 0  # the same while they are few bytes and wait for the disk
+    most_depth: int = 0  # the same while they are few bytes, and wait for something else than their turn
     state: State = State.DRAINING
     node_id: str = ""
     host: str = ""
@@ -97,7 +96,7 @@ class Worker:
     ping: Any = None  # ObjectRef of the pending ready()
     restarts: int = 0
     deaths_without_result: int = 0
-    _waiting_for_disk: int = 0  # units that come from the device while one is being published
+    _waiting: int = 0  # units that can be worked on while one waits
     _head_since: float = 0.0  # when the oldest call became the oldest, on the monotonic clock
     _ask_after: float = 0.0  # on the monotonic clock
 
@@ -137,14 +136,14 @@ class Worker:
     def _is_full(self) -> bool:
         if len(self.in_flight) < self.depth:
             return False
-        # More than wait for the disk would only wait for the device, where no idle lane could take them.
-        if len(self.in_flight) >= min(self.most_depth, self.depth + self._waiting_for_disk):
+        # Any more would only wait for their turn here, where no idle lane could take them.
+        if len(self.in_flight) >= min(self.most_depth, self.depth + self._waiting):
             return True
         return sum(work.nbytes for work in self.in_flight.values()) >= SMALL_TOGETHER_BYTES
 
-    def note_speed(self, encode_s: float, write_s: float) -> None:
-        """Note how long a unit was on the device and how long it then waited until it was published."""
-        self._waiting_for_disk = math.ceil(write_s / max(encode_s, 1e-4))
+    def note_speed(self, work_s: float, wait_s: float) -> None:
+        """Note how long the process worked on a unit, and how long the unit waited besides, for disk or driver."""
+        self._waiting = int(wait_s / max(work_s, 1e-4))
 
     def started(self, call: Any, work: Work) -> None:
         """Note that `call` (an ObjectRef) is in flight for `work`."""
@@ -165,6 +164,11 @@ class Worker:
         self.restarts += 1
         self.deaths_without_result += not is_preempted
         self._ask_after = time.monotonic() + RESTART_WAIT_S * min(self.deaths_without_result, 20)
+        self.state, self.ping = State.DRAINING, None
+
+    def not_yet(self) -> None:
+        """Note that the process is still coming back, perhaps with a node that is not there yet: ask again later."""
+        self._ask_after = time.monotonic() + 2 * RESTART_WAIT_S
         self.state, self.ping = State.DRAINING, None
 
     def blame(self, work: Work, *, is_preempted: bool = False) -> bool:

@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,8 +69,10 @@ class Writer:
             # One thread gathers. It is woken where it can act, because each waking costs more than a small feature.
             if len(self._queue) == 1 or self._is_worth_a_flush():
                 self._changed.notify()
-        if wait([waiting.outcome], timeout=self._limit_s).done:
-            return waiting.outcome.result()
+        try:
+            return waiting.outcome.result(timeout=self._limit_s)
+        except FutureTimeout:
+            pass
         reason = f"not on the disk after {self._limit_s:g} s"
         return UnitFailure(encoded.unit.name, "write", reason, ErrorClass.HANG, stops_build=True, spoils_process=True)
 

@@ -4,6 +4,6 @@ Only what needs neither PyAV nor Pillow is imported here, because readers of a c
 neither: decoding is imported from `pipeline.vision.decoding`, `images` and `preprocessing`.
 """
 
-from pipeline.vision.sampling import SamplingRule
+from pipeline.vision.sampling import PartialFrames, SamplingRule
 
-__all__ = ["SamplingRule"]
+__all__ = ["PartialFrames", "SamplingRule"]

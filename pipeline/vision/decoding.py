@@ -1,46 +1,30 @@
-"""One video or one frame, from file to pixels: decord where it is exact, else PyAV, never both in one video."""
+"""From files to the model's pixels: whole videos, several clips of one file at once, and single frames."""
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 
 from pipeline.encoders.base import VideoPreprocess
 from pipeline.errors import MediaError
-from pipeline.vision.decord_reader import DecordReader
-from pipeline.vision.pyav_reader import PyavReader
-from pipeline.vision.sampling import SamplingRule
-from pipeline.vision.survey import Survey, survey_video
-
-T = TypeVar("T")
+from pipeline.vision.cuts import Cut, frames_of
+from pipeline.vision.open_video import OpenVideo, RecentVideos, VideoReader
+from pipeline.vision.sampling import PartialFrames, SamplingRule
+from pipeline.vision.survey import Survey
 
 
-class VideoReader(Protocol):
-    """Frames of one open video, by index, through one decoder."""
+@dataclass(frozen=True)
+class Partial:
+    """What a damaged file still gave."""
 
-    decoder: str  # name and version
-    num_frames: int
-    average_fps: float
-
-    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield frames as uint8 [h, w, 3] RGB, upright, in the order asked; repeats are allowed.
-
-        A frame's bits do not depend on which frames were asked for before. Sizes may change within a video.
-
-        Raises:
-            MediaError: a frame cannot be decoded; the message names it, without the file. The reader is of no
-                further use then.
-        """
-        ...
-
-
-READERS: tuple[Callable[[Path, Survey], VideoReader], ...] = (DecordReader, PyavReader)
+    asked: int  # frames that were sampled
+    got: int  # of these, frames that were decoded: at least one
+    error: str  # why the file is not whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +35,7 @@ class DecodedVideo:
     frame_indices: tuple[int, ...]  # of each row, in the whole video; ascending, repeats possible
     num_frames: int  # of the whole video
     decoder: str  # name and version
+    partial: Partial | None = None  # None: every sampled frame is there
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,37 +52,75 @@ def decode_video(
     sampling: SamplingRule,
     nframe: int,
     preprocess: VideoPreprocess,
-    start_s: float | None = None,
-    end_s: float | None = None,
+    cut: Cut | None = None,
+    fps: float | None = None,
+    partial_frames: PartialFrames = "refuse",
 ) -> DecodedVideo:
-    """Decode the frames that `sampling` chooses, each through `preprocess`; one full-size frame is held at a time.
-
-    A clip is the frames shown in [start_s, end_s], seconds from the video's first frame; `sampling` sees
-    these alone. Which decoder is used depends on the file alone.
+    """Decode the frames of one video or clip: `decode_cuts` with one cut.
 
     Raises:
         MediaError: the file is missing, holds no video, is cut short or damaged where it is needed, or the
             clip holds no frame. One line: the file's name, and each decoder's reason.
         ValueError: `nframe` is below 1.
     """
+    (decoded,) = decode_cuts(
+        path,
+        [cut or Cut()],
+        sampling=sampling,
+        nframe=nframe,
+        preprocess=preprocess,
+        fps=fps,
+        partial_frames=partial_frames,
+    )
+    if isinstance(decoded, MediaError):
+        raise decoded
+    return decoded
+
+
+def decode_cuts(
+    path: Path,
+    cuts: Sequence[Cut],
+    *,
+    sampling: SamplingRule,
+    nframe: int,
+    preprocess: VideoPreprocess,
+    fps: float | None = None,
+    partial_frames: PartialFrames = "refuse",
+) -> list[DecodedVideo | MediaError]:
+    """Decode several clips of one file (or folder of numbered images), which is opened once, each frame once.
+
+    `sampling` sees a clip's frames alone. Each frame goes through `preprocess` at once, so that one full-size
+    frame is held at a time. What a cut gets is what it would get alone, the decoder included: a frame that only
+    another cut needs cannot spoil it. A file's own rate is used where it has one; `fps` is a folder's, in
+    images per second.
+
+    With `partial_frames="allow"` a cut that would fail gets those of its sampled frames that the file still
+    holds, and says so in `partial`; it fails only if there is none.
+
+    Returns:
+        For each cut, in order: its frames, or why it has none.
+
+    Raises:
+        ValueError: `nframe` is below 1.
+    """
     path = Path(path)
-    video = OpenVideo(path)
-    clip = _frames_within(video.survey, path, start_s, end_s)
-    chosen = sampling.indices(len(clip), count=nframe, fps=video.survey.average_fps)
-    indices = [clip[i] for i in chosen]
-
-    def read(reader: VideoReader) -> np.ndarray:
-        pixels = np.empty((len(indices), preprocess.height, preprocess.width, 3), dtype=np.uint8)
-        unique = sorted(set(indices))
-        row = 0
-        for index, frame in zip(unique, reader.frames(unique), strict=True):
-            repeats = indices.count(index)
-            pixels[row : row + repeats] = preprocess(frame)
-            row += repeats
-        return pixels
-
-    pixels, decoder = video.first_that_succeeds(read)
-    return DecodedVideo(pixels, tuple(indices), video.survey.num_frames, decoder)
+    results: list[DecodedVideo | MediaError]
+    request = _Request(path, sampling, nframe, preprocess)
+    try:
+        video = OpenVideo(path, fps=fps)
+    except MediaError as exc:
+        results = [MediaError(str(exc)) for _ in cuts]
+    else:
+        results = request.of_all(video, cuts)
+    if partial_frames == "allow" and any(isinstance(result, MediaError) for result in results):
+        try:
+            damaged = OpenVideo(path, fps=fps, go_on=True)
+        except MediaError:
+            return results
+        for place, result in enumerate(results):
+            if isinstance(result, MediaError):
+                results[place] = request.of_what_is_left(damaged, cuts[place], result)
+    return results
 
 
 def decode_frame(path: Path, frame_index: int) -> DecodedFrame:
@@ -116,94 +139,77 @@ def decode_frame(path: Path, frame_index: int) -> DecodedFrame:
     return DecodedFrame(pixels, decoder)
 
 
-@dataclass(eq=False)
-class OpenVideo:
-    """One file, its survey, and the readers opened so far.
+# One robot episode has a handful of cameras, each in a file of its own.
+_OPEN_VIDEOS = RecentVideos(capacity=4)
 
-    Raises:
-        MediaError: the file cannot be surveyed.
-    """
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What is asked of every cut of one file."""
 
     path: Path
-    survey: Survey = field(init=False)
-    _readers: dict[int, VideoReader] = field(default_factory=dict, init=False)
-    _refusals: dict[int, str] = field(default_factory=dict, init=False)
+    sampling: SamplingRule
+    nframe: int
+    preprocess: VideoPreprocess
 
-    def __post_init__(self) -> None:
-        if not self.path.is_file():
-            raise MediaError(f"{self.path.name}: no such file in {self.path.parent}")
-        if not self.path.stat().st_size:
-            raise MediaError(f"{self.path.name}: the file is empty")
+    def of_all(self, video: OpenVideo, cuts: Sequence[Cut]) -> list[DecodedVideo | MediaError]:
+        """Decode all cuts in one pass; each alone if that fails, for the others must not share one cut's damage."""
+        chosen = [self._chosen(cut, video.survey) for cut in cuts]
+        sound = [indices for indices in chosen if not isinstance(indices, MediaError)]
+        if not sound:
+            return [indices for indices in chosen if isinstance(indices, MediaError)]
         try:
-            self.survey = survey_video(self.path)
+            if len(sound) > 1:
+                arrays, decoder = video.by_first_reader(lambda reader: self._pixels(reader, sound))
+            else:
+                arrays, decoder = video.first_that_succeeds(lambda reader: self._pixels(reader, sound))
         except MediaError as exc:
-            raise MediaError(f"{self.path.name}: not decodable. PyAV: {exc}; decord: not asked") from exc
+            if len(cuts) > 1:
+                return [self.of_all(video, [cut])[0] for cut in cuts]
+            return [exc]
+        left = iter(arrays)
+        count = video.survey.num_frames
+        return [
+            indices if isinstance(indices, MediaError) else DecodedVideo(next(left), tuple(indices), count, decoder)
+            for indices in chosen
+        ]
 
-    def first_that_succeeds(self, read: Callable[[VideoReader], T]) -> tuple[T, str]:
-        """Return `read`'s result with the first decoder that completes it, and that decoder.
+    def of_what_is_left(self, video: OpenVideo, cut: Cut, error: MediaError) -> DecodedVideo | MediaError:
+        """Decode what a damaged file still holds of one cut; `error` if that is nothing."""
+        indices = self._chosen(cut, video.survey)
+        if isinstance(indices, MediaError):
+            return error
+        found, decoder = {}, ""
+        reasons = [video.survey.damage] if video.survey.damage else []
+        for index, frame, decoder in video.held(sorted(set(indices)), reasons):  # noqa: B007 - one gives them all
+            found[index] = self.preprocess(frame)
+        if not found:
+            return error
+        kept = tuple(index for index in indices if index in found)
+        pixels = np.stack([found[index] for index in kept])
+        partial = Partial(len(indices), len(kept), reasons[0]) if reasons else None
+        return DecodedVideo(pixels, kept, video.survey.num_frames, decoder, partial)
 
-        Every call starts at the first decoder again: what one unit's failure taught must not choose the
-            decoder of the next unit.
-
-        Raises:
-            MediaError: none does.
-        """
-        reasons = []
-        for place, name in enumerate(("decord", "PyAV")):
-            try:
-                reader = self._reader(place)
-                return read(reader), reader.decoder
-            except MediaError as exc:
-                self._readers.pop(place, None)
-                reasons.append(f"{name}: {exc}")
-        raise MediaError(f"{self.path.name}: not decodable. {'; '.join(reasons)}")
-
-    def _reader(self, place: int) -> VideoReader:
-        if place in self._refusals:
-            raise MediaError(self._refusals[place])
-        if place not in self._readers:
-            try:
-                self._readers[place] = READERS[place](self.path, self.survey)
-            except MediaError as exc:
-                self._refusals[place] = str(exc)
-                raise
-        return self._readers[place]
-
-
-class _RecentVideos:
-    """The last few opened videos of this process, told apart by what is on disk rather than by name alone."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._videos: OrderedDict[tuple[str, int, int], OpenVideo] = OrderedDict()
-
-    def get(self, path: Path) -> OpenVideo:
+    def _chosen(self, cut: Cut, survey: Survey) -> list[int] | MediaError:
         try:
-            status = os.stat(path)
-        except OSError as exc:
-            raise MediaError(f"{path.name}: no such file in {path.parent}") from exc
-        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
-        video = self._videos.pop(key, None) or OpenVideo(path)
-        self._videos[key] = video
-        while len(self._videos) > self._capacity:
-            self._videos.popitem(last=False)
-        return video
+            clip = frames_of(cut, survey)
+        except MediaError as exc:
+            return MediaError(f"{self.path.name}: {exc}")
+        if self.sampling.rate_hz is not None and math.isnan(survey.average_fps):
+            return MediaError(f"{self.path.name}: {self.sampling.name} needs the frame rate of a folder of images")
+        return [clip[i] for i in self.sampling.indices(len(clip), count=self.nframe, fps=survey.average_fps)]
 
-
-# One robot episode has a handful of cameras, each in a file of its own.
-_OPEN_VIDEOS = _RecentVideos(capacity=4)
-
-
-def _frames_within(survey: Survey, path: Path, start_s: float | None, end_s: float | None) -> range:
-    """Return the indices of the frames that are shown in [start_s, end_s]."""
-    if start_s is None and end_s is None:
-        return range(survey.num_frames)
-    lower = -np.inf if start_s is None else start_s
-    upper = np.inf if end_s is None else end_s
-    inside = [i for i in range(survey.num_frames) if lower <= survey.time_s(i) <= upper]
-    if not inside:
-        last_s = survey.time_s(survey.num_frames - 1)
-        raise MediaError(
-            f"{path.name}: no frame between {start_s} s and {end_s} s; the last is shown at {last_s:.3f} s"
-        )
-    return range(inside[0], inside[-1] + 1)
+    def _pixels(self, reader: VideoReader, chosen: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Fill one array per cut; a frame that several rows need is decoded and preprocessed once."""
+        height, width = self.preprocess.height, self.preprocess.width
+        arrays = [np.empty((len(indices), height, width, 3), dtype=np.uint8) for indices in chosen]
+        rows = defaultdict(list)
+        for array, indices in zip(arrays, chosen, strict=True):
+            for row, index in enumerate(indices):
+                rows[index].append(array[row])
+        union = sorted(rows)
+        for index, frame in zip(union, reader.frames(union), strict=True):
+            pixels = self.preprocess(frame)
+            for row in rows[index]:
+                row[...] = pixels
+        return arrays

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import MediaError
-from pipeline.vision.survey import INDEXED_CONTAINERS, Survey, one_line
+from pipeline.vision.media_file import one_line
+from pipeline.vision.survey import INDEXED_CONTAINERS, Survey
 
 # Once the last packet is sent, decord polls its decoding thread at most this often, roughly 50 µs each, and then fails.
 # A good short video needs hundreds of polls on an idle machine, so a small number would let the machine's load choose

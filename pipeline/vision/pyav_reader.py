@@ -1,25 +1,45 @@
-"""Frames through PyAV, bit-equal to decord's where decord works, for the files and machines where it does not."""
+"""Frames through PyAV, bit-equal to decord's where decord works, seeking and skipping wherever that decodes less."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import av
-import av.filter
 import numpy as np
 
 from pipeline.errors import MediaError
-from pipeline.vision.survey import INDEXED_CONTAINERS, Survey, one_line, open_container, video_stream
+from pipeline.vision.media_file import MediaFile, one_line
+from pipeline.vision.reading_plan import Run, can_seek, reading_plan
+from pipeline.vision.rgb import RgbConverter
+from pipeline.vision.survey import Survey
+from pipeline.vision.unreferenced import unreferenced_test
+
+USED_UP = -1  # the decoder has nothing to give before a seek
+
+
+class _NotFound(Exception):
+    """A frame did not come out, or was damaged, on the short way; the long way may still give it."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"frame {index}: {reason}")
+
+
+class LayoutChanged(MediaError):
+    """A picture's size or format is not the header's, where the caller asked for one layout throughout."""
 
 
 class PyavReader:
     """Frames of one video, by index. Not for use from several threads."""
 
-    def __init__(self, path: Path, survey: Survey) -> None:
-        """Open `path`.
+    def __init__(self, path: Path, survey: Survey, media: MediaFile | None = None, *, one_layout: bool = False) -> None:
+        """Open `path`, or take over the open `media` of the survey.
+
+        With `one_layout` a picture of another size or format than the header's is refused (`LayoutChanged`): decord
+        scales such pictures, this reader does not.
 
         Raises:
             MediaError: PyAV cannot open the file.
@@ -29,12 +49,17 @@ class PyavReader:
         self.average_fps = survey.average_fps
         self._path = path
         self._survey = survey
-        self._can_seek = survey.has_times and survey.container in INDEXED_CONTAINERS
         self._index_of = {frame.pts: i for i, frame in enumerate(survey.frames)} if survey.has_times else {}
         self._to_rgb = RgbConverter()
-        self._next: int  # the index from which on frames are still to come
-        self._decoded: Iterator[Any]
-        self._open()
+        self._layout = (survey.width, survey.height, survey.pixel_format) if one_layout else None
+        self._short_way = True  # seek and skip; given up for good once it did not give a frame
+        self._next = USED_UP  # else the index from which on frames are still to come
+        self._place = 0  # where the open run is
+        self._ready: deque[Any] = deque()  # decoded, not yet looked at
+        self._packets: Iterator[Any] = iter(())
+        self._media = media or MediaFile.open(path)
+        if media is None:
+            self._begin()
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield frames as uint8 [h, w, 3] RGB, in the order asked; repeats are allowed.
@@ -43,115 +68,137 @@ class PyavReader:
             MediaError: a frame cannot be decoded, or the file promises it and does not hold it; the message
                 names it.
         """
-        previous: tuple[int, np.ndarray] | None = None
-        for index in indices:
-            if not 0 <= index < self.num_frames:
-                raise MediaError(f"frame {index}: the video has {self.num_frames}")
-            if previous is None or previous[0] != index:
-                previous = (index, self._frame(index))
-            yield previous[1]
+        for ascending in _ascending_parts(indices):
+            for index in ascending:
+                if not 0 <= index < self.num_frames:
+                    raise MediaError(f"frame {index}: the video has {self.num_frames}")
+            unique = list(dict.fromkeys(ascending))
+            for index, frame in zip(unique, self._in_order(unique), strict=True):
+                for _ in range(ascending.count(index)):
+                    yield frame
 
-    def _frame(self, index: int) -> np.ndarray:
-        start = self._keyframe_before(index) if self._can_seek else 0
-        if not start <= self._next <= index:
-            self._restart(start)
-        frame = self._advance(index)
-        if frame is None and start > 0:
-            # The seek landed behind the frame, or its pictures need what lies before the keyframe.
-            self._restart(0)
-            frame = self._advance(index)
-        if frame is None:
-            self._restart(0)
-            raise MediaError(f"frame {index}: the file promises it and does not hold it")
-        return self._to_rgb(frame)
+    def _in_order(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        done = 0
+        if self._short_way:
+            try:
+                runs = reading_plan(self._survey, indices)
+                for run in runs:
+                    for frame in self._read(run, leave_after=run is not runs[-1]):
+                        done += 1
+                        yield frame
+            except _NotFound:
+                # The seek landed behind the frame, or its pictures need what lies before the keyframe.
+                self._short_way = False
+                self._next = USED_UP
+        if done < len(indices):
+            try:
+                yield from self._read(Run(0, tuple(indices[done:])), leave_after=False)
+            except _NotFound as exc:
+                raise MediaError(str(exc)) from exc
 
-    def _keyframe_before(self, index: int) -> int:
-        keyframes = self._survey.keyframes
-        place = bisect_right(keyframes, index)
-        return keyframes[place - 1] if place else 0
+    def _read(self, run: Run, *, leave_after: bool) -> Iterator[np.ndarray]:
+        """Yield the wanted frames of one run. With `leave_after` the decoder is emptied as soon as it has them all."""
+        if not run.start <= self._next <= run.wanted[0]:
+            self._start_at(run.start)
+        self._place, self._next = self._next, USED_UP  # an abandoned run has skipped what a later one may want
+        wanted = deque(run.wanted)
+        for frame in self._decoded(run, leave_after):
+            at = self._index_of.get(frame.pts, -1) if self._index_of else self._place
+            if at < self._place:
+                continue  # shown before the keyframe that was sought: not decodable from here, not asked for
+            if frame.is_corrupt:
+                raise _NotFound(at, "damaged picture data")
+            self._place = at + 1
+            if at > wanted[0]:
+                break
+            if at == wanted[0]:
+                wanted.popleft()
+                if self._layout not in (None, (frame.width, frame.height, frame.format.name)):
+                    raise LayoutChanged(f"frame {at}: its size or format is not the header's")
+                if not wanted and not leave_after:
+                    self._next = self._place
+                yield self._to_rgb(frame)
+                if not wanted:
+                    return
+        raise _NotFound(wanted[0], "the file promises it and does not hold it")
 
-    def _advance(self, index: int) -> Any | None:
-        """Decode up to frame `index` and return it; None when the decoder passes it by."""
-        try:
-            for frame in self._decoded:
-                place = self._index_of.get(frame.pts, -1) if self._index_of else self._next
-                if place < self._next:
-                    continue  # shown before the keyframe that was sought: not decodable from here, not asked for
-                if frame.is_corrupt:
-                    raise MediaError(f"frame {place}: damaged picture data")
-                self._next = place + 1
-                if place == index:
-                    return frame
-                if place > index:
-                    return None
-        except av.error.FFmpegError as exc:
-            broken = self._next
-            self._restart(0)
-            raise MediaError(f"frame {broken}: {one_line(exc)}") from exc
-        self._next = self.num_frames + 1  # the decoder is used up: any next frame needs a restart
-        return None
+    def _decoded(self, run: Run, leave_after: bool) -> Iterator[Any]:
+        """Yield what the decoder gives; pictures that are neither wanted nor needed by others are not decoded."""
+        frames, last = self._survey.frames, run.wanted[-1]
+        wanted = set(run.wanted)
+        context = self._media.stream.codec_context
+        is_unreferenced = None
+        if self._short_way and last - run.start >= len(wanted):
+            is_unreferenced = unreferenced_test(context.name, context.extradata)
+        last_order = max(frames[index].decode_order for index in run.wanted)
+        sent = -1
+        while True:
+            while self._ready:
+                yield self._ready.popleft()
+            packet = next(self._packets, None)
+            if packet is None:
+                return
+            index = self._index_of.get(packet.pts, -1) if self._index_of and packet.size else -1
+            if is_unreferenced and 0 <= index < last and index not in wanted and is_unreferenced(memoryview(packet)):
+                continue
+            behind = sent >= last_order
+            sent = max(sent, frames[index].decode_order if index >= 0 else -1)
+            try:
+                self._ready.extend(packet.decode())
+            except av.error.FFmpegError as exc:
+                if not behind:
+                    raise MediaError(f"frame {index if index >= 0 else self._place}: {one_line(exc)}") from exc
+                leave_after = True  # what follows the wanted frames is damaged, they are not
+            if leave_after and sent >= last_order:
+                self._packets = iter(())
+                self._ready.extend(context.decode(None))
 
-    def _restart(self, keyframe: int) -> None:
-        if keyframe == 0:
-            self._container.close()
-            self._open()
-            return
-        target = self._survey.frames[keyframe]
+    def _start_at(self, index: int) -> None:
+        self._ready.clear()
+        if self._media.decoded is not None:
+            self._packets, self._next = iter(()), 0
+            self._ready.extend(self._media.decoded)
+        elif not (self._short_way and can_seek(self._survey) and self._seek(index)):
+            if index:
+                raise _NotFound(index, "no seek leads there")
+            self._media.close()
+            self._media = MediaFile.open(self._path)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._packets, self._next = self._media.container.demux(self._media.stream), 0
+
+    def _seek(self, index: int) -> bool:
+        """Go to keyframe `index`; False where the file does not lead there."""
+        target = self._survey.frames[index]
+        if not target.is_keyframe or (index == 0 and target.decode_order):
+            return False
         # libavformat's index holds decoding times for MP4 and presentation times elsewhere.
         time = target.dts if self._survey.container == "mov" and target.dts is not None else target.pts
-        self._container.seek(time, stream=self._stream, backward=True)
-        self._decoded = self._container.decode(self._stream)
-        self._next = keyframe
-
-    def _open(self) -> None:
-        self._container = open_container(self._path)
-        self._stream = video_stream(self._container)
-        self._decoded = self._container.decode(self._stream)
-        self._next = 0
-
-
-class RgbConverter:
-    """Turns decoded pictures into RGB as decord does: ffmpeg's scale filter, then the rotation that the file asks for.
-
-    Sizes and formats may change from picture to picture; each keeps its own size.
-    """
-
-    def __init__(self) -> None:
-        self._graph: Any = None
-        self._made_for: tuple[object, ...] = ()
-
-    def __call__(self, frame: Any) -> np.ndarray:
-        """Convert one picture to uint8 [h, w, 3] RGB, upright."""
-        layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
-        if layout != self._made_for:
-            self._graph = _scale_graph(frame)
-            self._made_for = layout
-        quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise; other angles are left alone by decord too
-        frame.pts = None  # the graph may be fed after a seek; times that run backwards are of no use to it
-        self._graph.push(frame)
-        rgb: np.ndarray = self._graph.pull().to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
+        stream = self._media.stream
+        try:
+            self._media.container.seek(time, stream=stream, backward=True)
+            packets = self._media.container.demux(stream)
+            for packet in packets:
+                if packet.pts == target.pts:
+                    self._packets, self._next = chain([packet], packets), index
+                    return True
+                place = self._index_of.get(packet.pts)
+                if not packet.size or (place is not None and self._survey.frames[place].decode_order > target[3]):
+                    return False
+        except av.error.FFmpegError:
+            # Some containers refuse to go to times that they themselves have told.
+            pass
+        return False
 
 
-def _scale_graph(frame: Any) -> Any:
-    """Build the filters of decord 0.6 (ffmpeg 4): bilinear, and chroma rows sited on the lower luma row of each pair.
-
-    `reformat` of PyAV goes another way for formats without a fast path (10 bits, odd heights) and differs by
-    up to 180 of 255 at colour edges.
-    """
-    options = {"w": frame.width, "h": frame.height, "flags": "bilinear"}
-    chroma = frame.format.components[1:2]
-    if chroma and frame.format.is_planar and 0 < frame.format.chroma_height(frame.height) < frame.height:
-        options["in_v_chr_pos"] = 256
-    graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or 1
-    )
-    scale = graph.add("scale", ":".join(f"{key}={value}" for key, value in options.items()))
-    rgb = graph.add("format", "rgb24")
-    sink = graph.add("buffersink")
-    source.link_to(scale)
-    scale.link_to(rgb)
-    rgb.link_to(sink)
-    graph.configure()
-    return graph
+def _ascending_parts(indices: Sequence[int]) -> Iterator[list[int]]:
+    """Cut a sequence wherever it steps back."""
+    part: list[int] = []
+    for index in indices:
+        if part and index < part[-1]:
+            yield part
+            part = []
+        part.append(index)
+    if part:
+        yield part

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+# Whether a damaged video may give fewer frames than the rule chose.
+PartialFrames = Literal["refuse", "allow"]
 
 NAMED_RULES = ("source", "longva", "lmms-eval-pyav", "vlmevalkit")
 

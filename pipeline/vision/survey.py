@@ -3,42 +3,53 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
+import numpy as np
 
 from pipeline.errors import MediaError
+from pipeline.vision.media_file import MediaFile, one_line
 
 # Their packets carry one frame each with a time of its own, and their seeks land where they are asked to.
 # Elsewhere (MPEG program and transport streams, raw streams, GIF) only decoding tells how many frames there
 # are.
 INDEXED_CONTAINERS = frozenset({"mov", "matroska", "avi"})
 
+# Of what a survey had to decode, this much is kept for the reader, so that small files are decoded once.
+KEPT_BYTES = 32 << 20
 
-@dataclass(frozen=True)
-class SurveyedFrame:
+
+class SurveyedFrame(NamedTuple):
     """Where one frame sits in the file. Times are in the stream's time base; None: the file does not say."""
 
     pts: int | None
     dts: int | None
     is_keyframe: bool
     decode_order: int
+    nbytes: int = 0  # of its packet; 0 where the survey had to decode
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
     """Every frame that a video file promises, in play order."""
 
-    container: str  # libavformat's first name: "mov", "matroska", "avi", "mpegts", ...
+    container: str  # libavformat's first name: "mov", "matroska", "avi", "mpegts", ...; "images" for a folder
     codec: str
     frames: tuple[SurveyedFrame, ...]  # at least one
-    average_fps: float  # frames per second, above 0
+    average_fps: float  # frames per second, above 0; NaN where nobody told it
     time_base: Fraction  # seconds
+    pixel_format: str = ""  # ffmpeg's name, as the header tells it
+    width: int = 0  # pixels, as the header tells it, before any rotation
+    height: int = 0
+    zero_pts: int | None = None  # the time that bounds of clips count from; None: the first frame's
+    damage: str = ""  # what is wrong with the file, where the survey was asked to go on
 
     @property
     def num_frames(self) -> int:
@@ -64,42 +75,28 @@ class Survey:
         """
         return all(self.frames[i].decode_order == i for i in self.keyframes)
 
-    def time_s(self, index: int) -> float:
-        """Return when frame `index` is shown, in seconds from the first frame."""
-        first, frame = self.frames[0].pts, self.frames[index].pts
-        if not self.has_times or first is None or frame is None:
-            return index / self.average_fps
-        return float((frame - first) * self.time_base)
+    @cached_property
+    def packet_ends(self) -> tuple[int, ...]:
+        """Return the bytes of all packets up to and with each one, in decode order."""
+        sizes = [0] * len(self.frames)
+        for frame in self.frames:
+            sizes[frame.decode_order] = frame.nbytes
+        return tuple(accumulate(sizes))
 
+    @cached_property
+    def times_s(self) -> np.ndarray:
+        """Return when each frame is shown, in seconds from `zero_pts`: float64 [frames]."""
+        if not self.has_times:
+            return np.arange(self.num_frames) / self.average_fps
+        zero = self.frames[0].pts if self.zero_pts is None else self.zero_pts
+        times: np.ndarray = np.array([frame.pts - zero for frame in self.frames]) * float(self.time_base)  # type: ignore[operator]
+        return times
 
-def open_container(path: Path) -> Any:
-    """Open a media file with PyAV.
-
-    Raises:
-        MediaError: PyAV cannot open it. The message is the reason alone, in one line.
-    """
-    try:
-        return av.open(os.fspath(path))
-    except (av.error.FFmpegError, OSError, ValueError) as exc:
-        raise MediaError(one_line(exc)) from exc
-
-
-def video_stream(container: Any) -> Any:
-    """Return the stream that ffmpeg, and so decord, would choose.
-
-    Raises:
-        MediaError: there is none, or it is the cover picture of an audio file, or PyAV lacks its decoder.
-    """
-    stream = container.streams.best("video")
-    if stream is None:
-        raise MediaError("no video stream")
-    if stream.disposition & av.stream.Disposition.attached_pic:
-        raise MediaError("no video stream, only a cover picture")
-    if stream.codec_context is None:
-        raise MediaError("no decoder for the video stream")
-    # One thread: many decoders share a machine, and frames come out with the packet that holds them.
-    stream.codec_context.thread_count = 1
-    return stream
+    @cached_property
+    def is_steady(self) -> bool:
+        """Tell whether each frame is shown within half a frame of where a constant rate would show it."""
+        even = self.times_s[0] + np.arange(self.num_frames) / self.average_fps
+        return bool(np.all(np.abs(self.times_s - even) * self.average_fps < 0.5))
 
 
 def survey_video(path: Path) -> Survey:
@@ -109,20 +106,46 @@ def survey_video(path: Path) -> Survey:
         MediaError: the file cannot be read to its end, is cut short, or holds no frame. The message is the
             reason alone, in one line.
     """
-    with open_container(path) as container:
-        stream = video_stream(container)
-        name = container.format.name.split(",")[0]
-        _check_not_cut_short(path, name, stream)
-        fps = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
+    with MediaFile.open(path) as media:
+        return survey_media(media)
+
+
+def survey_media(media: MediaFile, *, go_on: bool = False) -> Survey:
+    """Read an open file's packets once, front to back; what had to be decoded is left in `media.decoded`.
+
+    With `go_on` a file that is cut short or damaged is surveyed as far as it can be read, and `damage` says why.
+
+    Raises:
+        MediaError: as `survey_video`.
+    """
+    stream = media.stream
+    name = media.container.format.name.split(",")[0]
+    found: list[SurveyedFrame] = []
+    collect = _collect_packets if name in INDEXED_CONTAINERS else _collect_decoded
+    damage = ""
+    for step in (lambda: _check_not_cut_short(media.path, name, stream), lambda: collect(media, found)):
         try:
-            found = _packets(container, stream) if name in INDEXED_CONTAINERS else _decoded(container, stream)
-        except av.error.FFmpegError as exc:
-            raise MediaError(one_line(exc)) from exc
-        if not found:
-            raise MediaError("its video stream holds no frames")
-        if all(frame.pts is not None for frame in found):
-            found.sort(key=lambda frame: frame.pts or 0)
-        return Survey(name, stream.codec_context.name, tuple(found), fps, Fraction(stream.time_base))
+            _translated(step)
+        except MediaError as exc:
+            if not go_on:
+                raise
+            damage = damage or str(exc)
+    if not found:
+        raise MediaError(damage or "its video stream holds no frames")
+    if all(frame.pts is not None for frame in found):
+        found.sort(key=lambda frame: frame.pts or 0)
+    context = stream.codec_context
+    return Survey(
+        container=name,
+        codec=context.name,
+        frames=tuple(found),
+        average_fps=float(stream.average_rate or stream.guessed_rate or 0) or 25.0,
+        time_base=Fraction(stream.time_base),
+        pixel_format=context.pix_fmt or "",
+        width=context.width,
+        height=context.height,
+        damage=damage,
+    )
 
 
 def promised_length(path: Path) -> tuple[int, float] | None:
@@ -131,8 +154,8 @@ def promised_length(path: Path) -> tuple[int, float] | None:
     None when the header does not tell, or there is none. `survey_video` counts; this one only believes.
     """
     try:
-        with open_container(path) as container:
-            stream = video_stream(container)
+        with MediaFile.open(path) as media:
+            stream, container = media.stream, media.container
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             if stream.frames > 0:
                 return int(stream.frames), fps or 25.0
@@ -143,40 +166,42 @@ def promised_length(path: Path) -> tuple[int, float] | None:
         return None
 
 
-def one_line(reason: BaseException) -> str:
-    """Return the useful part of a decoder's message: one line, without file names and C++ source positions."""
-    if isinstance(reason, av.error.FFmpegError):
-        return str(reason.strerror)
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    text = lines[0] if lines else type(reason).__name__
-    while ".cc:" in text.split(": ", 1)[0]:
-        text = text.split(": ", 1)[1] if ": " in text else type(reason).__name__
-    return text[:200]
+def _translated(step: Callable[[], None]) -> None:
+    try:
+        step()
+    except av.error.FFmpegError as exc:
+        raise MediaError(one_line(exc)) from exc
 
 
-def _packets(container: Any, stream: Any) -> list[SurveyedFrame]:
-    found: list[SurveyedFrame] = []
-    for packet in container.demux(stream):
-        if not packet.size or packet.is_discard:
+def _collect_packets(media: MediaFile, found: list[SurveyedFrame]) -> None:
+    is_vp8 = media.stream.codec_context.name == "vp8"
+    for packet in media.container.demux(media.stream):
+        nbytes = packet.size
+        if not nbytes or packet.is_discard:
             continue
         if packet.is_corrupt:
             raise MediaError(f"frame {len(found)} (in file order) is cut short")
         # VP8 stores reference pictures that are never shown in packets of their own (RFC 6386, 9.1:
         # show_frame).
-        if stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10:
+        if is_vp8 and not memoryview(packet)[0] & 0x10:
             continue
-        found.append(SurveyedFrame(packet.pts, packet.dts, packet.is_keyframe, len(found)))
-    return found
+        found.append(SurveyedFrame(packet.pts, packet.dts, packet.is_keyframe, len(found), nbytes))
 
 
-def _decoded(container: Any, stream: Any) -> list[SurveyedFrame]:
-    found: list[SurveyedFrame] = []
-    for packet in container.demux(stream):
+def _collect_decoded(media: MediaFile, found: list[SurveyedFrame]) -> None:
+    kept: list[Any] | None = []
+    kept_bytes = 0
+    for packet in media.container.demux(media.stream):
         if packet.is_corrupt:
             raise MediaError(f"the packet after frame {len(found) - 1} is damaged")
         for frame in packet.decode():
             found.append(SurveyedFrame(frame.pts, frame.dts, bool(frame.key_frame), len(found)))
-    return found
+            kept_bytes += sum(plane.buffer_size for plane in frame.planes)
+            if kept is not None and kept_bytes <= KEPT_BYTES:
+                kept.append(frame)
+            else:
+                kept = None
+    media.decoded = kept
 
 
 def _check_not_cut_short(path: Path, container: str, stream: Any) -> None:

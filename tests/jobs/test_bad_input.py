@@ -133,6 +133,12 @@ def test_an_option_that_the_source_would_ignore(refused, videos):
     assert "--instruction" in refused(instruction="pick it up")
 
 
+def test_parts_of_videos_mean_nothing_to_robot_episodes(tmp_path, capsys):
+    what = ["--source", "vla", "--data", str(tmp_path), "--encoder", "qwen2_5_vl", "--model", "small"]
+    assert main(["build", *what, "--store", str(tmp_path / "store"), "--allow-partial"]) == 2
+    assert "--allow-partial means nothing for --source vla" in capsys.readouterr().err
+
+
 def test_two_videos_under_one_id_are_both_named(refused, videos):
     write_video(videos / "a.mkv")
     said = refused()

@@ -43,6 +43,15 @@ def test_only_the_towers_tensors_are_read(longva, tower):
     assert torch.equal(spec.load("cpu").encode(frames()), same.load("cpu").encode(frames()))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("at_most", [1, 3, 16, 100])
+def test_on_the_cpu_a_video_in_parts_has_the_bits_of_one_forward(dtype, at_most):
+    spec = load_spec("longva", "small", dtype=dtype)
+    encoder, size = spec.load("cpu"), spec.preprocess.height
+    pixels = np.random.default_rng(1).integers(0, 256, (17, size, size, 3), dtype=np.uint8)
+    assert torch.equal(encoder.forward(torch.tensor(pixels), at_most=at_most), encoder.encode(pixels))
+
+
 def test_the_signature_is_that_of_the_first_cache_scripts(longva, tower):
     expected = hashlib.md5(b"../towers/clip:layer-2").hexdigest()[:8]
     assert load_spec("longva", str(longva)).model_signature == expected

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cache_store import atomic
+from cache_store import FeatureStore, atomic
 from pipeline.encoders.base import StepInput
 from pipeline.errors import EncoderError
 from pipeline.sources import IgnoredFile, ImageFile, StepSample
@@ -64,7 +64,8 @@ class FaultyPreprocess:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         fault, number = image[0, 0, 0], int(image[0, 0, 1])
-        time.sleep(random.random() * self.most_delay_s)
+        if self.most_delay_s:
+            time.sleep(random.random() * self.most_delay_s)
         if fault == DECODER_DIES_ONCE and _is_first(self.marks / f"{number}"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if fault == DECODER_RAISES:
@@ -91,7 +92,8 @@ class FaultyEncoder:
         fault, number = image[0, 0, 0], int(image[0, 0, 1])
         with open(self._marks / "forwards", "a") as file:
             file.write(f"{number}\n")
-        time.sleep(random.random() * self._most_delay_s)
+        if self._most_delay_s:
+            time.sleep(random.random() * self._most_delay_s)
         if fault == ENCODER_SPOILED or (fault == ENCODER_SPOILED_ONCE and _is_first(self._marks / f"{number}")):
             self._is_spoiled = True
         if self._is_spoiled:
@@ -103,7 +105,7 @@ class FaultyEncoder:
         if fault == ENCODER_TELLS_ITS_GPU:
             (self._marks / f"gpu {os.environ['CUDA_VISIBLE_DEVICES']}").touch()
             # Wait for the other lane, or the first one to come up would do all the work.
-            while len(list(self._marks.iterdir())) < 2:
+            while len(list(self._marks.glob("gpu *"))) < 2:
                 time.sleep(0.01)
         if fault == ENCODER_RAISES:
             raise ValueError("this image asked the encoder to raise")
@@ -124,6 +126,7 @@ class FaultySpec:
     loads: bool = True
     most_delay_s: float = 0.0  # of each decode and each forward, at random
     files_on_disk: int | None = None  # after so many files of one process the disk is full
+    dies_before_answer: bool = False  # once, when its first feature is published
     family: str = "faulty"
 
     @property
@@ -141,7 +144,19 @@ class FaultySpec:
             raise EncoderError("this model never loads")
         if self.files_on_disk is not None:
             _fill_the_disk_after(self.files_on_disk)
+        if self.dies_before_answer and _is_first(self.marks / "died"):
+            _die_once_published()
         return FaultyEncoder(self.marks, self.most_delay_s)
+
+
+def _die_once_published() -> None:
+    put = FeatureStore.put
+
+    def put_and_die(self, *args, **options):
+        put(self, *args, **options)
+        _die()
+
+    FeatureStore.put = put_and_die
 
 
 def _fill_the_disk_after(files: int) -> None:
@@ -160,14 +175,14 @@ def _fill_the_disk_after(files: int) -> None:
 class FaultySource:
     """One step for each fault named, in order: image k has the fault in its red value and k in its green value.
 
-    All steps are one episode's, or each `episode_steps` of them are.
+    All steps are one episode's, or each `episode_steps` of them are; images have `side` by `side` pixels.
     """
 
-    def __init__(self, folder: Path, faults: list[int], *, episode_steps: int = 10**9) -> None:
+    def __init__(self, folder: Path, faults: list[int], *, episode_steps: int = 10**9, side: int = 8) -> None:
         self._samples = []
         folder.mkdir(parents=True, exist_ok=True)
         for number, fault in enumerate(faults):
-            pixels = np.full((8, 8, 3), number % 256, np.uint8)
+            pixels = np.full((side, side, 3), number % 256, np.uint8)
             pixels[0, 0] = (fault, number % 256, 0)
             path = folder / f"{number:05d}.png"
             Image.fromarray(pixels).save(path)

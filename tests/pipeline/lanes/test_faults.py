@@ -28,12 +28,13 @@ from tests.pipeline.lanes.faulty_encoder import (
     FaultySpec,
 )
 
+SPEC_OPTIONS = ("most_delay_s", "files_on_disk", "dies_before_answer")
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def build(folder: Path, faults: list[int], *, store: str = "store", **options) -> tuple[BuildReport, FeatureStore]:
     (folder / "marks").mkdir(exist_ok=True)
-    spec_options = {name: options.pop(name) for name in ("most_delay_s", "files_on_disk") if name in options}
+    spec_options = {name: options.pop(name) for name in SPEC_OPTIONS if name in options}
     opened = FeatureStore(folder / store, run_id=store)
     task = BuildTask(FaultySpec(folder / "marks", **spec_options), str(opened.root), store)
     plan = plan_build(FaultySource(folder / "images", faults), task, opened, overwrite=False)
@@ -125,3 +126,10 @@ def test_what_another_build_published_meanwhile_is_not_encoded_again(tmp_path):
     assert (report.done, report.skipped, report.not_started, report.exit_status) == (0, 30, 0, 0)
     assert moments[-1].todo == 0
     assert forwards(tmp_path) == 30
+
+
+def test_what_a_lost_encoder_had_published_is_not_encoded_again(tmp_path):
+    report, _ = build(tmp_path, [GOOD], dies_before_answer=True)
+    assert (report.done, report.skipped, report.failed, report.restarts) == (1, 0, [], 1)
+    assert report.bytes > 0
+    assert forwards(tmp_path) == 1

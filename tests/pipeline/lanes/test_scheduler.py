@@ -12,15 +12,9 @@ import pytest
 
 from cache_store import FeatureStore, StepKey
 from pipeline.errors import EncoderError
-from pipeline.lanes import BuildReport, TimeLimits, run_build
+from pipeline.lanes import BuildReport, run_build
 from pipeline.work_plan import BuildTask, plan_build
 from tests.pipeline.lanes.faulty_encoder import (
-    DECODER_DIES,
-    DECODER_HANGS,
-    DECODER_RAISES,
-    ENCODER_DIES,
-    ENCODER_DIES_ONCE,
-    ENCODER_RAISES,
     ENCODER_WAITS_TO_BE_KILLED,
     GOOD,
     FaultySource,
@@ -61,10 +55,6 @@ def bench(tmp_path):
         assert made.store.verify().problems == []
 
 
-def failed_keys(report: BuildReport) -> list[str]:
-    return sorted(failure.key for failure in report.failed)
-
-
 def test_every_sample_gets_its_feature(bench):
     made = bench([GOOD] * 150)
     report = made.build()
@@ -82,41 +72,6 @@ def test_a_second_build_skips_everything_and_does_not_start_lanes(bench):
     assert moments == []
 
 
-def test_an_exception_in_the_decoder_or_the_encoder_names_its_unit_alone(bench):
-    made = bench([GOOD, DECODER_RAISES, GOOD, ENCODER_RAISES, GOOD])
-    report = made.build()
-    assert [(f.key, f.stage) for f in sorted(report.failed, key=lambda f: f.key)] == [
-        ("episode_1_vlm1", "decode"),
-        ("episode_1_vlm3", "encode"),
-    ]
-    assert "asked the decoder to raise" in min(report.failed, key=lambda f: f.key).reason
-    assert made.names() == [0, 2, 4]
-    assert report.exit_status == 1
-
-
-def test_a_decoder_that_dies_costs_no_neighbour(bench):
-    made = bench([GOOD] * 10 + [DECODER_DIES] + [GOOD] * 10)
-    report = made.build()
-    assert failed_keys(report) == ["episode_1_vlm10"]
-    assert report.done == 20
-    assert "died" in report.failed[0].reason
-
-
-def test_an_encoder_that_dies_on_one_unit_costs_no_neighbour(bench):
-    made = bench([GOOD] * 10 + [ENCODER_DIES] + [GOOD] * 10)
-    report = made.build()
-    assert failed_keys(report) == ["episode_1_vlm10"]
-    assert report.done == 20
-
-
-def test_an_encoder_that_dies_once_loses_nothing(bench):
-    made = bench([GOOD] * 6 + [ENCODER_DIES_ONCE] + [GOOD] * 6)
-    report = made.build()
-    assert report.failed == []
-    assert made.names() == list(range(13))
-    assert report.restarts >= 1
-
-
 def test_an_encoder_killed_in_the_middle_from_outside_loses_and_repeats_nothing(bench):
     made = bench([GOOD] * 4 + [ENCODER_WAITS_TO_BE_KILLED] + [GOOD] * 4)
 
@@ -132,27 +87,6 @@ def test_an_encoder_killed_in_the_middle_from_outside_loses_and_repeats_nothing(
     killer.join()
     assert (report.done, report.failed, report.not_started) == (9, [], 0)
     assert made.names() == list(range(9))
-
-
-def test_a_decoder_that_hangs_is_killed_and_named(bench):
-    made = bench([GOOD, DECODER_HANGS, GOOD, GOOD])
-    report = made.build(limits=TimeLimits(decode_s=2.0))
-    assert failed_keys(report) == ["episode_1_vlm1"]
-    assert report.failed[0].reason == "no result after 2 s"
-    assert made.names() == [0, 2, 3]
-
-
-def test_three_lanes_share_one_plan(bench):
-    made = bench([GOOD] * 200)
-    per_lane = {}
-
-    def note(progress) -> None:
-        per_lane.update({lane.name: lane.done for lane in progress.lanes})
-
-    report = made.build(lanes=3, on_progress=note)
-    assert report.done == 200
-    assert sum(per_lane.values()) == 200
-    assert len(per_lane) == 3
 
 
 def test_a_model_that_does_not_load_is_an_error_with_its_own_words(bench):

@@ -5,32 +5,26 @@ from __future__ import annotations
 import pickle
 import shutil
 import tracemalloc
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
 from pipeline.errors import MediaError
-from pipeline.vision import SamplingRule, decoding
+from pipeline.vision import SamplingRule, decoding, open_video
+from pipeline.vision.cuts import Cut
 from pipeline.vision.decoding import decode_frame, decode_video
+from pipeline.vision.pyav_reader import PyavReader
 from pipeline.vision.survey import matroska_end
-from tests.pipeline.vision.small_videos import write_tone, write_video
+from tests.pipeline.vision.small_videos import Thumbnail, write_tone, write_video
 
 SOURCE = SamplingRule.parse("source")
 
 
-class Thumbnail:
-    """Every fourth pixel of the frame's top left 32 x 32."""
-
-    height = 8
-    width = 8
-
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
-        return frame[:32:4, :32:4]
-
-
-def decoded(path, nframe=8, sampling=SOURCE, **bounds):
-    return decode_video(path, sampling=sampling, nframe=nframe, preprocess=Thumbnail(), **bounds)
+def decoded(path, nframe=8, sampling=SOURCE, start_s=None, end_s=None, **options):
+    cut = Cut(start_s, end_s)
+    return decode_video(path, sampling=sampling, nframe=nframe, preprocess=Thumbnail(), cut=cut, **options)
 
 
 def test_a_video_becomes_one_array_of_its_sampled_frames(tmp_path):
@@ -39,7 +33,8 @@ def test_a_video_becomes_one_array_of_its_sampled_frames(tmp_path):
     assert video.pixels.shape == (8, 8, 8, 3)
     assert video.frame_indices == (0, 2, 5, 8, 10, 13, 16, 19)
     assert video.num_frames == 20
-    assert video.decoder.startswith("decord ")
+    assert video.decoder.startswith("PyAV ")
+    assert video.partial is None
     for row, index in enumerate(video.frame_indices):
         assert np.array_equal(video.pixels[row], Thumbnail()(decode_frame(path, index).pixels))
 
@@ -72,6 +67,7 @@ def test_a_clip_without_frames_is_an_error_that_tells_where_the_video_ends(tmp_p
         ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
         ("a.ts", {"codec": "libx264"}),
         ("a.mpg", {"codec": "mpeg1video"}),
+        ("odd.mpg", {"codec": "mpeg1video", "height": 47}),
         ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
         ("a.h264", {"codec": "libx264", "container": "h264"}),
     ],
@@ -81,46 +77,95 @@ def test_what_decord_cannot_read_exactly_is_decoded_all_the_same(tmp_path, name,
     video = decoded(path, nframe=99)
     assert video.frame_indices == tuple(range(12))
     assert len({row.tobytes() for row in video.pixels}) == 12
-    for index in (7, 2, 11):
+    for index in (7, 2, 11, 7):
         assert np.array_equal(Thumbnail()(decode_frame(path, index).pixels), video.pixels[index])
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"codec": "mpeg2video"}, {"codec": "libvpx-vp9"}, {"codec": "libvpx-vp9", "height": 47}]
+)
+def test_the_frames_are_those_of_decord(tmp_path, settings):
+    """MPEG-2 and odd heights go to decord first, the others to PyAV, which gives the same bits."""
+    decord = pytest.importorskip("decord", reason="decord has no wheel for this machine")
+    path = write_video(tmp_path / "a.mp4", frames=20, **({"width": 66, "height": 48} | settings))
+    video = decoded(path)
+    batch = decord.VideoReader(str(path), num_threads=1).get_batch(list(video.frame_indices)).asnumpy()
+    assert np.array_equal(video.pixels, np.stack([Thumbnail()(frame) for frame in batch]))
+    goes_first = "decord" if "height" in settings or settings.get("codec") == "mpeg2video" else "PyAV"
+    assert video.decoder.split()[0] == goes_first
+
+
 def test_without_decord_the_frames_are_the_same(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.mp4", frames=20)
+    path = write_video(tmp_path / "a.mp4", frames=20, codec="mpeg2video")
     usual = decoded(path)
     monkeypatch.setitem(__import__("sys").modules, "decord", None)
     fallback = decoded(path)
-    assert fallback.decoder.startswith("PyAV ")
+    assert (usual.decoder.split()[0], fallback.decoder.split()[0]) == ("decord", "PyAV")
     assert np.array_equal(fallback.pixels, usual.pixels)
 
 
-def test_a_decoder_that_fails_midway_leaves_nothing_behind(tmp_path, monkeypatch):
-    class FailsMidway(decoding.DecordReader):
-        def frames(self, indices):
-            for frame in super().frames(indices[:3]):
-                yield 255 - frame
-            raise MediaError("frame 3: broken on purpose")
+class FailsMidway(PyavReader):
+    """Gives three wrong frames and then an error."""
 
+    def frames(self, indices):
+        for frame in super().frames(indices[:3]):
+            yield 255 - frame
+        raise MediaError("frame 3: broken on purpose")
+
+
+def test_a_decoder_that_fails_midway_leaves_nothing_behind(tmp_path, monkeypatch):
+    pytest.importorskip("decord", reason="decord has no wheel for this machine")
     path = write_video(tmp_path / "a.mp4")
     usual = decoded(path)
-    monkeypatch.setattr(decoding, "READERS", (FailsMidway, decoding.PyavReader))
+    monkeypatch.setitem(open_video.READERS, "PyAV", FailsMidway)
     redone = decoded(path)
-    assert redone.decoder.startswith("PyAV ")
+    assert redone.decoder.startswith("decord ")
     assert np.array_equal(redone.pixels, usual.pixels)
 
 
 def test_the_error_of_an_undecodable_video_is_one_line_with_every_decoders_reason(tmp_path, monkeypatch):
-    class Fails(decoding.PyavReader):
-        def frames(self, indices):
-            raise MediaError("frame 0: broken on purpose")
+    def fails(path, survey, *media, **options):
+        raise MediaError("frame 0: broken on purpose")
 
-    monkeypatch.setattr(decoding, "READERS", (Fails, Fails))
+    for name in ("PyAV", "decord"):
+        monkeypatch.setitem(open_video.READERS, name, fails)
     with pytest.raises(MediaError) as caught:
         decoded(write_video(tmp_path / "a.mp4"))
     assert str(caught.value) == (
-        "a.mp4: not decodable. decord: frame 0: broken on purpose; PyAV: frame 0: broken on purpose"
+        "a.mp4: not decodable. PyAV: frame 0: broken on purpose; decord: frame 0: broken on purpose"
     )
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_picture_of_another_size_comes_from_decord_as_it_scales_it(tmp_path):
+    pytest.importorskip("decord", reason="decord has no wheel for this machine")
+    path = _two_sizes(tmp_path)
+    for order in ((3, 20), (20, 3)):
+        for index in order:
+            found = decode_frame(path, index)
+            assert found.pixels.shape == (240, 320, 3)
+            assert found.decoder.startswith("PyAV" if index == 3 else "decord")
+
+
+def test_without_decord_a_picture_of_another_size_keeps_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "decord", None)
+    assert decode_frame(_two_sizes(tmp_path), 20).pixels.shape == (128, 160, 3)
+
+
+def _two_sizes(folder):
+    options = {"bf": "0"}
+    parts = [write_video(folder / f"{w}.h264", width=w, height=h, options=options) for w, h in ((320, 240), (160, 128))]
+    both = folder / "both.h264"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    target = folder / "both.mkv"
+    with av.open(str(both)) as source, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = number
+            output.mux(packet)
+    return target
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4000, b"not a video at all" * 50])
@@ -216,4 +261,4 @@ def test_a_frame_that_a_video_does_not_have_is_an_error(tmp_path):
 def test_only_a_few_videos_stay_open(tmp_path):
     for number in range(7):
         decode_frame(write_video(tmp_path / f"{number}.mp4", frames=2), 1)
-    assert len(decoding._OPEN_VIDEOS._videos) == 4
+    assert len(decoding._OPEN_VIDEOS) == 4

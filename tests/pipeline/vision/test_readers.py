@@ -1,4 +1,4 @@
-"""What both decoders promise, on files that both can read."""
+"""What every decoder promises, on files that all can read: one suite for decord, PyAV and torchcodec."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import MediaError
+from pipeline.vision import reading_plan
 from pipeline.vision.decord_reader import DecordReader
+from pipeline.vision.media_file import MediaFile
 from pipeline.vision.pyav_reader import PyavReader
-from pipeline.vision.survey import survey_video
+from pipeline.vision.survey import survey_media, survey_video
+from pipeline.vision.torchcodec_reader import TorchcodecReader
 from tests.pipeline.vision.small_videos import write_video
 
 FILES = {
@@ -38,10 +41,12 @@ def folder(tmp_path_factory) -> Path:
 def opened(kind, path: Path):
     if kind is DecordReader:
         pytest.importorskip("decord", reason="decord has no wheel for this machine")
+    if kind is TorchcodecReader:
+        pytest.importorskip("torchcodec", reason="torchcodec is not installed")
     return kind(path, survey_video(path))
 
 
-@pytest.fixture(params=[DecordReader, PyavReader], ids=["decord", "pyav"])
+@pytest.fixture(params=[DecordReader, PyavReader, TorchcodecReader], ids=["decord", "pyav", "torchcodec"])
 def kind(request):
     return request.param
 
@@ -71,7 +76,7 @@ def test_both_decoders_give_the_same_bits(folder, name):
 
 def test_a_reader_names_itself_with_its_version(kind, folder):
     name, version = opened(kind, folder / "h264.mp4").decoder.split(" ")
-    assert name in ("decord", "PyAV")
+    assert name in ("decord", "PyAV", "torchcodec")
     assert version[0].isdigit()
 
 
@@ -113,3 +118,88 @@ def test_decord_is_refused_where_it_pads_narrow_rows(tmp_path):
     with pytest.raises(MediaError, match="frame 0: decord returned the shape"):
         list(opened(DecordReader, path).frames([0]))
     assert next(PyavReader(path, survey_video(path)).frames([0])).shape == (8, 8, 3)
+
+
+class Counting(PyavReader):
+    """Counts the packets that its decoder took, and the pictures that it gave."""
+
+    taken = 0
+    decoded = 0
+
+    def _begin(self):
+        super()._begin()
+        self._packets = self._counted(self._packets)
+
+    def _seek(self, index):
+        found = super()._seek(index)
+        self._packets = self._counted(self._packets)
+        return found
+
+    def _counted(self, packets):
+        for packet in packets:
+            self.taken += 1
+            yield packet
+
+    def _decoded(self, *arguments):
+        for frame in super()._decoded(*arguments):
+            self.decoded += 1
+            yield frame
+
+
+def counting(folder, name):
+    return Counting(folder / name, survey_video(folder / name))
+
+
+def test_what_nobody_asks_for_is_hardly_decoded(folder, monkeypatch):
+    """Two frames of a file of five groups of eight: two keyframes, and what one of them needs."""
+    monkeypatch.setattr(reading_plan, "SEEK_US", 0.0)
+    reader = counting(folder, "h264_b_frames.mkv")
+    list(reader.frames([0, 36]))
+    assert reader.decoded <= 2 + 4
+
+
+def test_a_group_is_left_as_soon_as_its_last_wanted_frame_is_there(folder, monkeypatch):
+    monkeypatch.setattr(reading_plan, "SEEK_US", 0.0)
+    reader = counting(folder, "h264_b_frames.mkv")
+    list(reader.frames([0, 8, 16, 24, 32]))
+    assert reader._short_way
+    assert reader.taken <= 4 + 8  # of the last group some packets follow before its first picture comes out
+
+
+def test_frames_asked_for_one_by_one_are_decoded_once(folder):
+    reader = counting(folder, "h264_b_frames.mkv")
+    for index in range(40):
+        next(iter(reader.frames([index])))
+    assert reader.decoded == 40
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_short_way_is_never_given_up_in_sound_files(folder, name):
+    reader = counting(folder, name)
+    count = reader.num_frames
+    for asked in (range(count), range(0, count, 3), [count - 1, 0], [count // 2]):
+        list(reader.frames(asked))
+        for half in range(0, count, 2):
+            next(iter(reader.frames([half, count - 1])))  # abandoned midway
+    assert reader._short_way
+
+
+def test_the_long_way_gives_what_a_seek_does_not(folder, monkeypatch):
+    in_order = list(PyavReader(folder / "hevc.mp4", survey_video(folder / "hevc.mp4")).frames(range(12)))
+    monkeypatch.setattr(Counting, "_seek", lambda self, index: False)
+    reader = counting(folder, "hevc.mp4")
+    asked = [0, 11, 6, 7]
+    for index, frame in zip(asked, reader.frames(asked), strict=True):
+        assert np.array_equal(frame, in_order[index])
+    assert not reader._short_way
+
+
+def test_an_opened_file_is_taken_over_from_its_survey(folder):
+    for name in FILES:
+        path = folder / name
+        media = MediaFile.open(path)
+        reader = PyavReader(path, survey_media(media), media)
+        everything = range(reader.num_frames)
+        for frame, other in zip(reader.frames(everything), opened(PyavReader, path).frames(everything), strict=True):
+            assert np.array_equal(frame, other), name
+        assert reader._media is media, name

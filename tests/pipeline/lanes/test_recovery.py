@@ -1,0 +1,114 @@
+"""Whom lost calls are blamed on: no preempted unit, no neighbour; and a process that always dies ends the build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ray.exceptions import ActorUnavailableError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
+
+from cache_store import StepKey
+from pipeline.failures import ErrorClass, UnitFailure
+from pipeline.lanes import recovery as recovery_module
+from pipeline.lanes.lane import Lane
+from pipeline.lanes.limits import TimeLimits
+from pipeline.lanes.outcomes import BuildStopped
+from pipeline.lanes.recovery import DEATHS_WITHOUT_RESULT, Recovery, is_restarting
+from pipeline.lanes.worker import State, Work, Worker
+from pipeline.sources import ImageFile, StepSample
+from pipeline.work_plan import Unit
+
+RESTARTING = ActorUnavailableError("The actor is temporarily unavailable: IOError: The actor is restarting.", None)
+
+
+class Failures(list):
+    """Takes the place of the report."""
+
+    def fail(self, worker: Worker, work: Work, failure: UnitFailure) -> None:
+        self.append(failure)
+
+
+class Process:
+    """Takes the place of an actor that Ray kills."""
+
+
+@pytest.fixture
+def failed(monkeypatch):
+    monkeypatch.setattr(recovery_module, "is_gone", lambda node_id: node_id == "gone")
+    monkeypatch.setattr("pipeline.lanes.worker.ray.kill", lambda actor, no_restart: None)
+    return Failures()
+
+
+@pytest.fixture
+def lane():
+    made = Lane("lane 0", Worker(Process(), "encode", 3))
+    made.encoder.state, made.encoder.node_id = State.READY, "here"
+    return made
+
+
+def work(number: int = 0, *, alone: bool = False) -> Work:
+    sample = StepSample("episode", number, (ImageFile("front", Path("x.png")),), "lift")
+    return Work(Unit(f"episode_vlm{number}", StepKey("episode", number), sample), alone=alone)
+
+
+def lose(recovery: Recovery, lane: Lane, lost: Work, exc: Exception, times: int) -> None:
+    for _ in range(times):
+        lane.encoder.state = State.READY
+        recovery.take_lost(lane, lane.encoder, lost, exc)
+
+
+def test_who_dies_alone_twice_is_the_culprit_and_who_dies_in_company_is_not(failed, lane):
+    recovery = Recovery(failed, TimeLimits())
+    lose(recovery, lane, work(1), RayActorError(), 5)
+    assert failed == []
+    lose(recovery, lane, work(2, alone=True), RayActorError(), 2)
+    assert [(failure.key, failure.error) for failure in failed] == [("episode_vlm2", ErrorClass.CRASH)]
+
+
+def test_a_process_that_the_host_kills_for_its_memory_is_told_apart(failed, lane):
+    lose(Recovery(failed, TimeLimits()), lane, work(alone=True), OutOfMemoryError("the node is low on memory"), 2)
+    assert [failure.error for failure in failed] == [ErrorClass.OUT_OF_MEMORY]
+
+
+@pytest.mark.parametrize("exc", [RESTARTING, NodeDiedError("gone"), RayActorError()])
+def test_a_unit_that_was_lost_with_its_node_is_never_blamed(failed, lane, exc):
+    lane.encoder.node_id = "gone"
+    lose(Recovery(failed, TimeLimits()), lane, work(alone=True), exc, DEATHS_WITHOUT_RESULT + 5)
+    assert failed == []
+    assert lane.encoder.suspects[0].maybe_done
+
+
+def test_a_call_that_never_reached_its_process_blames_nobody(failed, lane):
+    lose(Recovery(failed, TimeLimits()), lane, work(alone=True), RESTARTING, DEATHS_WITHOUT_RESULT + 5)
+    assert failed == []
+    assert not is_restarting(ActorUnavailableError("RPC error: Socket closed", None))
+
+
+def test_lost_pixels_are_decoded_again_and_cost_no_process(failed, lane):
+    lost = work(alone=True)
+    lost.hold(lane.bytes_in_flight, 100)
+    Recovery(failed, TimeLimits()).take_lost(lane, lane.encoder, lost, ObjectLostError("00" * 28, None, ""))
+    assert list(lane.queue) == [lost]
+    assert (lane.encoder.state, lane.encoder.restarts, lane.bytes_in_flight.held) == (State.READY, 0, 0)
+    assert not lost.alone
+
+
+def test_a_process_that_dies_on_every_unit_ends_the_build(failed, lane):
+    recovery = Recovery(failed, TimeLimits())
+    for number in range(DEATHS_WITHOUT_RESULT - 1):
+        lose(recovery, lane, work(number), RayActorError(), 1)
+    with pytest.raises(BuildStopped, match="died 10 times in a row"):
+        lose(recovery, lane, work(99), RayActorError(), 1)
+
+
+def test_a_spoiled_process_is_started_anew_once_and_all_in_flight_are_suspects(failed, lane):
+    recovery = Recovery(failed, TimeLimits())
+    spoiled = UnitFailure("x", "encode", "CUDA error", spoils_process=True)
+    for number in range(3):
+        recovery.take_spoiled(lane, lane.encoder, work(number), spoiled)
+    assert failed == []
+    assert (lane.encoder.restarts, len(lane.encoder.suspects)) == (1, 3)
+    hanging = UnitFailure("y", "encode", "no result", ErrorClass.HANG, spoils_process=True)
+    lane.encoder.state = State.READY
+    recovery.take_spoiled(lane, lane.encoder, work(9), hanging)
+    assert failed == [hanging]
