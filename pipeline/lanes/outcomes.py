@@ -31,7 +31,7 @@ class Outcomes:
     def __init__(
         self, plan: Plan, feeding: Feeding, watch: Watch, *, on_failure: Callable[[UnitFailure], None]
     ) -> None:
-        self.report, self.watch = BuildReport(skipped=plan.skipped), watch
+        self.report, self._watch = BuildReport(skipped=plan.skipped), watch
         self._plan, self._feeding, self._on_failure = plan, feeding, on_failure
         for failure in source_failures(plan):
             self._note_failure(failure, None)
@@ -43,7 +43,7 @@ class Outcomes:
 
     def done(self, lane: Lane, work: Work, result: UnitDone, *, by_lost_process: bool = False) -> None:
         """Note that the unit has its feature, built here."""
-        self.watch.built(lane, work, result, by_lost_process=by_lost_process)
+        self._watch.built(lane, work, result, by_lost_process=by_lost_process)
         self._end(work)
         lane.done += 1
         report = self.report
@@ -63,7 +63,7 @@ class Outcomes:
         if work.maybe_done:
             self.done(lane, work, result, by_lost_process=True)
         else:
-            self.watch.present(work)
+            self._watch.present(work)
             self._end(work)
             self.report.skipped += 1
 
@@ -81,6 +81,10 @@ class Outcomes:
         if failure.stops_build:
             raise BuildStopped(failure.reason)
 
+    def lost(self, lane: Lane, worker: Worker, why: str) -> None:
+        """Note that a process died, before its state says so."""
+        self._watch.lost(lane, worker, why)
+
     def close(self, seconds: float, restarts: int) -> None:
         """Add up what is left."""
         report = self.report
@@ -89,7 +93,7 @@ class Outcomes:
 
     def _note_failure(self, failure: UnitFailure, worker: Worker | None) -> None:
         self.report.failed.append(failure)
-        self.watch.failed(failure, worker)
+        self._watch.failed(failure, worker)
         self._on_failure(failure)
 
     def _end(self, work: Work) -> None:

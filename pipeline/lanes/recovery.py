@@ -75,7 +75,7 @@ class Recovery:
             BuildStopped: it was lost too often without finishing a unit.
         """
         words = why if isinstance(why, str) else last_line(why)
-        self._outcomes.watch.lost(lane, worker, words)
+        self._outcomes.lost(lane, worker, words)
         worker.died(is_preempted=is_preempted)
         if worker.deaths_without_result >= DEATHS_WITHOUT_RESULT:
             raise BuildStopped(
@@ -97,7 +97,7 @@ class Recovery:
             worker.ended(call)
             del calls[call]
             reason = f"no result after {limit_s:g} s"
-            self._outcomes.watch.lost(lane, worker, reason)
+            self._outcomes.lost(lane, worker, reason)
             worker.died()
             self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, ErrorClass.HANG))
 

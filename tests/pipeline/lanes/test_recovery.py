@@ -24,8 +24,14 @@ RESTARTING = ActorUnavailableError("The actor is temporarily unavailable: IOErro
 class Failures(list):
     """Takes the place of the report."""
 
+    deaths = 0
+
     def fail(self, worker: Worker, work: Work, failure: UnitFailure) -> None:
         self.append(failure)
+
+    def lost(self, lane: Lane, worker: Worker, why: str) -> None:
+        assert worker.state is State.READY
+        self.deaths += 1
 
 
 class Process:
@@ -60,7 +66,7 @@ def lose(recovery: Recovery, lane: Lane, lost: Work, exc: Exception, times: int)
 def test_who_dies_alone_twice_is_the_culprit_and_who_dies_in_company_is_not(failed, lane):
     recovery = Recovery(failed, TimeLimits())
     lose(recovery, lane, work(1), RayActorError(), 5)
-    assert failed == []
+    assert (failed, failed.deaths) == ([], 5)
     lose(recovery, lane, work(2, alone=True), RayActorError(), 2)
     assert [(failure.key, failure.error) for failure in failed] == [("episode_vlm2", ErrorClass.CRASH)]
 
