@@ -27,7 +27,9 @@ SCHEMA = pa.schema(
     ]
 )
 _BATCH_ROWS = 1024
-_GROUP_ROWS = 65_536
+UsedRow = tuple[str, int, int, int, str]  # name, bytes, written_us, used_us, runs
+_USED_COLUMNS = ["name", "bytes", "written_us", "used_us", "runs"]
+GROUP_ROWS = 65_536
 
 
 def from_entries(entries: Mapping[str, Entry]) -> pa.Table:
@@ -118,7 +120,7 @@ def to_parquet(table: pa.Table) -> bytes:
         table,
         sink,
         compression="zstd",
-        row_group_size=_GROUP_ROWS,
+        row_group_size=GROUP_ROWS,
         use_dictionary=["fingerprint8", "runs"],
         write_statistics=False,
     )
@@ -137,22 +139,34 @@ def from_parquet(content: bytes) -> pa.Table:
         raise ValueError(str(exc)) from exc
 
 
-def rows_of_parquet(content: bytes) -> Iterator[list[tuple[str, int, int, int, str]]]:
-    """Lists of (name, bytes, written_us, used_us, runs) in the section's order; as `from_parquet`."""
+def rows_of_parquet(content: bytes) -> Iterator[list[UsedRow]]:
+    """Lists of rows in the section's order; as `from_parquet`."""
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
     except pa.ArrowException as exc:
         raise ValueError(str(exc)) from exc
-    columns = ["name", "bytes", "written_us", "used_us", "runs"]
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=_USED_COLUMNS):
         yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+def order_of_use(table: pa.Table) -> pa.Array:
+    """The table's rows, least recently used first."""
+    return pc.sort_indices(table, [("used_us", "ascending"), ("name", "ascending")])
+
+
+def rows_in(table: pa.Table, order: pa.Array) -> Iterator[list[UsedRow]]:
+    """Lists of the rows that `order` names, in its order."""
+    table = table.select(_USED_COLUMNS)
+    for start in range(0, len(order), GROUP_ROWS):
+        part = table.take(order.slice(start, GROUP_ROWS))
+        yield list(zip(*(column.to_pylist() for column in part.columns), strict=True))
 
 
 def by_name(table: pa.Table) -> Iterator[tuple[list[Any], ...]]:
     """Lists of names, bytes, times of writing and of use in seconds, and fingerprints or None, sorted by name."""
     order = pc.sort_indices(table, [("name", "ascending")])
-    for start in range(0, len(order), _GROUP_ROWS):
-        part = table.take(order.slice(start, _GROUP_ROWS))
+    for start in range(0, len(order), GROUP_ROWS):
+        part = table.take(order.slice(start, GROUP_ROWS))
         times = ((part[column].to_numpy() / 1e6).tolist() for column in ("written_us", "used_us"))
         fingerprints = (fingerprint8 or None for fingerprint8 in part["fingerprint8"].to_pylist())
         yield part["name"].to_pylist(), part["bytes"].to_pylist(), *times, list(fingerprints)

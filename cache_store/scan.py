@@ -85,6 +85,12 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
         return table
 
 
+def looked_at(root: Path, ledger: Ledger, now_s: float) -> tuple[Table, dict[str, float]]:
+    """Every entry as the files are now, and the silences of the journals; writes nothing, not even a lock."""
+    found = _listed(root, ledger, now_s)
+    return found.table, found.silences_s
+
+
 def table_for_folding(root: Path, ledger: Ledger, silences_s: dict[str, float]) -> Table:
     """Every entry as the books tell, after `read` and `settle`; as the files are where the snapshot is not sound."""
     table = ledger.table()
@@ -144,8 +150,11 @@ def _remove_if_stray(path: Path, now_s: float) -> None:
 
 
 def _folders(root: Path) -> list[str]:
-    with os.scandir(root) as listing:
-        return sorted(item.name for item in listing if item.name[0] != "." and item.is_dir())
+    try:
+        with os.scandir(root) as listing:
+            return sorted(item.name for item in listing if item.name[0] != "." and item.is_dir())
+    except FileNotFoundError:
+        return []  # a store that is only looked at, and not yet made
 
 
 def _corrected(root: Path, table: Table, unknown: list[str], gone: list[str], changes: Changes) -> tuple[Table, bool]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from cache_store import FeatureStore
+from cache_store import Lookup
 from pipeline.encoders.base import StepEncoderSpec, VideoEncoderSpec
 from pipeline.sources import VideoSample
 from pipeline.work_plan import BuildTask, Decision, Plan
@@ -35,7 +35,7 @@ def upper_bound(plan: Plan) -> SizeEstimate:
     return SizeEstimate(features * _file_bytes(plan.task, plan.task.nframe), features, not is_exact)
 
 
-def by_length(plan: Plan, store: FeatureStore) -> SizeEstimate:
+def by_length(plan: Plan, store: Lookup) -> SizeEstimate:
     """As `upper_bound`, with each video's own length: by its stored file, else by its header, else as `nframe` allows.
 
     Opens every video that is to be built.
@@ -67,7 +67,7 @@ def _file_bytes(task: BuildTask, frames: int) -> int:
     return cast(StepEncoderSpec, task.spec).feature_bytes() + FILE_OVERHEAD_BYTES
 
 
-def _stored_bytes(sample: VideoSample, task: BuildTask, store: FeatureStore) -> int:
+def _stored_bytes(sample: VideoSample, task: BuildTask, store: Lookup) -> int:
     try:
         return os.stat(store.path_of(task.key(sample), recipe=task.recipe(sample))).st_size
     except OSError:
