@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 Asked = Iterable[tuple[FeatureKey, Mapping[str, Any] | None]]
 _BATCH = 4096
 _ROWS = 65_536
+_NAMES_AT_ONCE = 131_072
 
 
 class KnownRecipes:
-    """The recipe of each stored file, as far as the books know it; beside the table about 60 bytes for each.
+    """The recipe of each stored file, as far as the books know it; beside the table about 20 bytes for each.
 
     Names are found by their hash values, sorted: a dictionary of a million names would take 200 MB.
     """
@@ -29,14 +30,13 @@ class KnownRecipes:
     def __init__(self, table: Table) -> None:
         import pyarrow as pa
 
-        self._names = table["name"].combine_chunks()
-        recipes = table["fingerprint8"].combine_chunks().dictionary_encode()
+        self._chunks = table["name"].chunks
+        self._starts = np.cumsum([0, *map(len, self._chunks)])  # of the chunks, in rows
+        recipes = table["fingerprint8"].dictionary_encode().combine_chunks()
         self._labels: list[str] = recipes.dictionary.to_pylist()
         self._recipe_of = recipes.indices.to_numpy(zero_copy_only=False)
-        hashes = np.empty(len(self._names), np.int64)
-        for start in range(0, len(hashes), _ROWS):
-            part = self._names.slice(start, _ROWS).to_pylist()
-            hashes[start : start + len(part)] = _hashes(part)
+        parts = (chunk.slice(at, _ROWS) for chunk in self._chunks for at in range(0, len(chunk), _ROWS))
+        hashes = np.concatenate([np.empty(0, np.int64), *(_hashes(part.to_pylist()) for part in parts)])
         self._rows = np.argsort(hashes, kind="stable").astype(np.int32)
         self._hashes = hashes[self._rows]
         pa.default_memory_pool().release_unused()  # left over from the listing, and more than what follows takes
@@ -70,7 +70,7 @@ class KnownRecipes:
         hashes = _hashes(names)
         places = np.searchsorted(self._hashes, hashes)
         rows = self._rows[np.minimum(places, len(self._rows) - 1)]
-        there = self._names.take(rows).to_pylist()
+        there = self._names_of(rows)
         return [
             row if found == name else self._row_further_on(name, place)
             for name, found, row, place in zip(names, there, rows.tolist(), places.tolist(), strict=True)
@@ -81,10 +81,20 @@ class KnownRecipes:
         hashed = hash(name)
         while place < len(self._hashes) and self._hashes[place] == hashed:
             row = int(self._rows[place])
-            if self._names[row].as_py() == name:
+            if self._names_of(np.array([row]))[0] == name:
                 return row
             place += 1
         return -1
+
+    def _names_of(self, rows: np.ndarray) -> list[str]:
+        # Chunk by chunk: to take from all at once would copy them into one.
+        chunks = np.searchsorted(self._starts, rows, side="right") - 1
+        names = np.empty(len(rows), object)
+        for number in np.unique(chunks):
+            in_chunk = chunks == number
+            names[in_chunk] = self._chunks[number].take(rows[in_chunk] - self._starts[number]).to_pylist()
+        found: list[str] = names.tolist()
+        return found
 
 
 def _hashes(names: list[str]) -> np.ndarray:
@@ -121,19 +131,27 @@ def rows_asked_for(table: Table, asked: Asked) -> Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    names, recipes = [], []
-    for batch in in_batches(asked):
-        found = [
-            (name, "" if isinstance(key, StepKey) else (wanted.fingerprint or "")[:8])
-            for key, wanted in batch
-            for name in candidates(key, wanted.fingerprint)
-        ]
-        names.append(pa.array((name for name, _ in found), pa.string()))
-        recipes.append(pa.array((recipe for _, recipe in found), pa.string()).dictionary_encode())
-    if not names:
-        return pa.repeat(pa.scalar(False), table.num_rows)
-    places = pc.index_in(table["name"], value_set=pa.chunked_array(names)).combine_chunks()
-    wanted8 = pa.chunked_array(recipes).unify_dictionaries().combine_chunks().take(places).cast(pa.string())
     found8 = table["fingerprint8"].combine_chunks()
-    fits = pc.or_(pc.or_(pc.equal(wanted8, ""), pc.equal(found8, "")), pc.equal(wanted8, found8))
-    return pc.and_(pc.is_valid(places), pc.fill_null(fits, False))
+    is_asked_for = pa.repeat(pa.scalar(False), table.num_rows)
+    for names, recipes in _names_to_recipes(asked):
+        # By parts, because the hash table of a million names takes 70 MB.
+        places = pc.index_in(table["name"], value_set=pa.array(names, pa.string())).combine_chunks()
+        wanted8 = pa.array(recipes, pa.string()).take(places)
+        fits = pc.or_(pc.or_(pc.equal(wanted8, ""), pc.equal(found8, "")), pc.equal(wanted8, found8))
+        is_asked_for = pc.or_(is_asked_for, pc.fill_null(fits, False))
+    return is_asked_for
+
+
+def _names_to_recipes(asked: Asked) -> Iterator[tuple[list[str], list[str]]]:
+    """Where the features may lie, and the first digits of the recipe that a file there must have, "" for any."""
+    names: list[str] = []
+    recipes: list[str] = []
+    for key, wanted in with_wanted(asked):
+        found = candidates(key, wanted.fingerprint)
+        names += found
+        recipes += ["" if isinstance(key, StepKey) else (wanted.fingerprint or "")[:8]] * len(found)
+        if len(names) >= _NAMES_AT_ONCE:
+            yield names, recipes
+            names, recipes = [], []
+    if names:
+        yield names, recipes

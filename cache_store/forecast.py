@@ -27,8 +27,12 @@ class Growth(NamedTuple):
 
 def pinned_bytes(table: pa.Table, protected: Protected, besides: Asked) -> int:
     """The size of the entries that pins keep, without the features of `besides`."""
-    table = table.filter(pa.chunked_array(_covered(table, protected), pa.bool_()))
-    return entry_table.sum_of_bytes(table.filter(pc.invert(rows_asked_for(table, besides))))
+    covered = pa.chunked_array(_covered(table, protected), pa.bool_()).combine_chunks()
+    return _bytes_in(table, pc.and_(covered, pc.invert(rows_asked_for(table, besides))))
+
+
+def _bytes_in(table: pa.Table, rows: pa.Array) -> int:
+    return int(pc.sum(table["bytes"].filter(rows)).as_py() or 0)
 
 
 def _covered(table: pa.Table, protected: Protected) -> Iterator[pa.Array]:
@@ -48,14 +52,14 @@ def eviction(
     kept: pa.Array | None = None
     if is_replacing:
         kept = rows_asked_for(table, keeping)
-        replaced_bytes = entry_table.sum_of_bytes(table.filter(kept))
+        replaced_bytes = _bytes_in(table, kept)
     total_bytes = entry_table.sum_of_bytes(table) + view.changes.granted_bytes + growth.bytes - replaced_bytes
     if limit_bytes is None or goal_bytes is None or total_bytes <= goal_bytes:
         return Eviction(0, 0, {}, replaced_bytes, 0)
     order = entry_table.order_of_use(table)
     kept = rows_asked_for(table, keeping) if kept is None else kept
     order = order.filter(pc.invert(kept.take(order)))
-    small_bytes = entry_table.sum_of_bytes(table.filter(pc.less(table["bytes"], SMALL_BELOW_BYTES)))
+    small_bytes = _bytes_in(table, pc.less(table["bytes"], SMALL_BELOW_BYTES))
     if growth.features and is_small(growth.bytes // growth.features):
         small_bytes += growth.bytes - replaced_bytes
     guard = Guard(view.active_runs, view.changes.being_written, protected)

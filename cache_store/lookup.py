@@ -91,6 +91,13 @@ class Lookup:
             table = view.table
         return maintenance.entry_infos(table)
 
+    def size(self) -> tuple[int, int]:
+        """How many features are stored, and their bytes."""
+        from cache_store import entry_table
+
+        with self._viewed() as view:
+            return view.table.num_rows, entry_table.sum_of_bytes(view.table)
+
     def pins(self) -> list[PinInfo]:
         """The pins and readers' leases that hold now."""
         return [pin.info() for pin in pins.active(self.root, self._now_s())]
