@@ -30,8 +30,14 @@ def show(report: PlanReport) -> None:
     _list(console, "ignored", report.ignored)
     evicted = report.eviction.datasets.items()
     _list(
-        console, "least recently used", [(name, f"{one.entries:,}, {format_size(one.bytes)}") for name, one in evicted]
+        console,
+        "evicted of each data set",
+        [(name, f"{one.entries:,}, {format_size(one.bytes)}") for name, one in evicted],
     )
+    if report.probe.failed:
+        console.print(
+            "[bold yellow]note:[/] a build names units that fail, as those above, and goes on", soft_wrap=True
+        )
     if report.reasons:
         for reason in report.reasons:
             console.print(f"[bold red]no:[/] {escape(printable(reason))}", soft_wrap=True)
