@@ -31,6 +31,7 @@ UsedRow = tuple[str, int, int, int, str]  # name, bytes, written_us, used_us, ru
 _USED_COLUMNS = ["name", "bytes", "written_us", "used_us", "runs"]
 GROUP_ROWS = 65_536
 _HASHED_AT_ONCE = 131_072
+_TAKEN_AT_ONCE = 16_384  # each of them a tuple of 250 bytes
 
 
 def from_entries(entries: Mapping[str, Entry]) -> pa.Table:
@@ -166,8 +167,8 @@ def order_of_use(table: pa.Table) -> pa.Array:
 def rows_in(table: pa.Table, order: pa.Array) -> Iterator[list[UsedRow]]:
     """Lists of the rows that `order` names, in its order."""
     table = table.select(_USED_COLUMNS)
-    for start in range(0, len(order), GROUP_ROWS):
-        part = table.take(order.slice(start, GROUP_ROWS))
+    for start in range(0, len(order), _TAKEN_AT_ONCE):
+        part = table.take(order.slice(start, _TAKEN_AT_ONCE))
         yield list(zip(*(column.to_pylist() for column in part.columns), strict=True))
 
 

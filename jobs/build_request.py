@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 from cache_store import CacheStoreError, FeatureStore, Lookup, ReadOnlyStore, StepKey, canonical_dataset_name
 from pipeline.encoders import EncoderSpec, load_spec
@@ -14,8 +16,10 @@ from pipeline.vision import SamplingRule
 VIDEO_ENCODERS = ("longva", "huggingface")
 
 
-def asked_for(args: argparse.Namespace) -> tuple[Source, EncoderSpec, SamplingRule]:
+def asked_for(args: argparse.Namespace, *, is_apart: bool = False) -> tuple[Source, EncoderSpec, SamplingRule]:
     """Open the source and read the model's weights for their digest, after a look at the arguments.
+
+    With `is_apart` a process of its own reads them: what that imports takes 110 MB and is not needed afterwards.
 
     Raises:
         BuildRefused, SourceError, EncoderError: they ask for something that cannot be built.
@@ -24,7 +28,7 @@ def asked_for(args: argparse.Namespace) -> tuple[Source, EncoderSpec, SamplingRu
     sampling = _sampling(args.sampling)
     source = _open_source(args)
     print(f"reading the weights of {args.model} ...", file=sys.stderr)
-    return source, _load_spec(args), sampling
+    return source, _load_spec_apart(args) if is_apart else _load_spec(args), sampling
 
 
 def check_name(args: argparse.Namespace, store: Lookup) -> None:
@@ -87,6 +91,17 @@ def _load_spec(args: argparse.Namespace) -> EncoderSpec:
         frames_per_forward=args.frames_per_forward,
         revision=args.revision,
     )
+
+
+def _load_spec_apart(args: argparse.Namespace) -> EncoderSpec:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_load_spec_and_digest, args).result()
+
+
+def _load_spec_and_digest(args: argparse.Namespace) -> EncoderSpec:
+    spec = _load_spec(args)
+    spec.recipe()
+    return spec
 
 
 def set_limits(args: argparse.Namespace, store: FeatureStore | ReadOnlyStore, *, remember: bool) -> None:

@@ -35,7 +35,7 @@ def plan(args: argparse.Namespace) -> int:
     """
     # Gives memory back to the system where the default one keeps it for later, which there is not.
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
-    source, spec, sampling = asked_for(args)
+    source, spec, sampling = asked_for(args, is_apart=True)
     store = ReadOnlyStore(args.store)
     set_limits(args, store, remember=False)
     check_name(args, store)

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from cache_store import FeatureStore, StepKey
-from jobs import plan_command
+from jobs import build_request, plan_command
 from jobs.__main__ import main
 from jobs.arguments import make_parser
 from jobs.sizes import format_size
+from pipeline.encoders import load_spec
+from pipeline.errors import EncoderError
 from pipeline.size_estimate import FILE_OVERHEAD_BYTES
 from tests.media import scramble, write_new_episode, write_video
 
@@ -82,6 +84,12 @@ SCHEMA = fields(
 def everything(root):
     """What is below a folder, with all that would change if it were touched."""
     return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in root.rglob("*")}
+
+
+@pytest.fixture(autouse=True)
+def weights_read_here(monkeypatch):
+    """Spare most tests the process that reads the weights."""
+    monkeypatch.setattr(build_request, "_load_spec_apart", build_request._load_spec)
 
 
 @pytest.fixture
@@ -303,3 +311,12 @@ def test_lanes_of_a_cluster_are_asked_of_it(steps, plan, local_ray):
     status, found = plan("--address", ray.get_runtime_context().gcs_address)
     assert status == 0
     assert (found["lanes"]["lanes"], found["lanes"]["cpus_per_lane"]) == (1, 2)
+
+
+def test_weights_read_in_a_process_of_its_own_are_the_same_and_refused_in_the_same_words(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    argv = ["plan", "--source", "vla", "--data", "x", "--encoder", "qwen2_5_vl", "--store", "x", "--model"]
+    spec = build_request._load_spec_apart(make_parser().parse_args([*argv, "small"]))
+    assert spec.recipe() == load_spec("qwen2_5_vl", "small").recipe()
+    with pytest.raises(EncoderError, match=r"config\.json"):
+        build_request._load_spec_apart(make_parser().parse_args([*argv, str(tmp_path)]))
