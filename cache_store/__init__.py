@@ -15,12 +15,16 @@ from cache_store.errors import (
     StoreWriteError,
 )
 from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.lookup import Lookup
 from cache_store.naming import model_signature, prompt_hash
 from cache_store.put_item import PutItem
+from cache_store.read_only import ReadOnlyStore
 from cache_store.recipes import recipe_fingerprint
 from cache_store.reports import (
     DatasetStats,
     EntryInfo,
+    Evicted,
+    Eviction,
     ModelStats,
     PinInfo,
     Problem,
@@ -38,15 +42,19 @@ __all__ = [
     "DatasetStats",
     "EntryExists",
     "EntryInfo",
+    "Evicted",
+    "Eviction",
     "FeatureInfo",
     "FeatureKey",
     "FeatureStore",
     "InvalidKey",
+    "Lookup",
     "ModelStats",
     "PinInfo",
     "Problem",
     "PruneReport",
     "PutItem",
+    "ReadOnlyStore",
     "RecipeMismatch",
     "Record",
     "StepKey",

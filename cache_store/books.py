@@ -45,6 +45,7 @@ class View(NamedTuple):
 
     table: Table
     changes: Changes
+    active_runs: set[str]
 
 
 class Books:
@@ -199,7 +200,9 @@ class Books:
         self.usage.flush()
         with self._lock:
             table = reconcile(self._root, self._ledger, self.journal)
-            yield View(table, self._ledger.changes)
+            changes = self._ledger.changes
+            silences_s = self._ledger.silences_s(file_system_now_s(self._root))
+            yield View(table, changes, changes.active_runs(silences_s))
 
     def close(self) -> None:
         """Write what is in memory and say that this process is done; a later event opens a new journal."""

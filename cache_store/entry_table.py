@@ -27,7 +27,11 @@ SCHEMA = pa.schema(
     ]
 )
 _BATCH_ROWS = 1024
-_GROUP_ROWS = 65_536
+UsedRow = tuple[str, int, int, int, str]  # name, bytes, written_us, used_us, runs
+_USED_COLUMNS = ["name", "bytes", "written_us", "used_us", "runs"]
+GROUP_ROWS = 65_536
+_HASHED_AT_ONCE = 131_072
+_TAKEN_AT_ONCE = 16_384  # each of them a tuple of 250 bytes
 
 
 def from_entries(entries: Mapping[str, Entry]) -> pa.Table:
@@ -87,11 +91,19 @@ def without(table: pa.Table, names: Iterable[str]) -> pa.Table:
 
 def differences(table: pa.Table, on_disk: pa.Array) -> tuple[list[str], list[str]]:
     """The names on disk that the table lacks, and the table's names that are not on disk."""
-    unknown = on_disk.filter(pc.invert(pc.is_in(on_disk, value_set=table["name"])))
+    unknown = _not_in(on_disk, table["name"])
     if table.num_rows + len(unknown) == len(on_disk):
         return unknown.to_pylist(), []
-    gone = table["name"].filter(pc.invert(pc.is_in(table["name"], value_set=on_disk)))
-    return unknown.to_pylist(), gone.to_pylist()
+    return unknown.to_pylist(), _not_in(table["name"], on_disk).to_pylist()
+
+
+def _not_in(names: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
+    # By parts of the others: the hash table of a million names takes 70 MB, and a filter of as many 50.
+    is_there = pa.repeat(pa.scalar(False), len(names))
+    for start in range(0, len(others), _HASHED_AT_ONCE):
+        found = pc.is_in(names, value_set=others.slice(start, _HASHED_AT_ONCE))
+        is_there = pc.or_(is_there, found.combine_chunks())
+    return names.take(pc.indices_nonzero(pc.invert(is_there)))
 
 
 def keep_runs(table: pa.Table, active: set[str]) -> pa.Table:
@@ -118,7 +130,7 @@ def to_parquet(table: pa.Table) -> bytes:
         table,
         sink,
         compression="zstd",
-        row_group_size=_GROUP_ROWS,
+        row_group_size=GROUP_ROWS,
         use_dictionary=["fingerprint8", "runs"],
         write_statistics=False,
     )
@@ -137,22 +149,34 @@ def from_parquet(content: bytes) -> pa.Table:
         raise ValueError(str(exc)) from exc
 
 
-def rows_of_parquet(content: bytes) -> Iterator[list[tuple[str, int, int, int, str]]]:
-    """Lists of (name, bytes, written_us, used_us, runs) in the section's order; as `from_parquet`."""
+def rows_of_parquet(content: bytes) -> Iterator[list[UsedRow]]:
+    """Lists of rows in the section's order; as `from_parquet`."""
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
     except pa.ArrowException as exc:
         raise ValueError(str(exc)) from exc
-    columns = ["name", "bytes", "written_us", "used_us", "runs"]
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=_USED_COLUMNS):
         yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+def order_of_use(table: pa.Table) -> pa.Array:
+    """The table's rows, least recently used first."""
+    return pc.sort_indices(table, [("used_us", "ascending"), ("name", "ascending")])
+
+
+def rows_in(table: pa.Table, order: pa.Array) -> Iterator[list[UsedRow]]:
+    """Lists of the rows that `order` names, in its order."""
+    table = table.select(_USED_COLUMNS)
+    for start in range(0, len(order), _TAKEN_AT_ONCE):
+        part = table.take(order.slice(start, _TAKEN_AT_ONCE))
+        yield list(zip(*(column.to_pylist() for column in part.columns), strict=True))
 
 
 def by_name(table: pa.Table) -> Iterator[tuple[list[Any], ...]]:
     """Lists of names, bytes, times of writing and of use in seconds, and fingerprints or None, sorted by name."""
     order = pc.sort_indices(table, [("name", "ascending")])
-    for start in range(0, len(order), _GROUP_ROWS):
-        part = table.take(order.slice(start, _GROUP_ROWS))
+    for start in range(0, len(order), GROUP_ROWS):
+        part = table.take(order.slice(start, GROUP_ROWS))
         times = ((part[column].to_numpy() / 1e6).tolist() for column in ("written_us", "used_us"))
         fingerprints = (fingerprint8 or None for fingerprint8 in part["fingerprint8"].to_pylist())
         yield part["name"].to_pylist(), part["bytes"].to_pylist(), *times, list(fingerprints)

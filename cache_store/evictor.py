@@ -26,7 +26,9 @@ _WARN_FROM = 1000  # evictions of unread entries in one process
 logger = logging.getLogger("cache_store")
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """An entry as evictors look at it."""
+
     name: str
     bytes: int
     written_us: int
@@ -35,14 +37,15 @@ class _Row(NamedTuple):
 
 
 @dataclass(eq=False)
-class _Guard:
-    """What must not be evicted in this pass."""
+class Guard:
+    """What must not be evicted now."""
 
     runs: set[str]
     names: set[str]
     pins: Protected
 
     def keeps(self, name: str, runs: str) -> bool:
+        """Whether an entry stays, given the runs that put or protect it."""
         if runs and not self.runs.isdisjoint(runs.split(",")):
             return True
         return name in self.names or self.pins.covers(name)
@@ -56,18 +59,18 @@ class _Freed:
     unread: list[str] = field(default_factory=list)
 
 
-class _Queue:
-    """The entries of one pool of a snapshot, least recently used first; one may be put back."""
+class Queue:
+    """The entries of one pool, least recently used first; one may be put back."""
 
     def __init__(self, rows: Iterator[list[tuple[str, int, int, int, str]]]) -> None:
         self._rows = rows
         self._batch: list[tuple[str, int, int, int, str]] = []  # the last comes first
-        self._held: _Row | None = None
+        self._held: Row | None = None
 
-    def put_back(self, row: _Row) -> None:
+    def put_back(self, row: Row) -> None:
         self._held = row
 
-    def pop(self) -> _Row | None:
+    def pop(self) -> Row | None:
         if self._held is not None:
             row, self._held = self._held, None
             return row
@@ -76,7 +79,12 @@ class _Queue:
             if batch is None:
                 return None
             self._batch = batch[::-1]
-        return _Row._make(self._batch.pop())
+        return Row._make(self._batch.pop())
+
+
+def pool_to_evict(small_bytes: int, limit_bytes: int) -> str:
+    """The pool whose turn it is: small entries go while they hold more than half of the limit, else large ones."""
+    return "small" if small_bytes > limit_bytes // 2 else "large"
 
 
 class Evictor:
@@ -88,7 +96,7 @@ class Evictor:
         self._journal = journal
         self._usage = usage
         self._run_id = run_id
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, Queue] = {}
         self._queues_of: Snapshot | None = None
         self._evicted = self._unread = 0
         self._warn_at = _WARN_FROM
@@ -113,7 +121,7 @@ class Evictor:
         if left_by_the_dead:
             self._journal.append(*left_by_the_dead)
             ledger.read()
-        guard = _Guard(
+        guard = Guard(
             ledger.changes.active_runs(silences_s) | ({self._run_id} if self._run_id else set()),
             ledger.changes.being_written.union(writing),
             Protected(active(self._root, now_s)),
@@ -126,7 +134,7 @@ class Evictor:
             self._pass(limit_bytes, low_water_bytes, guard, is_last=True)
         return ledger.total_bytes <= limit_bytes
 
-    def _pass(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, *, is_last: bool) -> None:
+    def _pass(self, limit_bytes: int, low_water_bytes: int, guard: Guard, *, is_last: bool) -> None:
         self._open_queues()
         while rows := self._chosen(limit_bytes, low_water_bytes, guard, is_last=is_last):
             # Announced, so that whoever lists the files meanwhile does not take them for lost: the `d` lines follow.
@@ -140,14 +148,14 @@ class Evictor:
             self._open_queues()
         self._correct_total()
 
-    def _chosen(self, limit_bytes: int, low_water_bytes: int, guard: _Guard, *, is_last: bool) -> list[_Row]:
+    def _chosen(self, limit_bytes: int, low_water_bytes: int, guard: Guard, *, is_last: bool) -> list[Row]:
         """The next entries to unlink, a few at a time; none when enough is free or nothing may go."""
         changes = self._ledger.changes
         rest_bytes = changes.published_bytes + changes.granted_bytes
         small_bytes = changes.small_bytes
-        rows: list[_Row] = []
+        rows: list[Row] = []
         while rest_bytes > low_water_bytes and len(rows) < _AT_ONCE:
-            pool = "small" if small_bytes > limit_bytes // 2 else "large"
+            pool = pool_to_evict(small_bytes, limit_bytes)
             row = self._next(pool, guard)
             if row is None and not is_last and self._has_newer(pool):
                 break
@@ -165,7 +173,7 @@ class Evictor:
             small_bytes -= row.bytes if is_small(row.bytes) else 0
         return rows
 
-    def _next(self, pool: str, guard: _Guard) -> _Row | None:
+    def _next(self, pool: str, guard: Guard) -> Row | None:
         changes = self._ledger.changes
         queue = self._queues[pool]
         while (row := queue.pop()) is not None:
@@ -182,7 +190,7 @@ class Evictor:
         entries = self._ledger.changes.entries.values()
         return any(entry is not None and is_small(entry.bytes) == (pool == "small") for entry in entries)
 
-    def _unlink(self, row: _Row, freed: _Freed) -> None:
+    def _unlink(self, row: Row, freed: _Freed) -> None:
         path = f"{self._root}/{row.name}"
         try:
             status = os.stat(path)
@@ -205,7 +213,7 @@ class Evictor:
         if row.used_us <= row.written_us:
             freed.unread.append(row.name)
 
-    def _tell(self, rows: list[_Row], freed: _Freed) -> None:
+    def _tell(self, rows: list[Row], freed: _Freed) -> None:
         kept = [row.name for row in rows if row.name not in freed.sizes]
         lines = [deletion(freed.sizes)] if freed.sizes else []
         self._journal.append(*lines, *([line("x", 0, *kept)] if kept else []))
@@ -240,5 +248,5 @@ class Evictor:
         except (OSError, ValueError):
             # Damaged: an empty order makes `make_fit` list the files and write a new one.
             rows = {"small": iter(()), "large": iter(())}
-        self._queues = {pool: _Queue(iter(batches)) for pool, batches in rows.items()}
+        self._queues = {pool: Queue(iter(batches)) for pool, batches in rows.items()}
         self._queues_of = snapshot

@@ -93,7 +93,7 @@ class Reader:
                 return outcome.value
             stale = stale or outcome
         if stale is not None and on_stale == "error":
-            raise self._mismatch(stale, key, wanted)
+            raise _mismatch(self._root, stale, key, wanted)
         if stale is not None and on_stale == "use":
             outcome = self._read_one(stale.name, ANY, how)
             if isinstance(outcome, _Found):
@@ -103,25 +103,6 @@ class Reader:
         if wanted.fingerprint is None and isinstance(key, VideoKey):
             self._hint_at_second_recipes(key)
         return None
-
-    def state(self, key: FeatureKey, wanted: Wanted) -> State:
-        """Whether `read` would find it; looks at names, and at records only when a recipe is asked for."""
-        state: State = "missing"
-        for name in candidates(key, wanted.fingerprint):
-            path = self._root / name
-            if wanted.fingerprint is None:
-                if path.is_file():
-                    return "present"
-                continue
-            try:
-                record = read_record(path)
-            except (FileNotFoundError, DamagedFeature):
-                # A damaged file is as good as none: the build makes it again.
-                continue
-            if wanted.fits(record):
-                return "present"
-            state = "stale"
-        return state
 
     def _read_one(self, name: str, wanted: Wanted, how: How) -> _Found | _Stale | None:
         path = self._root / name
@@ -157,23 +138,6 @@ class Reader:
             # A read-only store; a miss all the same.
             logger.warning("%s is damaged (%s); it stays where it is: %s", name, reason, exc)
 
-    def _mismatch(self, stale: _Stale, key: FeatureKey, wanted: Wanted) -> RecipeMismatch:
-        found = stale.record.recipe_fingerprint or ""
-        advice = "rebuild it, or open it with on_stale='use' or without recipe"
-        if isinstance(key, VideoKey):
-            own = naming.relative_path(key, second_recipe=wanted.fingerprint)
-            advice = (
-                "get(key) without recipe reads the existing one; a build with this recipe goes to "
-                f"{self._root / own}, which get(key, recipe=...) then reads"
-            )
-        return RecipeMismatch(
-            path=str(self._root / stale.name),
-            found=found,
-            wanted=wanted.fingerprint or "",
-            differences=differences(stale.record.recipe, wanted.recipe),
-            advice=advice,
-        )
-
     def _hint_at_second_recipes(self, key: VideoKey) -> None:
         # Once per data set: a plain reader of a store that holds only second recipes would miss without a
         # word.
@@ -190,6 +154,53 @@ class Reader:
                     folder.name,
                     folder / name,
                 )
+
+
+def state(root: Path, key: FeatureKey, wanted: Wanted) -> State:
+    """Whether `read` would find it; looks at names, and at records only when a recipe is asked for."""
+    if wanted.fingerprint is None:
+        names = candidates(key, None)
+        return "present" if any((root / name).is_file() for name in names) else "missing"
+    is_fitting, stale = _looked_for(root, key, wanted)
+    return "present" if is_fitting else "stale" if stale is not None else "missing"
+
+
+def mismatch(root: Path, key: FeatureKey, wanted: Wanted) -> RecipeMismatch | None:
+    """What `read` would raise for `on_stale="error"`; None where a feature fits, or none is there."""
+    is_fitting, stale = _looked_for(root, key, wanted)
+    return None if is_fitting or stale is None else _mismatch(root, stale, key, wanted)
+
+
+def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[bool, _Stale | None]:
+    """Whether a fitting file is there, and, if not, the best one of another recipe."""
+    stale: _Stale | None = None
+    for name in candidates(key, wanted.fingerprint):
+        try:
+            record = read_record(root / name)
+        except (FileNotFoundError, DamagedFeature):
+            # A damaged file is as good as none: the build makes it again.
+            continue
+        if record is None or wanted.fits(record):
+            return True, None
+        stale = stale or _Stale(name, record)
+    return False, stale
+
+
+def _mismatch(root: Path, stale: _Stale, key: FeatureKey, wanted: Wanted) -> RecipeMismatch:
+    advice = "rebuild it, or open it with on_stale='use' or without recipe"
+    if isinstance(key, VideoKey):
+        own = naming.relative_path(key, second_recipe=wanted.fingerprint)
+        advice = (
+            "get(key) without recipe reads the existing one; a build with this recipe goes to "
+            f"{root / own}, which get(key, recipe=...) then reads"
+        )
+    return RecipeMismatch(
+        path=str(root / stale.name),
+        found=stale.record.recipe_fingerprint or "",
+        wanted=wanted.fingerprint or "",
+        differences=differences(stale.record.recipe, wanted.recipe),
+        advice=advice,
+    )
 
 
 def candidates(key: FeatureKey, fingerprint: str | None) -> list[str]:

@@ -88,6 +88,24 @@ class StoreStats:
         return asdict(self)
 
 
+class Evicted(NamedTuple):
+    """What of one data set would be evicted."""
+
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """What would have to go for new features."""
+
+    entries: int
+    bytes: int
+    datasets: dict[str, Evicted]  # largest first
+    replaced_bytes: int  # of files whose places the new ones take
+    missing_bytes: int  # above the limit all the same: the rest is pinned, held, being written or to be kept
+
+
 @dataclass(frozen=True)
 class Problem:
     """One file that `verify` found wrong; paths are relative to the root."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Table
 
 _STRAY_AFTER_S = 24 * 3600.0
+_NAMES_AT_ONCE = 65_536
 
 
 def feature_names(root: Path) -> Iterator[str]:
@@ -57,9 +59,12 @@ def _is_utf8(name: bytes) -> bool:
 
 
 def _listings(root: Path) -> Iterator[tuple[str, list[bytes]]]:
+    """Folders and names in them, some thousand at a time: a list of a million names would take 100 MB."""
     for folder in ("", *_folders(root)):
         try:
-            yield folder, os.listdir(os.fsencode(root / folder))
+            with os.scandir(os.fsencode(root / folder)) as listing:
+                while names := [item.name for item in islice(listing, _NAMES_AT_ONCE)]:
+                    yield folder, names
         except OSError:
             # Removed since the listing of the root, or not ours to read.
             continue
@@ -83,6 +88,12 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
         if is_held:
             sweep(root, now_s, foreign)
         return table
+
+
+def looked_at(root: Path, ledger: Ledger, now_s: float) -> tuple[Table, dict[str, float]]:
+    """Every entry as the files are now, and the silences of the journals; writes nothing, not even a lock."""
+    found = _listed(root, ledger, now_s)
+    return found.table, found.silences_s
 
 
 def table_for_folding(root: Path, ledger: Ledger, silences_s: dict[str, float]) -> Table:
@@ -144,8 +155,11 @@ def _remove_if_stray(path: Path, now_s: float) -> None:
 
 
 def _folders(root: Path) -> list[str]:
-    with os.scandir(root) as listing:
-        return sorted(item.name for item in listing if item.name[0] != "." and item.is_dir())
+    try:
+        with os.scandir(root) as listing:
+            return sorted(item.name for item in listing if item.name[0] != "." and item.is_dir())
+    except FileNotFoundError:
+        return []  # a store that is only looked at, and not yet made
 
 
 def _corrected(root: Path, table: Table, unknown: list[str], gone: list[str], changes: Changes) -> tuple[Table, bool]:

@@ -45,10 +45,11 @@ class Settings:
 logger = logging.getLogger("cache_store")
 
 
-def open_root(root: Path) -> Settings:
+def open_root(root: Path, *, create: bool = True) -> Settings:
     """Make sure that `root` can serve as a store; returns what it remembers.
 
-    Any folder can: features of the earlier scripts may lie in it. A missing one is created.
+    Any folder can: features of the earlier scripts may lie in it. A missing one is created, or with `create` False
+    left missing.
 
     Raises:
         StoreFormatError: not a folder, cannot be created or read, or written by a newer version.
@@ -56,10 +57,12 @@ def open_root(root: Path) -> Settings:
     if root.exists() and not root.is_dir():
         raise StoreFormatError(str(root), "there is a file of this name; give a folder")
     try:
-        make_folder(root)
+        if create:
+            make_folder(root)
         if (root / naming.STORE_FOLDER).exists() and not (root / naming.STORE_FOLDER).is_dir():
             raise StoreFormatError(str(root), f"{naming.STORE_FOLDER} in it is a file; move it away")
-        os.listdir(root)
+        if create or root.exists():
+            os.listdir(root)
         return remembered(root)
     except OSError as exc:
         reason = f"{exc.strerror or exc}; create the folder or give yourself permission"

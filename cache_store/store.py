@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from cache_store import families, maintenance, meta, naming, settings
 from cache_store.archive import sound_content
 from cache_store.books import Books, NewFile
-from cache_store.bulk import KnownRecipes, with_wanted
 from cache_store.errors import StoreWriteError
 from cache_store.feature_file import PLAINLY, Check, Frames, How
 from cache_store.keys import FeatureKey, StepKey
 from cache_store.processes import HERE
 from cache_store.put_item import PutItem, encoded_item
-from cache_store.reader import OnStale, Reader, State, Wanted
+from cache_store.reader import OnStale, Reader, Wanted
 from cache_store.recipes import recipe_fingerprint
 from cache_store.scan import feature_names
 from cache_store.settings import Settings
@@ -96,14 +95,9 @@ class FeatureStore(Upkeep):
         return f"FeatureStore({str(self.root)!r}, limit_bytes={self.limit_bytes}, run_id={self.run_id!r})"
 
     @property
-    def limit_bytes(self) -> int | None:
-        """The limit in bytes, None for none."""
-        return self._books.budget.limits.limit_bytes
-
-    @property
-    def soft_limit_bytes(self) -> int | None:
-        """Where eviction begins, in bytes; None: at the limit."""
-        return self._books.budget.limits.soft_limit_bytes
+    def limits(self) -> Settings:
+        """The limits under which this process writes."""
+        return self._books.budget.limits
 
     def set_limit(
         self, limit_bytes: int | None = None, *, soft_limit_bytes: int | None = None, remember: bool = True
@@ -219,27 +213,6 @@ class FeatureStore(Upkeep):
         is_plain = out is None and frames is None and not mmap and check == "once"
         how = PLAINLY if is_plain else How(out, frames, check, mmap)
         return self._reader.read(key, Wanted.of(recipe), on_stale, how)
-
-    def contains(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
-        """Whether `get` would find a fitting feature; its content is not verified."""
-        return self.state_of(key, recipe=recipe) == "present"
-
-    def state_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> State:
-        """`"missing"`, `"present"`, or `"stale"` when only another recipe's feature is there."""
-        self._begin()
-        return self._reader.state(key, Wanted.of(recipe))
-
-    def states(self, asked: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]]) -> Iterator[State]:
-        """As `state_of` for many (key, recipe) pairs, in their order; the files are listed once, at the first.
-
-        A million steps take seconds; of videos each is looked up by itself.
-        """
-        self._begin()
-        with self._books.reconciled() as view:
-            known = KnownRecipes(view.table)
-        for key, wanted in with_wanted(asked):
-            state = known.state(key, wanted) if isinstance(key, StepKey) else None
-            yield self._reader.state(key, wanted) if state is None else state
 
     def delete(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
         """Delete the file at `path_of(key)`; False when there was none."""

@@ -4,51 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from cache_store import families, maintenance, naming, pins, verification
-from cache_store.books import Books
+from cache_store import families, maintenance, pins, verification
+from cache_store.books import Books, View
 from cache_store.clock import file_system_now_s
-from cache_store.keys import FeatureKey, StepKey, VideoKey
-from cache_store.reader import Wanted, candidates
-from cache_store.reports import EntryInfo, PinInfo, PruneReport, StoreStats, VerifyProgress, VerifyReport
+from cache_store.keys import FeatureKey
+from cache_store.lookup import Lookup
+from cache_store.reader import candidates
+from cache_store.reports import PinInfo, PruneReport, StoreStats, VerifyProgress, VerifyReport
 
 
-class Upkeep:
+class Upkeep(Lookup):
     """What operators ask of a `FeatureStore`, apart from the reading and writing of single features."""
 
-    root: Path
     _books: Books
 
     def _begin(self) -> None:
         """Get ready in this process; called first by everything that uses the books."""
         raise NotImplementedError
 
-    def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
-        """The file that `put` would write now; it need not exist."""
-        name = naming.relative_path(key)
-        fingerprint = Wanted.of(recipe).fingerprint
-        if isinstance(key, VideoKey) and fingerprint is not None:
-            owner = families.owner_of(self.root, key)
-            if owner not in (None, fingerprint):
-                name = naming.relative_path(key, second_recipe=fingerprint)
-        return self.root / name
-
-    def entries(self) -> Iterator[EntryInfo]:
-        """Everything stored, sorted by name, as the files are now; a few thousand in memory at a time."""
+    @contextmanager
+    def _viewed(self) -> Iterator[View]:
         self._begin()
         with self._books.reconciled() as view:
-            table = view.table
-        return maintenance.entry_infos(table)
+            yield view
+
+    def _now_s(self) -> float:
+        return file_system_now_s(self.root)
 
     def stats(self) -> StoreStats:
         """Sizes as the files are now, and counters of all processes up to their last flush."""
         from cache_store import store_stats
 
-        self._begin()
-        with self._books.reconciled() as view:
-            return store_stats.summed_up(view, self.root, self._books.budget.limits, self.pins())
+        with self._viewed() as view:
+            return store_stats.summed_up(view, self.root, self.limits, self.pins())
 
     def remember_plan(self, title: str, keys: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]]) -> None:
         """Keep which features a build wants, for the coverage in `stats`; a later plan of this title replaces it.
@@ -78,32 +68,6 @@ class Upkeep:
             StoreWriteError: the operating system refused.
         """
         return pins.remove(self.root, which)
-
-    def pins(self) -> list[PinInfo]:
-        """The pins and readers' leases that hold now."""
-        return [pin.info() for pin in pins.active(self.root, file_system_now_s(self.root))]
-
-    def pinned_bytes(self, *, besides: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]] = ()) -> int:
-        """The size of what pins and readers' leases keep from eviction now, without the features of these recipes.
-
-        `besides` are (key, recipe) pairs; it is not looked at when nothing is pinned.
-        """
-        active = pins.active(self.root, file_system_now_s(self.root))
-        if not active:
-            return 0
-        protected = pins.Protected(active)
-        kept = {entry.name: entry for entry in self.entries() if protected.covers(entry.name)}
-        for key, recipe in besides:
-            fingerprint = Wanted.of(recipe).fingerprint
-            for name in candidates(key, fingerprint):
-                found = kept.get(name)
-                if found is None:
-                    continue
-                # A step has one file for all recipes; a video's plain file may be another recipe's.
-                told = found.recipe_fingerprint8
-                if isinstance(key, StepKey) or fingerprint is None or told in (None, fingerprint[:8]):
-                    del kept[name]
-        return sum(entry.bytes for entry in kept.values())
 
     @contextmanager
     def reading(self, *, datasets: Iterable[str] = (), keys: Iterable[FeatureKey] = ()) -> Iterator[None]:
@@ -168,11 +132,6 @@ class Upkeep:
     def clear(self) -> PruneReport:
         """Delete every feature; settings, statistics and what was set aside stay."""
         return self._delete_all(maintenance.Chosen(list(self.entries()), 0), dry_run=False)
-
-    def _relative(self, key: FeatureKey, recipe: Mapping[str, Any] | None) -> str:
-        if isinstance(key, StepKey):
-            return naming.relative_path(key)
-        return self.path_of(key, recipe=recipe).relative_to(self.root).as_posix()
 
     def _delete_all(self, chosen: maintenance.Chosen, *, dry_run: bool) -> PruneReport:
         deleted = chosen.entries if dry_run else [one for one in chosen.entries if self._books.delete(one.name)]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from jobs.parsers import Commands, add_command, add_json, add_store
-from jobs.sizes import parse_age, parse_size, positive_int, positive_rate
+from jobs.sizes import parse_age, parse_size, positive_int, positive_rate, whole_number
 from jobs.store_arguments import add_store_commands
 from pipeline.sources import STEP_SOURCES, VIDEO_SOURCES, parse_media_path
 from pipeline.version import VERSION
@@ -24,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vlm-cache {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_plan(commands)
     _add_build(commands)
     _add_retry_failed(commands)
     _add_report(commands)
@@ -36,6 +37,24 @@ def _source_name(text: str) -> str:
     """Return a source's name however its benchmark is spelled: `LongVideoBench` and `long_video_bench` too."""
     by_letters = {name.replace("-", ""): name for name in SOURCES}
     return by_letters.get(text.lower().replace("-", "").replace("_", ""), text)
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        "Tell what a build with the same options would do, and build nothing: units, bytes, device-hours, whether it "
+        "fits, and what it would evict. A few units are decoded and encoded to measure them, and the store is left as "
+        "it is. Exit status 1 if the build would not fit, or if something is impossible.",
+        "vlm-cache plan --source video-mme --data /data/Video-MME --encoder longva \\\n"
+        "      --model /models/LongVA-7B --store /cache/longva --limit 200GiB --lanes 8",
+        "vlm-cache plan --probe 0 --source vla --data /data/insertion --encoder qwen2_5_vl \\\n"
+        "      --model Qwen/Qwen2.5-VL-3B-Instruct --store /cache/vla --json",
+    )
+    parser.add_argument(
+        "--probe", type=whole_number, default=3, metavar="N", help="units to decode and encode; 0: none, and no times"
+    )
+    _add_build_options(parser)
 
 
 def _add_build(commands: Commands) -> None:
@@ -52,6 +71,10 @@ def _add_build(commands: Commands) -> None:
         "vlm-cache build --source vla --data /data/insertion --encoder qwen2_5_vl \\\n"
         "      --model Qwen/Qwen2.5-VL-3B-Instruct --store /cache/vla",
     )
+    _add_build_options(parser)
+
+
+def _add_build_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to encode")
     what.add_argument("--source", required=True, type=_source_name, choices=SOURCES, help="how the input is laid out")
     what.add_argument(

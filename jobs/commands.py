@@ -13,6 +13,7 @@ REFUSALS = (PipelineError, CacheStoreError)
 
 # Imported when called, because a reading install has neither ray nor decoders and still looks after its stores.
 _MODULES = {
+    "plan": "jobs.plan_command",
     "build": "jobs.build_command",
     "retry-failed": "jobs.retry_command",
     "report": "jobs.report_command",

@@ -49,6 +49,17 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    """Return a whole number of at least 0.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
 def format_size(num_bytes: float) -> str:
     """Return bytes with a binary unit and three significant digits: `144 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from cache_store import FeatureStore
-from pipeline.encoders.base import StepEncoderSpec, VideoEncoderSpec
+from cache_store import Lookup
+from pipeline.encoders.base import EncoderSpec, StepEncoderSpec, VideoEncoderSpec
 from pipeline.sources import VideoSample
 from pipeline.work_plan import BuildTask, Decision, Plan
 
@@ -26,21 +26,23 @@ class SizeEstimate:
     bytes: int
     features: int
     is_upper_bound: bool  # some videos do not tell how short they are
+    new_bytes: int  # the part of it that is to be built
 
 
 def upper_bound(plan: Plan) -> SizeEstimate:
     """Return what the plan takes if every video has as many frames as `nframe` allows; looks at no file."""
     features = plan.todo + plan.skipped
-    is_exact = not _is_of_videos(plan.task) or plan.task.sampling.name in _RULES_OF_FIXED_LENGTH
-    return SizeEstimate(features * _file_bytes(plan.task, plan.task.nframe), features, not is_exact)
+    is_exact = not _makes_videos(plan.task.spec) or plan.task.sampling.name in _RULES_OF_FIXED_LENGTH
+    file_bytes = _file_bytes(plan.task, plan.task.nframe)
+    return SizeEstimate(features * file_bytes, features, not is_exact, plan.todo * file_bytes)
 
 
-def by_length(plan: Plan, store: FeatureStore) -> SizeEstimate:
+def by_length(plan: Plan, store: Lookup) -> SizeEstimate:
     """As `upper_bound`, with each video's own length: by its stored file, else by its header, else as `nframe` allows.
 
     Opens every video that is to be built.
     """
-    total_bytes = features = 0
+    stored_bytes = new_bytes = features = 0
     is_upper_bound = False
     for sample, decision in zip(plan.source, plan.decisions, strict=True):
         if decision == Decision.FAILED:
@@ -49,25 +51,35 @@ def by_length(plan: Plan, store: FeatureStore) -> SizeEstimate:
         frames: int | None = plan.task.nframe
         if isinstance(sample, VideoSample):
             if decision == Decision.SKIP:
-                total_bytes += _stored_bytes(sample, plan.task, store)
+                stored_bytes += _stored_bytes(sample, plan.task, store)
                 continue
             frames = _frames_of(sample, plan.task)
         is_upper_bound = is_upper_bound or frames is None
-        total_bytes += _file_bytes(plan.task, plan.task.nframe if frames is None else frames)
-    return SizeEstimate(total_bytes, features, is_upper_bound)
+        file_bytes = _file_bytes(plan.task, plan.task.nframe if frames is None else frames)
+        stored_bytes += file_bytes if decision == Decision.SKIP else 0
+        new_bytes += file_bytes if decision == Decision.TODO else 0
+    return SizeEstimate(stored_bytes + new_bytes, features, is_upper_bound, new_bytes)
 
 
-def _is_of_videos(task: BuildTask) -> bool:
-    return hasattr(task.spec, "model_signature")
+def smallest_feature(spec: EncoderSpec) -> tuple[int, str]:
+    """Return the bytes of the smallest feature that an encoder makes, and what it is called."""
+    if _makes_videos(spec):
+        # The shortest video has one frame.
+        return cast(VideoEncoderSpec, spec).feature_bytes(1), "one frame's feature"
+    return cast(StepEncoderSpec, spec).feature_bytes(), "one feature"
+
+
+def _makes_videos(spec: EncoderSpec) -> bool:
+    return hasattr(spec, "model_signature")
 
 
 def _file_bytes(task: BuildTask, frames: int) -> int:
-    if _is_of_videos(task):
+    if _makes_videos(task.spec):
         return cast(VideoEncoderSpec, task.spec).feature_bytes(frames) + FILE_OVERHEAD_BYTES
     return cast(StepEncoderSpec, task.spec).feature_bytes() + FILE_OVERHEAD_BYTES
 
 
-def _stored_bytes(sample: VideoSample, task: BuildTask, store: FeatureStore) -> int:
+def _stored_bytes(sample: VideoSample, task: BuildTask, store: Lookup) -> int:
     try:
         return os.stat(store.path_of(task.key(sample), recipe=task.recipe(sample))).st_size
     except OSError:

@@ -6,12 +6,13 @@ Of a planned sample one byte is kept, so that a plan of a million units costs a 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, cast
 
-from cache_store import FeatureKey, FeatureStore, InvalidKey, RecipeMismatch, StepKey, VideoKey, recipe_fingerprint
+from cache_store import FeatureKey, FeatureStore, InvalidKey, Lookup, StepKey, VideoKey, recipe_fingerprint
 from pipeline.encoders.base import EncoderSpec, Json, StepEncoderSpec, VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.recipe import step_recipe, video_recipe
@@ -149,47 +150,48 @@ class Plan:
         return hashlib.sha256("\0".join(facts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def plan_build(source: Source, task: BuildTask, store: FeatureStore, *, overwrite: bool) -> Plan:
+def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: bool) -> Plan:
     """Decide for every sample of the source whether it is to be built.
 
-    Skipped samples are marked as used by this run, if it has an id, so that the size limit cannot evict them while it
-    lasts.
+    Skipped samples are marked as used by this run, if it has an id and a store to write to, so that the size limit
+    cannot evict them while it lasts.
 
     Raises:
         BuildRefused: the store holds a sample under another recipe and `overwrite` is not set.
     """
     plan = Plan(source, task, overwrite, bytearray(), [])
     kept: list[FeatureKey] = []
-    latest: list[Sample] = []
+    waiting: deque[tuple[int, Sample]] = deque()  # asked about, their states still to come
 
     def asked() -> Iterator[tuple[FeatureKey, dict[str, Json]]]:
         for sample in source:
             problem = sample.problem or _problem_of_name(sample, task, store)
+            plan.decisions.append(Decision.TODO if problem is None else Decision.FAILED)
             if problem is None:
-                latest[:] = [sample]
+                waiting.append((len(plan.decisions) - 1, sample))
                 yield task.key(sample), task.recipe(sample)
             else:
                 plan.problems.append((unit_name(sample), problem))
-                plan.decisions.append(Decision.FAILED)
 
-    # The states come one by one as they are asked for, so `latest` is the sample that each one is about.
     states = ("missing" for _ in asked()) if overwrite else store.states(asked())
     for state in states:
-        (sample,) = latest
+        place, sample = waiting.popleft()
         if state == "stale":
             _refuse_another_recipe(sample, task, store)
-        plan.decisions.append(Decision.SKIP if state == "present" else Decision.TODO)
-        if state == "present" and task.run_id is not None:
+        if state != "present":
+            continue
+        plan.decisions[place] = Decision.SKIP
+        if task.run_id is not None and isinstance(store, FeatureStore):
             kept.append(task.key(sample))
             if len(kept) == _PROTECT_AT_ONCE or isinstance(sample, VideoSample):
                 store.protect(kept, recipe=task.recipe(sample))
                 kept.clear()
-    if kept:
+    if kept and isinstance(store, FeatureStore):
         store.protect(kept)
     return plan
 
 
-def _problem_of_name(sample: Sample, task: BuildTask, store: FeatureStore) -> str | None:
+def _problem_of_name(sample: Sample, task: BuildTask, store: Lookup) -> str | None:
     """Return why an episode's name cannot be part of a file name: one such episode must not stop the others.
 
     Raises:
@@ -204,16 +206,14 @@ def _problem_of_name(sample: Sample, task: BuildTask, store: FeatureStore) -> st
     return None
 
 
-def _refuse_another_recipe(sample: Sample, task: BuildTask, store: FeatureStore) -> None:
+def _refuse_another_recipe(sample: Sample, task: BuildTask, store: Lookup) -> None:
     key = task.key(sample)
     # Another recipe's video lies in another folder, so both can be kept; a step has one name for all recipes.
-    if isinstance(key, StepKey):
-        try:
-            store.get(key, recipe=task.recipe(sample))
-        except RecipeMismatch as exc:
-            raise BuildRefused(
-                f"{unit_name(sample)}: {exc}; pass --overwrite to build it again, or another --store"
-            ) from exc
+    mismatch = store.mismatch_of(key, recipe=task.recipe(sample)) if isinstance(key, StepKey) else None
+    if mismatch is not None:
+        raise BuildRefused(
+            f"{unit_name(sample)}: {mismatch}; pass --overwrite to build it again, or another --store"
+        ) from mismatch
 
 
 def unit_name(sample: Sample) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +24,16 @@ def rescan(root: Path) -> dict[str, Any]:
     return {"bytes": enforce_limit(root, 2**60)}
 
 
-def command(root: Path, *, name: str) -> dict[str, Any]:
-    """`vlm-cache <name> --store ROOT`."""
+def command(root: Path, *, name: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """`vlm-cache <name> --store ROOT` and more arguments; with `--json` what it printed."""
     from jobs.__main__ import main
 
-    status = main([name, "--store", str(root)])
+    printed = io.StringIO() if "--json" in arguments else sys.stdout
+    with contextlib.redirect_stdout(printed):
+        status = main([name, "--store", str(root), *arguments])
     if status != 0:
         raise RuntimeError(f"vlm-cache {name} ended with {status}")
-    return {}
+    return {"printed": json.loads(printed.getvalue())} if isinstance(printed, io.StringIO) else {}
 
 
 def plan(root: Path, *, entries: int) -> dict[str, Any]:

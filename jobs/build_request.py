@@ -1,0 +1,133 @@
+"""From the arguments of `build` and `plan` to the source, the encoder and the store's limits that they mean."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from cache_store import CacheStoreError, FeatureStore, Lookup, ReadOnlyStore, StepKey, canonical_dataset_name
+from pipeline.encoders import EncoderSpec, load_spec
+from pipeline.errors import BuildRefused
+from pipeline.sources import BENCHMARKS, VIDEO_SOURCES, Source, data_set_name, open_source
+from pipeline.vision import PartialFrames, SamplingRule
+from pipeline.work_plan import BuildTask
+
+VIDEO_ENCODERS = ("longva", "huggingface")
+
+
+def asked_for(args: argparse.Namespace, *, is_apart: bool = False) -> tuple[Source, EncoderSpec, SamplingRule]:
+    """Open the source and read the model's weights for their digest, after a look at the arguments.
+
+    With `is_apart` a process of its own reads them: what that imports takes 110 MB and is not needed afterwards.
+
+    Raises:
+        BuildRefused, SourceError, EncoderError: they ask for something that cannot be built.
+    """
+    _check_arguments(args)
+    sampling = _sampling(args.sampling)
+    source = _open_source(args)
+    print(f"reading the weights of {args.model} ...", file=sys.stderr)
+    return source, _load_spec_apart(args) if is_apart else _load_spec(args), sampling
+
+
+def task_of(
+    args: argparse.Namespace, spec: EncoderSpec, store_root: Path, sampling: SamplingRule, *, run_id: str | None
+) -> BuildTask:
+    """Return what every process of the build is to know."""
+    partial_frames: PartialFrames = "allow" if args.allow_partial else "refuse"
+    return BuildTask(
+        spec, str(store_root), run_id, args.nframe, sampling, partial_frames, fetch_limit_bytes=args.fetch_limit
+    )
+
+
+def check_name(args: argparse.Namespace, store: Lookup) -> None:
+    """Check the data set's name.
+
+    Raises:
+        InvalidKey: it cannot be part of a file's name.
+    """
+    if args.dataset is not None:
+        store.path_of(StepKey(args.dataset, 0))
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Refuse pairs that cannot work and options that the chosen source would silently ignore."""
+    is_video = args.source in VIDEO_SOURCES
+    if is_video != (args.encoder in VIDEO_ENCODERS):
+        fits = "longva or huggingface" if is_video else "qwen2_5_vl"
+        raise BuildRefused(f"--encoder {args.encoder} cannot encode --source {args.source}; that takes {fits}")
+    given = {
+        "--annotations": args.annotations is not None and args.source not in BENCHMARKS,
+        "--dataset": args.dataset is not None and args.source == "vla",
+        "--instruction": args.instruction is not None and is_video,
+        "--allow-partial": args.allow_partial and not is_video,
+        "--views": args.views is not None and is_video,
+        "--frames-per-forward": args.frames_per_forward is not None and not is_video,
+    }
+    useless = [flag for flag, is_useless in given.items() if is_useless]
+    if useless:
+        raise BuildRefused(f"{', '.join(useless)} means nothing for --source {args.source}; leave it out")
+
+
+def _sampling(text: str) -> SamplingRule:
+    try:
+        return SamplingRule.parse(text)
+    except ValueError as exc:
+        raise BuildRefused(f"--sampling: {exc}") from exc
+
+
+def _open_source(args: argparse.Namespace) -> Source:
+    dataset = args.dataset
+    if dataset is None and args.source == "folder":
+        dataset = data_set_name(args.data)
+    return open_source(
+        args.source,
+        args.data,
+        annotations=args.annotations,
+        dataset=canonical_dataset_name(dataset) if dataset is not None else None,
+        instruction=args.instruction,
+        views=args.views.split(",") if args.views else None,
+        vlm_reuse_count=args.vlm_reuse_count,
+        action_expert_hz=args.action_expert_hz,
+        horizon=args.horizon,
+    )
+
+
+def _load_spec(args: argparse.Namespace) -> EncoderSpec:
+    return load_spec(
+        args.encoder,
+        args.model,
+        dtype=args.dtype,
+        frames_per_forward=args.frames_per_forward,
+        revision=args.revision,
+    )
+
+
+def _load_spec_apart(args: argparse.Namespace) -> EncoderSpec:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_load_spec_and_digest, args).result()
+
+
+def _load_spec_and_digest(args: argparse.Namespace) -> EncoderSpec:
+    spec = _load_spec(args)
+    spec.recipe()
+    return spec
+
+
+def set_limits(args: argparse.Namespace, store: FeatureStore | ReadOnlyStore, *, remember: bool) -> None:
+    """Put the store under the limits that were asked for, if any were.
+
+    Raises:
+        BuildRefused: the soft limit is not below the limit.
+    """
+    if args.limit is None and args.soft_limit is None:
+        return
+    try:
+        store.set_limit(args.limit, soft_limit_bytes=args.soft_limit, remember=remember)
+    except ValueError as exc:
+        if isinstance(exc, CacheStoreError):
+            raise
+        raise BuildRefused(f"--soft-limit: {exc}") from exc
