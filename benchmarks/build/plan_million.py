@@ -1,4 +1,4 @@
-"""Time and peak memory of `vlm-cache plan` for 1,000,000 units over a store of 1,000,000 entries, half of them wanted."""
+"""Time and memory of `vlm-cache plan` for 1,000,000 units over a store of 1,000,000 entries, half of them wanted."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="example: python -m benchmarks.build.plan_million --folder /dev/shm --json plan.json",
     )
-    parser.add_argument("--units", type=int, default=1_000_000, metavar="N", help="multiple of 2,000 (default 1,000,000)")
+    parser.add_argument("--units", type=int, default=1_000_000, metavar="N", help="a multiple of 2,000 (1,000,000)")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="of each plan (default 1)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where the store is made; 5 GB for a million")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
