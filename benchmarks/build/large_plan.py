@@ -34,7 +34,7 @@ def data_set(folder: Path, units: int) -> Path:
         raise ValueError(f"{units} units are no whole number of episodes of {STEPS_PER_EPISODE}")
     rows = STEPS_PER_EPISODE * _REUSE
     _write_lines(folder / "meta/tasks.jsonl", [{"task_index": 0, "task": "Insert the peg."}])
-    lengths = [{"episode_index": index, "length": rows} for index in range(episodes)]
+    lengths: list[dict[str, object]] = [{"episode_index": index, "length": rows} for index in range(episodes)]
     _write_lines(folder / "meta/episodes.jsonl", lengths)
     info = {
         "codebase_version": "v2.1",
