@@ -200,10 +200,12 @@ class FeatureStore(Upkeep):
             ValueError: an option is none of the above, or `out` does not fit.
             IndexError: a frame beyond the feature's.
         """
-        self._begin()
+        if self._pid != HERE.pid or monotonic() > self._next_tick_s:
+            self._begin()
         if on_stale != "error" and on_stale not in ("miss", "use"):
             raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
-        if type(key) is StepKey and out is None and frames is None and not mmap and check in ("once", "always"):
+        is_checked = check == "once" or check == "always"
+        if is_checked and type(key) is StepKey and out is None and frames is None and not mmap:
             fingerprint = None if recipe is None else recipe_fingerprint(recipe)
             value = self._reader.read_step(naming.step_path(key), fingerprint)
             if value is not None:
