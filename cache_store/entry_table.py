@@ -53,7 +53,7 @@ def sum_of_bytes(table: pa.Table) -> int:
 
 def merged(table: pa.Table, changes: Changes) -> pa.Table:
     """`table` with the changes applied: rows rewritten, added and dropped, later uses and marks noted."""
-    touched = list({**changes.entries, **changes.used, **changes.runs})
+    touched = [*changes.entries, *(changes.used.keys() | changes.runs.keys()) - changes.entries.keys()]
     if not touched:
         return table
     # The table may be a hundred times as long as the changes: only these are hashed.

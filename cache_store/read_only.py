@@ -53,7 +53,12 @@ class ReadOnlyStore(Lookup):
     def _view(self) -> View:
         ledger = Ledger(self.root)
         table, silences_s = looked_at(self.root, ledger, self._now_s())
-        return View(table, ledger.changes, ledger.changes.active_runs(silences_s))
+        changes = ledger.changes
+        view = View(table, changes, changes.active_runs(silences_s))
+        # Contained in the table by now, and hundreds of thousands of objects where a build has just ended.
+        for noted in (changes.entries, changes.used, changes.runs):
+            noted.clear()
+        return view
 
     def _now_s(self) -> float:
         # The file system's own clock is told by files that are made there.
