@@ -7,9 +7,9 @@ import tracemalloc
 
 import pyarrow
 import pytest
+
 from benchmarks.build import plan_million
 from benchmarks.build.large_plan import STEPS_PER_EPISODE, checkpoint, data_set, store
-
 from jobs.__main__ import main
 
 UNITS = 20_000
