@@ -31,7 +31,16 @@ def run_alone(case: str, root: Path, *, module: str = "benchmarks.store.cases", 
         subprocess.CalledProcessError: the case failed; its message is on stderr.
     """
     result = root.parent / f"{case}.json"
-    command = [sys.executable, "-m", "benchmarks.store.child", module, case, str(root), str(result), json.dumps(arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.store.child",
+        module,
+        case,
+        str(root),
+        str(result),
+        json.dumps(arguments),
+    ]
     start_s = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=_ROOT)
     wall_s = time.perf_counter() - start_s

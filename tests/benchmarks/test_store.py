@@ -83,7 +83,9 @@ def test_a_verdict_asks_for_every_target(line, verdict):
 
 
 def test_a_rate_is_compared_with_the_base_of_its_round():
-    base, build = rate_lines({"base": [10.0, 20.0, 4.0], "build": [9.0, 16.0, 3.8]}, base="base", least_ratios={"build": 0.95})
+    base, build = rate_lines(
+        {"base": [10.0, 20.0, 4.0], "build": [9.0, 16.0, 3.8]}, base="base", least_ratios={"build": 0.95}
+    )
     assert (base.ratio, base.verdict) == (1.0, "")
     assert (build.value, build.ratio, build.ratio_low, build.ratio_high) == (9.0, 0.9, 0.8, 0.95)
     assert build.verdict == "fail"
