@@ -15,14 +15,13 @@ from benchmarks import gpu_build
 from benchmarks.build import __main__ as command
 from benchmarks.build import lanes, pace, parity
 from benchmarks.build.device_stage import MOVED, WRITTEN
-from benchmarks.build.encoders import FirstPixelSpec, NoOpSpec
-from benchmarks.build.samples import EmptySteps, OneVideo
+from benchmarks.build.encoders import NoOpSpec
+from benchmarks.build.samples import EmptySteps
 from benchmarks.build.scale import QUICK, Scale
 from benchmarks.store.document import marks, record
 from benchmarks.store.report import from_json
-from pipeline.encoders.longva import OPENAI_336_PROCESSOR
-from pipeline.lanes import LaneProgress, Progress
-from pipeline.vision.preprocessing import ClipLikePreprocess
+from pipeline.failures import ErrorClass, UnitFailure
+from pipeline.lanes import BuildReport, LaneProgress, Progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,20 +33,25 @@ def progress(seconds: float, *done: int) -> Progress:
     return Progress(10**6, sum(done), 0, 0, 0, seconds, of_lanes, None)
 
 
-def test_steady_is_from_when_every_lane_has_finished_a_unit(monkeypatch):
-    monkeypatch.setattr(pace, "cpu_seconds", dict)
-    watch = pace._Watch(2, Scale(window_s=10.0, warm_s=1.0))
-    for seconds, *done in ((1.0, 0), (2.0, 5), (3.0, 90, 0), (4.0, 100, 1), (4.9, 110, 9)):
+def test_steady_is_from_when_every_process_works(monkeypatch):
+    at_work = []
+    monkeypatch.setattr(pace, "processes", lambda: at_work)
+    watch = pace._Watch(2, 3, Scale(window_s=10.0, warm_s=1.0))
+    for seconds, *done in ((1.0, 0, 0), (2.0, 5, 0), (3.0, 90, 0), (4.0, 100, 1), (5.0, 110, 9)):
         watch.on_progress(progress(seconds, *done))
-    assert watch.first is None, "a lane has just begun"
     assert watch.first_unit.seconds == 2.0
-    watch.on_progress(progress(5.0, 120, 10))
-    watch.on_progress(progress(14.0, 200, 100))
+    at_work += [pace.Process("decoders", 1.0)] * 3
+    for seconds, *done in ((6.0, 120, 9), (6.9, 120, 10), (7.5, 120, 10)):
+        watch.on_progress(progress(seconds, *done))
+    assert watch.first is None, "too early, and then no unit has ended"
+    watch.on_progress(progress(8.0, 120, 11))
+    watch.on_progress(progress(17.5, 200, 100))
     assert watch.should_stop() is None
-    watch.on_progress(progress(15.5, 220, 130))
+    watch.on_progress(progress(18.5, 220, 130))
     assert watch.should_stop() == pace.MEASURED
     watch.on_progress(progress(20.0, 230, 140))
-    assert (watch.first.done, watch.last.done, watch.last.seconds) == (130, 350, 15.5)
+    assert (watch.first.done, watch.last.done, watch.last.seconds) == (131, 350, 18.5)
+    assert watch.first.cpu_s == {"decoders": 3.0}
 
 
 def test_cpu_time_is_told_by_kind_of_process():
@@ -79,15 +83,20 @@ def test_equal_bits_are_counted_and_differences_named():
     assert parity._line("x", reference, reference).value == 100.0
 
 
-def test_a_unit_that_fails_ends_the_measurement(tmp_path, local_ray):
-    spec = FirstPixelSpec(ClipLikePreprocess.from_config(OPENAI_336_PROCESSOR))
-    with pytest.raises(RuntimeError, match=r"video_00000\d failed: "):
-        pace.build_pace(OneVideo(tmp_path / "missing.mp4", 3), spec, tmp_path / "store", QUICK)
-
-
-def test_a_plan_that_is_too_short_is_not_measured(tmp_path, local_ray):
-    with pytest.raises(RuntimeError, match=r"before 60 s of steady work"):
-        pace.build_pace(EmptySteps(3), NoOpSpec(), tmp_path / "store", Scale(window_s=60))
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (
+            BuildReport(failed=[UnitFailure("video_1", "decode", "no video", ErrorClass.BAD_MEDIA)]),
+            "video_1 failed: no video",
+        ),
+        (BuildReport(done=3), "before 0.6 s of steady work"),
+    ],
+)
+def test_a_failed_or_too_short_build_is_not_measured(report, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(pace, "run_build", lambda *_, **__: report)
+    with pytest.raises(RuntimeError, match=message):
+        pace.build_pace(EmptySteps(3), NoOpSpec(), tmp_path / "store", QUICK)
 
 
 def test_a_quick_run_measures_every_row_and_leaves_nothing_behind(tmp_path, capsys, local_ray):
