@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 
-.PHONY: install demo check test bench-store bench-decode bench-faults format clean
+.PHONY: install demo check test bench-store bench-decode bench-build bench-faults format clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ bench-store: $(BENCH_VENV)/.installed
 # `make bench-decode OPTIONS="--data DIR"` measures over the videos below DIR, and over some that it makes; about ten minutes.
 bench-decode: install
 	$(BIN)/python -W ignore -m benchmarks.decode $(OPTIONS)
+
+# About a quarter of an hour. OPTIONS="--only scheduling" measures one row; OPTIONS=--record rewrites docs/benchmarks.md.
+bench-build: install
+	$(BIN)/python -W ignore -m benchmarks.build $(OPTIONS)
 
 # About half an hour; `make bench-faults OPTIONS="kill9 --count 500"` runs one script for a minute.
 bench-faults: install

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plot is not None:
         draw(rows, options.plot)
     if options.record:
-        record(fields, Path(__file__).parents[2] / "docs")
+        record(fields, Path(__file__).parents[2] / "docs", name="store")
     return 0
 
 

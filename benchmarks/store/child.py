@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -23,14 +24,23 @@ class Finished:
     found: dict[str, Any]
 
 
-def run_alone(case: str, root: Path, **arguments: Any) -> Finished:
-    """Run `case` of `benchmarks.store.cases` on the store at `root`; what it prints goes nowhere.
+def run_alone(case: str, root: Path, *, module: str = "benchmarks.store.cases", **arguments: Any) -> Finished:
+    """Run `case` of the `CASES` of a module on the store at `root`; what it prints goes nowhere.
 
     Raises:
         subprocess.CalledProcessError: the case failed; its message is on stderr.
     """
     result = root.parent / f"{case}.json"
-    command = [sys.executable, "-m", "benchmarks.store.child", case, str(root), str(result), json.dumps(arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.store.child",
+        module,
+        case,
+        str(root),
+        str(result),
+        json.dumps(arguments),
+    ]
     start_s = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=_ROOT)
     wall_s = time.perf_counter() - start_s
@@ -49,13 +59,11 @@ def _peak_bytes() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM")
 
 
-def _main(cases: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    case, root, result, arguments = sys.argv[1:]
+def _main(module: str, case: str, root: str, result: str, arguments: str) -> None:
+    cases: Mapping[str, Callable[..., dict[str, Any]]] = importlib.import_module(module).CASES
     found = cases[case](Path(root), **json.loads(arguments))
     Path(result).write_text(json.dumps({"peak_bytes": _peak_bytes(), "found": found}))
 
 
 if __name__ == "__main__":
-    from benchmarks.store.cases import CASES
-
-    _main(CASES)
+    _main(*sys.argv[1:])

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.store.plot import draw
-from benchmarks.store.report import Row, from_json, grid
+from benchmarks.store.report import Row, from_json, grid, targets_of
 
 PAGE = "benchmarks.md"
-FIGURES = "benchmarks-store.json"
-PICTURE = "benchmarks-store.svg"
 
 
 def marks(target: str) -> tuple[str, str]:
@@ -20,23 +18,22 @@ def marks(target: str) -> tuple[str, str]:
     return f"<!-- measured by `make {target}`: begin -->", f"<!-- measured by `make {target}`: end -->"
 
 
-BEGIN, END = marks("bench-store")
+def record(fields: Mapping[str, Any], docs: Path, *, name: str) -> None:
+    """Write the figures of `make bench-<name>` and their picture into `docs`.
 
-
-def record(fields: Mapping[str, Any], docs: Path) -> None:
-    """Write the store's figures and their picture into `docs`; what stands outside the two marks of the page stays.
+    They become `benchmarks-<name>.json` and `.svg`; what stands outside the two marks of the page stays.
 
     Raises:
         ValueError: the page has not both marks, in their order.
     """
-    page = docs / PAGE
-    text = replaced(page.read_text(), section(fields, picture=PICTURE))
-    draw(from_json(fields), docs / PICTURE)
-    (docs / FIGURES).write_text(json.dumps(fields, indent=1) + "\n")
+    page, picture = docs / PAGE, f"benchmarks-{name}.svg"
+    text = replaced(page.read_text(), section(fields, picture=picture), target=f"bench-{name}")
+    draw(from_json(fields), docs / picture)
+    (docs / f"benchmarks-{name}.json").write_text(json.dumps(fields, indent=1) + "\n")
     page.write_text(text)
 
 
-def replaced(page: str, measured: str, *, target: str = "bench-store") -> str:
+def replaced(page: str, measured: str, *, target: str) -> str:
     """The page with everything between the two marks of a make target replaced.
 
     Raises:
@@ -70,7 +67,7 @@ def _table(row: Row) -> str:
     lines.append(f"|---|{'--:|' * (len(titles) - 1)}")
     for line, texts in zip(row.lines, filled, strict=True):
         name, *rest = [_escaped(text) for text in texts]
-        bold = f"**{name}**" if line.most_ratio is not None or line.most_value is not None else name
+        bold = f"**{name}**" if targets_of(line) else name
         lines.append(f"| {' | '.join([bold, *rest])} |")
     if row.remarks:
         lines += ["", " ".join(row.remarks)]

@@ -15,8 +15,8 @@ _TARGET = "#c53030"
 _BAR_INCHES = 0.24
 _PANEL_INCHES = 0.75  # title and axis
 _LEGEND_INCHES = 0.3
-_LEGEND = {"base = 1": _BASE, "this store": _OURS, "others": _OTHERS, "target": _TARGET}
-_OUR_WORDS = ("get(", "put", "FeatureStore", "vlm-cache", "plan of")
+_LEGEND = {"base = 1": _BASE, "ours": _OURS, "others": _OTHERS, "target": _TARGET}
+_OUR_WORDS = ("get(", "put", "FeatureStore", "vlm-cache", "plan of", "build", "encoder stage")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -62,8 +62,9 @@ def _draw_row(axis: Any, row: Row, lines: Sequence[Line]) -> None:
     for place, line, ratio in zip(places, lines, ratios, strict=True):
         label = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.2f}"
         axis.annotate(label, (ratio, place), xytext=(4, 0), textcoords="offset points", va="center", zorder=4)
-        if line.most_ratio is not None:
-            axis.plot([line.most_ratio] * 2, [place - 0.48, place + 0.48], color=_TARGET, linewidth=2, zorder=3)
+        target = line.most_ratio if line.most_ratio is not None else line.least_ratio
+        if target is not None:
+            axis.plot([target] * 2, [place - 0.48, place + 0.48], color=_TARGET, linewidth=2, zorder=3)
     axis.set_xscale("log")
     axis.set_xlim(min(0.5, *ratios) * 0.9, max(2.0, *ratios) * 2.2)
     axis.axvline(1.0, color=_BASE, linewidth=0.8, linestyle=":", zorder=1)

@@ -22,6 +22,8 @@ class Line:
     ratio_high: float | None = None
     most_ratio: float | None = None  # the targets
     most_value: float | None = None
+    least_ratio: float | None = None  # the same where more is better: the unit is a rate
+    least_value: float | None = None
     note: str = ""
 
     @property
@@ -32,6 +34,10 @@ class Line:
             checks.append(self.ratio <= self.most_ratio)
         if self.most_value is not None and self.value is not None:
             checks.append(self.value <= self.most_value)
+        if self.least_ratio is not None and self.ratio is not None:
+            checks.append(self.ratio >= self.least_ratio)
+        if self.least_value is not None and self.value is not None:
+            checks.append(self.value >= self.least_value)
         if not checks:
             return ""
         return "pass" if all(checks) else "fail"
@@ -72,6 +78,29 @@ def lines_of(
     ]
 
 
+def rate_lines(
+    rates: Mapping[str, Sequence[float]],
+    *,
+    base: str,
+    least_ratios: Mapping[str, float] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> list[Line]:
+    """One line for each name in its order: the median of its rates, one a round, and their ratios to the base's."""
+    ratios = ratios_to(base, rates)
+    return [
+        Line(
+            name,
+            median(of_one),
+            median(ratios[name]),
+            min(ratios[name]),
+            max(ratios[name]),
+            least_ratio=(least_ratios or {}).get(name),
+            note=(notes or {}).get(name, ""),
+        )
+        for name, of_one in rates.items()
+    ]
+
+
 def to_json(rows: Sequence[Row], machine: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
     """What `--json` writes: machine, options, and the rows with the verdict of each line."""
     return {
@@ -97,7 +126,7 @@ def _cells(line: Line) -> list[str]:
     spread = ""
     if line.ratio_low is not None and line.ratio_high is not None and line.ratio_low != line.ratio_high:
         spread = f"{_short(line.ratio_low)} to {_short(line.ratio_high)}"
-    targets = [f"{symbol} {_short(most)}" for symbol, most in _targets(line) if most is not None]
+    targets = [f"{symbol} {_short(bound)}" for symbol, bound in targets_of(line)]
     return [
         line.name,
         "" if line.value is None else _short(line.value),
@@ -136,8 +165,15 @@ def grid(row: Row) -> list[list[str]]:
     return [[line[column] for column in used] for line in [_titles(row), *lines]]
 
 
-def _targets(line: Line) -> list[tuple[str, float | None]]:
-    return [("ratio <=", line.most_ratio), ("<=", line.most_value)]
+def targets_of(line: Line) -> list[tuple[str, float]]:
+    """The line's targets as they are printed: what is compared and how, and the bound."""
+    bounds = [
+        ("ratio <=", line.most_ratio),
+        ("<=", line.most_value),
+        ("ratio >=", line.least_ratio),
+        (">=", line.least_value),
+    ]
+    return [(symbol, bound) for symbol, bound in bounds if bound is not None]
 
 
 def _short(number: float) -> str:

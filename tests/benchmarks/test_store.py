@@ -15,7 +15,7 @@ from benchmarks.store import document, peers, timing
 from benchmarks.store.eviction import bookkeeping_us
 from benchmarks.store.features import bytes_of
 from benchmarks.store.old_scripts import OldScripts
-from benchmarks.store.report import Line, Row, from_json, lines_of, not_measured, table, to_json
+from benchmarks.store.report import Line, Row, from_json, lines_of, not_measured, rate_lines, table, to_json
 from benchmarks.store.rescan import enforce_limit
 from benchmarks.store.small_reads import check_equal
 from benchmarks.store.timing import Contestant
@@ -71,12 +71,24 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds():
         (Line("above it", 1.0, 1.31, most_ratio=1.3), "fail"),
         (Line("a value above it", 5.01, most_value=5.0), "fail"),
         (Line("one of two missed", 4.0, 2.0, most_ratio=1.0, most_value=5.0), "fail"),
+        (Line("a share at its least", 1.0, 0.95, least_ratio=0.95), "pass"),
+        (Line("a share below it", 1.0, 0.949, least_ratio=0.95), "fail"),
+        (Line("a rate below its least", 2499.0, least_value=2500.0), "fail"),
         (Line("no target", 1.0, 9.0), ""),
         (Line("not measured", None, most_ratio=1.3), ""),
     ],
 )
 def test_a_verdict_asks_for_every_target(line, verdict):
     assert line.verdict == verdict
+
+
+def test_a_rate_is_compared_with_the_base_of_its_round():
+    base, build = rate_lines(
+        {"base": [10.0, 20.0, 4.0], "build": [9.0, 16.0, 3.8]}, base="base", least_ratios={"build": 0.95}
+    )
+    assert (base.ratio, base.verdict) == (1.0, "")
+    assert (build.value, build.ratio, build.ratio_low, build.ratio_high) == (9.0, 0.9, 0.8, 0.95)
+    assert build.verdict == "fail"
 
 
 def test_bookkeeping_is_what_puts_and_unlinks_leave_over():
@@ -101,21 +113,23 @@ def test_rows_survive_json():
 def test_recording_rewrites_what_is_between_the_marks_alone(tmp_path):
     pytest.importorskip("matplotlib")
     page = tmp_path / document.PAGE
-    page.write_text(f"# Before\n\n{document.BEGIN}\nold\n{document.END}\n\nAfter.\n")
+    begin, end = document.marks("bench-store")
+    page.write_text(f"# Before\n\n{begin}\nold\n{end}\n\nAfter.\n")
     for _ in range(2):
-        document.record(to_json(ROWS, MACHINE, {"quick": False}), tmp_path)
+        document.record(to_json(ROWS, MACHINE, {"quick": False}), tmp_path, name="store")
     text = page.read_text()
-    assert text.startswith(f"# Before\n\n{document.BEGIN}\n")
-    assert text.endswith(f"{document.END}\n\nAfter.\n")
+    assert text.startswith(f"# Before\n\n{begin}\n")
+    assert text.endswith(f"{end}\n\nAfter.\n")
     assert "old" not in text
     assert "| **put** | 2.50 |" in text
     assert "peer \\| with a bar" in text
-    assert (tmp_path / document.PICTURE).read_text().lstrip().startswith("<?xml")
+    assert (tmp_path / "benchmarks-store.svg").read_text().lstrip().startswith("<?xml")
 
 
 def test_a_page_without_its_marks_is_refused():
+    begin, end = document.marks("bench-store")
     with pytest.raises(ValueError, match="in this order"):
-        document.replaced(f"{document.END} {document.BEGIN}", "figures")
+        document.replaced(f"{end} {begin}", "figures", target="bench-store")
 
 
 def test_the_old_scripts_delete_the_oldest_files_over_their_limit(tmp_path):
