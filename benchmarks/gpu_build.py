@@ -67,9 +67,9 @@ def _measured(folder: Path, device: str, size: Size, *, has_ray: bool) -> list[R
         lambda: device_stage.measure(size, device, folder),
     ]
     if has_ray:
-        from benchmarks.build import gpu_on_ray
+        from benchmarks.build.gpu_on_ray import measure as measure_on_ray
 
-        measures.append(lambda: gpu_on_ray.measure(size, device, folder))
+        measures.append(lambda: measure_on_ray(size, device, folder))
     for measure in measures:
         found = measure()
         rows += found
