@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 
 def progress(seconds: float, *done: int) -> Progress:
     of_lanes = tuple(
-        LaneProgress(f"lane {number}", "running", "cpu", count, 0, 0, 0) for number, count in enumerate(done)
+        LaneProgress(f"lane {number}", "running", "cpu", count, 1, 0.0, 0.0, 0.0, 0.0, 0, 0)
+        for number, count in enumerate(done)
     )
     return Progress(10**6, sum(done), 0, 0, 0, seconds, of_lanes, None)
 
