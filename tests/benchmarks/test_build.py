@@ -31,7 +31,7 @@ def progress(seconds: float, *done: int) -> Progress:
         LaneProgress(f"lane {number}", "running", "cpu", count, 1, 0.0, 0.0, 0.0, 0.0, 0, 0)
         for number, count in enumerate(done)
     )
-    return Progress(10**6, sum(done), 0, 0, 0, seconds, of_lanes, None)
+    return Progress(10**6, sum(done), 0, 0, 0, seconds, None, of_lanes, None)
 
 
 def test_steady_is_from_when_every_process_works(monkeypatch):
