@@ -22,6 +22,7 @@ class Scale:
     video: Generated = DECODED  # of the decode-bound build
     video_frames: int = 32
     decoders: tuple[int, ...] = (1, 2)
+    variants: int = 3  # of the build without work
     lanes: tuple[int, ...] = (1, 2, 4, 8)
     sleep_s: float = 0.05  # of the simulated encoder, for each unit
     memory_units: tuple[int, ...] = (200, 20_000)
@@ -37,6 +38,7 @@ QUICK = Scale(
     video=Generated("decode.mp4", "libx264", 40, 64, 48, 20),
     video_frames=4,
     decoders=(1,),
+    variants=1,
     lanes=(1, 2),
     sleep_s=0.01,
     memory_units=(100,),

@@ -50,7 +50,7 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
         for number in range(scale.rounds):
             rates[ONE_CALL].append(_one_call(actors[:LANES], scale.window_s))
             rates[TWO_CALLS].append(_two_calls(actors[:LANES], actors[LANES:], scale.window_s))
-            for place, variant in enumerate(VARIANTS):
+            for place, variant in enumerate(VARIANTS[: scale.variants]):
                 root = folder / f"store {number} {place}"
                 source = EmptySteps(MANY)
                 pace = build_pace(
@@ -78,7 +78,7 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
             "µs",
             [
                 Line(f"{variant.name}: {kind}", median([pace.cpu_us.get(kind, 0.0) for pace in paces[variant.name]]))
-                for variant in VARIANTS
+                for variant in VARIANTS[: scale.variants]
                 for kind in KINDS
             ],
         ),
