@@ -60,14 +60,18 @@ def _is_utf8(name: bytes) -> bool:
 
 def _listings(root: Path) -> Iterator[tuple[str, list[bytes]]]:
     """Folders and names in them, some thousand at a time: a list of a million names would take 100 MB."""
-    for folder in ("", *_folders(root)):
+    folders = [""]
+    for folder in folders:  # the first of them finds the others
         try:
             with os.scandir(os.fsencode(root / folder)) as listing:
-                while names := [item.name for item in islice(listing, _NAMES_AT_ONCE)]:
-                    yield folder, names
-        except OSError:
-            # Removed since the listing of the root, or not ours to read.
-            continue
+                while items := list(islice(listing, _NAMES_AT_ONCE)):
+                    if not folder:
+                        folders += [os.fsdecode(item.name) for item in items if item.name[:1] != b"." and item.is_dir()]
+                    yield folder, [item.name for item in items]
+        except OSError as exc:
+            # A folder that was removed since, or is not ours to read, hides its own features; an unreadable root all.
+            if not folder and not isinstance(exc, FileNotFoundError):
+                raise
 
 
 def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
@@ -152,14 +156,6 @@ def _remove_if_stray(path: Path, now_s: float) -> None:
     except OSError:
         # Published or removed meanwhile.
         return
-
-
-def _folders(root: Path) -> list[str]:
-    try:
-        with os.scandir(root) as listing:
-            return sorted(item.name for item in listing if item.name[0] != "." and item.is_dir())
-    except FileNotFoundError:
-        return []  # a store that is only looked at, and not yet made
 
 
 def _corrected(root: Path, table: Table, unknown: list[str], gone: list[str], changes: Changes) -> tuple[Table, bool]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -310,15 +311,22 @@ def stale_listings(load: Load) -> Outcome:
 
 
 def _delay_listings(_slot: int) -> None:
-    real = os.listdir
-    seen: dict[str, tuple[float, list[str]]] = {}
+    real = os.scandir
+    seen: dict[str, tuple[float, list[os.DirEntry[str]]]] = {}
 
-    def listdir(path: str | Path = ".") -> list[str]:
+    @contextmanager
+    def scandir(path: Any = ".") -> Iterator[Iterator[os.DirEntry[str]]]:
         known = seen.get(str(path))
         if known is None or time.monotonic() - known[0] > 0.5:
-            seen[str(path)] = known = (time.monotonic(), real(path))
-        return list(known[1])
+            with real(path) as listing:
+                seen[str(path)] = known = (time.monotonic(), list(listing))
+        yield iter(known[1])
 
+    def listdir(path: str | Path = ".") -> list[str]:
+        with scandir(path) as listing:
+            return [item.name for item in listing]
+
+    os.scandir = scandir  # type: ignore[assignment]
     os.listdir = listdir  # type: ignore[assignment]
 
 
