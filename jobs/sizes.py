@@ -108,13 +108,7 @@ def positive_seconds(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: anything else.
     """
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds
+    return _positive(text, below=1e6, what="number of seconds")
 
 
 def positive_rate(text: str) -> float:
@@ -123,12 +117,16 @@ def positive_rate(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: anything else.
     """
+    return _positive(text, below=1e9, what="number")
+
+
+def _positive(text: str, *, below: float, what: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    if not 0 < number < below:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what} above 0")
     return number
 
 

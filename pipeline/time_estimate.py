@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-_MOST_DECODERS = 16
+_MOST_DECODERS = 16  # of one lane, unless more are asked for
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,15 @@ class TimeEstimate:
 def lanes_of_one_host(*, lanes: int | None, decoders_per_lane: int | None, gpus: int, cpus: int) -> LaneCount:
     """The lanes that a build gets from one host alone, by the rule of `pipeline.lanes`."""
     count = lanes or max(1, gpus)
+    return LaneCount(
+        count, decoders_per_lane or most_decoders(count, is_gpu=gpus > 0, cpus=cpus), gpus > 0, cpus / count
+    )
+
+
+def most_decoders(lanes: int, *, is_gpu: bool, cpus: int) -> int:
+    """How many decoders one of `lanes` lanes gets at most, where nobody says."""
     # On the CPU a decoder takes from the encoder beside it; a GPU is worth some crowding.
-    most = decoders_per_lane or max(4 if gpus else 1, min(_MOST_DECODERS, cpus // count - 1))
-    return LaneCount(count, most, gpus > 0, cpus / count)
+    return max(4 if is_gpu else 1, min(_MOST_DECODERS, cpus // lanes - 1))
 
 
 def estimate_time(

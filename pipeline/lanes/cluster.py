@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.errors import BuildRefused
 from pipeline.lanes.limits import TimeLimits
 from pipeline.lanes.processes import DecoderProcess, EncoderProcess
+from pipeline.time_estimate import most_decoders
 from pipeline.work_plan import BuildTask
 
 # One call writes, one is on the device, one waits with its pixels already local.
@@ -28,7 +29,6 @@ ENCODER_DEPTH_SMALL = 32
 # One call runs, one waits, so that a decoder never idles for the driver's round trip.
 DECODER_DEPTH = 2
 DECODER_DEPTH_SMALL = 8  # of units that take less time to decode than a call takes to come back
-MOST_DECODERS = 16  # of one lane, unless more are asked for
 CONNECT_S = 10.0
 
 
@@ -107,8 +107,7 @@ def shape_lanes(
         raise BuildRefused("the cluster has no GPU now; pass --lanes to wait for an autoscaler, or --device cpu")
     on_gpu = device == "gpu" or (device == "auto" and gpus > 0)
     count = lanes or (gpus if on_gpu else 1)
-    # On the CPU a decoder takes from the encoder beside it; a GPU is worth some crowding.
-    most = decoders_per_lane or max(4 if on_gpu else 1, min(MOST_DECODERS, int(cpus) // count - 1))
+    most = decoders_per_lane or most_decoders(count, is_gpu=on_gpu, cpus=int(cpus))
     # Where lanes outnumber the CPUs they share them, or the last ones would wait for ever. A cluster without any
     # CPU has an autoscaler to ask. Hundredths, because they read well in `ray status`.
     share = math.floor(100 * min(1.0, cpus / (count * (most + 1)))) / 100 if cpus else 1.0
