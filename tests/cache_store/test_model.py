@@ -156,7 +156,8 @@ class StoreUnderLimit(RuleBasedStateMachine):
     @initialize()
     def open(self):
         self.folder = tempfile.mkdtemp(prefix="vlm-cache-limit-")
-        self.stores = [FeatureStore(self.folder, limit_bytes=5 * SIZE), FeatureStore(self.folder, run_id="run")]
+        self.stores = [FeatureStore(self.folder, limit_bytes=5 * SIZE), FeatureStore(self.folder, run_id="run-0")]
+        self.ended = 0
         self.values: dict[StepKey, int] = {}
         self.pinned: set[str] = set()
         self.of_run: set[StepKey] = set()
@@ -208,7 +209,9 @@ class StoreUnderLimit(RuleBasedStateMachine):
     def end_the_run(self):
         self.stores[1].close()
         self.of_run.clear()
-        self.stores[1] = FeatureStore(self.folder, run_id="run")
+        # Under the same id it would be the same run, resumed, and keep what it has.
+        self.ended += 1
+        self.stores[1] = FeatureStore(self.folder, run_id=f"run-{self.ended}")
 
     @rule()
     def compact(self):
