@@ -22,6 +22,7 @@ from cache_store.checksum import crc32
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.pickle_layout import UnknownLayout
 from cache_store.recipes import canonical_json
+from cache_store.zip_directory import Entry, read_directory
 
 RECORD_NAME = "vlm_cache.json"
 RECORD_FORMAT = 1
@@ -80,34 +81,34 @@ class Archive:
         self.path = path
         self.file = file
         try:
-            self._zip = zipfile.ZipFile(file)
+            self._entries, self._directory_at = read_directory(file)
         except (*_ZIP_ERRORS, OSError) as exc:
             raise _translated(path, exc, "not a complete zip archive") from exc
+        self._by_name = {entry.name: entry for entry in self._entries}
 
     def record(self) -> Record | None:
         """The store's record, read without touching the tensors; None for files that others wrote."""
-        names = [name for name in self._zip.namelist() if name.rpartition("/")[2] == RECORD_NAME]
-        if not names:
+        found = next((entry for entry in self._entries if entry.name.rpartition("/")[2] == RECORD_NAME), None)
+        if found is None:
             return None
+        content = self._content(found)
         try:
-            fields = json.loads(self._zip.read(names[0]))
+            fields = json.loads(content)
             return Record(fields["key"], fields["recipe"], fields["recipe_fingerprint"], fields["provenance"])
-        except (*_ZIP_ERRORS, OSError, TypeError) as exc:
-            raise _translated(self.path, exc, f"record {RECORD_NAME} cannot be read") from exc
+        except (ValueError, KeyError, TypeError) as exc:
+            raise DamagedFeature(self.path, f"record {RECORD_NAME} cannot be read ({exc})") from exc
 
     def verify(self, *, skip_tensors: bool = False) -> None:
         """Check every record's CRC-32, which `torch.load` never does, and that this is a torch archive.
 
         With `skip_tensors` the tensors' records are left to whoever reads them.
         """
-        infos = self._zip.infolist()
-        names = {info.filename for info in infos}
-        if len(names) != len(infos):
+        if len(self._by_name) != len(self._entries):
             raise DamagedFeature(self.path, "two records share one name")
         self._root()
-        for info in infos:
-            if not (skip_tensors and "/data/" in info.filename):
-                self._verify_one(info)
+        for entry in self._entries:
+            if not (skip_tensors and "/data/" in entry.name):
+                self._verify_one(entry)
 
     def tree(self) -> object | None:
         """The value with `TensorPlace`s for its tensors; None for a layout that only torch understands."""
@@ -122,45 +123,48 @@ class Archive:
     def storage(self, key: str) -> tuple[int, int, int]:
         """Where the bytes of a storage begin in the file, how many there are, and their CRC-32."""
         name = f"{self._root()}/data/{key}"
-        try:
-            info = self._zip.getinfo(name)
-        except KeyError as exc:
-            raise DamagedFeature(self.path, f"record {name} is missing") from exc
-        return self._place(info)
+        entry = self._by_name.get(name)
+        if entry is None:
+            raise DamagedFeature(self.path, f"record {name} is missing")
+        return self._place(entry)
 
-    def _place(self, info: zipfile.ZipInfo) -> tuple[int, int, int]:
-        name = info.filename
-        self._check_is_plain(info)
+    def _place(self, entry: Entry) -> tuple[int, int, int]:
+        name = entry.name
+        # torch reads STORED records only, and trusts both sizes to agree.
+        if entry.method != zipfile.ZIP_STORED or entry.stored_bytes != entry.bytes:
+            raise DamagedFeature(self.path, f"record {name} is not stored plainly")
         # The name and the padding before the data may be longer here than in the directory.
-        header = self._read_at(info.header_offset, _LOCAL_BYTES)
+        header = self._read_at(entry.header_at, _LOCAL_BYTES)
         if len(header) != _LOCAL_BYTES or header[:4] != b"PK\x03\x04":
             raise DamagedFeature(self.path, f"record {name} has no header")
         name_bytes, extra_bytes = struct.unpack_from("<HH", header, _LOCAL_BYTES - 4)
-        offset = info.header_offset + _LOCAL_BYTES + name_bytes + extra_bytes
-        found = self._read_at(info.header_offset + _LOCAL_BYTES, name_bytes)
-        if found != name.encode() or offset + info.file_size > self._zip.start_dir:
+        offset = entry.header_at + _LOCAL_BYTES + name_bytes + extra_bytes
+        found = self._read_at(entry.header_at + _LOCAL_BYTES, name_bytes)
+        if found != name.encode() or offset + entry.bytes > self._directory_at:
             raise DamagedFeature(self.path, f"record {name} does not lie where the directory says")
-        return offset, info.file_size, info.CRC
+        return offset, entry.bytes, entry.crc
 
     def _root(self) -> str:
-        for name in self._zip.namelist():
+        for name in self._by_name:
             if name.endswith("/data.pkl"):
                 return name[: -len("/data.pkl")]
         raise DamagedFeature(self.path, "no data.pkl inside: not written by torch.save")
 
     def _small_record(self, name: str, default: bytes | None = None) -> bytes:
-        try:
-            info = self._zip.getinfo(name)
-        except KeyError as exc:
+        entry = self._by_name.get(name)
+        if entry is None:
             if default is not None:
                 return default
-            raise DamagedFeature(self.path, f"record {name} is missing") from exc
-        if info.file_size > _SMALL_RECORD_BYTES:
-            raise UnknownLayout(f"{name} has {info.file_size} bytes")
-        offset, size, crc = self._place(info)
+            raise DamagedFeature(self.path, f"record {name} is missing")
+        if entry.bytes > _SMALL_RECORD_BYTES:
+            raise UnknownLayout(f"{name} has {entry.bytes} bytes")
+        return self._content(entry)
+
+    def _content(self, entry: Entry) -> bytes:
+        offset, size, crc = self._place(entry)
         content = self._read_at(offset, size)
         if len(content) != size or crc32(content) != crc:
-            raise DamagedFeature(self.path, f"record {name} fails its checksum")
+            raise DamagedFeature(self.path, f"record {entry.name} fails its checksum")
         return content
 
     def _read_at(self, offset: int, count: int) -> bytes:
@@ -169,23 +173,18 @@ class Archive:
         except OSError as exc:
             raise _translated(self.path, exc, "not readable") from exc
 
-    def _check_is_plain(self, info: zipfile.ZipInfo) -> None:
-        # torch reads STORED records only, and trusts both sizes to agree.
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise DamagedFeature(self.path, f"record {info.filename} is not stored plainly")
-
-    def _verify_one(self, info: zipfile.ZipInfo) -> None:
-        offset, remaining, wanted = self._place(info)
+    def _verify_one(self, entry: Entry) -> None:
+        offset, remaining, wanted = self._place(entry)
         crc = 0
         while remaining:
             chunk = self._read_at(offset, min(remaining, _CHUNK_BYTES))
             if not chunk:
-                raise DamagedFeature(self.path, f"record {info.filename} ends {remaining} bytes early")
+                raise DamagedFeature(self.path, f"record {entry.name} ends {remaining} bytes early")
             crc = crc32(chunk, crc)
             offset += len(chunk)
             remaining -= len(chunk)
         if crc != wanted:
-            raise DamagedFeature(self.path, f"record {info.filename} fails its checksum")
+            raise DamagedFeature(self.path, f"record {entry.name} fails its checksum")
 
 
 @functools.lru_cache(maxsize=1024)

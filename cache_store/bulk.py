@@ -147,7 +147,7 @@ def _names_to_recipes(asked: Asked) -> Iterator[tuple[list[str], list[str]]]:
     names: list[str] = []
     recipes: list[str] = []
     for key, wanted in with_wanted(asked):
-        found = candidates(key, wanted.fingerprint)
+        found = list(candidates(key, wanted.fingerprint))
         names += found
         recipes += ["" if isinstance(key, StepKey) else (wanted.fingerprint or "")[:8]] * len(found)
         if len(names) >= _NAMES_AT_ONCE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -203,8 +203,8 @@ def _mismatch(root: Path, stale: _Stale, key: FeatureKey, wanted: Wanted) -> Rec
     )
 
 
-def candidates(key: FeatureKey, fingerprint: str | None) -> list[str]:
-    """The relative paths where a reader looks, best first.
+def candidates(key: FeatureKey, fingerprint: str | None) -> Iterator[str]:
+    """The relative paths where a reader looks, best first, each made only when the one before was not enough.
 
     For videos: the recipe's own folder, the plain folder, then both under every other name of the data set.
 
@@ -212,14 +212,13 @@ def candidates(key: FeatureKey, fingerprint: str | None) -> list[str]:
         InvalidKey: the key cannot be a file name.
     """
     if not isinstance(key, VideoKey):
-        return [naming.relative_path(key)]
-    names = []
+        yield naming.relative_path(key)
+        return
     for dataset in names_to_search(key.dataset):
         known_as = replace(key, dataset=dataset)
         if fingerprint is not None:
-            names.append(naming.relative_path(known_as, second_recipe=fingerprint))
-        names.append(naming.relative_path(known_as))
-    return names
+            yield naming.relative_path(known_as, second_recipe=fingerprint)
+        yield naming.relative_path(known_as)
 
 
 def _escaped(name: str) -> str:
