@@ -152,7 +152,7 @@ def _key(args: argparse.Namespace) -> FeatureKey | None:
 
 def _path_of(store: FeatureStore, key: FeatureKey) -> Path:
     """Where the feature lies: where a reader finds it, else in the folder of a second recipe."""
-    plain = candidates(key, None)
+    plain = list(candidates(key, None))
     names = [name for name in plain if (store.root / name).is_file()]
     if not names and isinstance(key, VideoKey):
         file = plain[0].rpartition("/")[2]
