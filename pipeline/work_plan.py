@@ -83,6 +83,11 @@ class Unit:
         """What must stay in one shard: an episode's steps; a video stands alone."""
         return self.sample.dataset if isinstance(self.sample, StepSample) else self.name
 
+    @property
+    def file(self) -> object:
+        """What clips of one file have in common, and nothing else has."""
+        return (self.sample.path, self.sample.fps) if isinstance(self.sample, VideoSample) else self.name
+
 
 def _unit(sample: Sample, task: BuildTask) -> Unit:
     return Unit(unit_name(sample), task.key(sample), sample)

@@ -146,7 +146,7 @@ class _Process:
             return self._stage.encode(decoded).encode_s
         self._writer.expect()
         encoded = self._stage.encode(decoded)
-        done = self._writer.publish(encoded)
+        done = self._writer.result(self._writer.publish(encoded))
         if not isinstance(done, UnitDone):
             raise RuntimeError(done.reason)
         return encoded.encode_s

@@ -16,8 +16,13 @@ from pipeline.sources import VideoSample
 from pipeline.work_plan import Plan, Shard, Unit
 
 MOST_WAITING = 2 * ENCODER_DEPTH  # decoded units of one lane that wait for its encoder
-MOST_WAITING_SMALL = 32  # the same while they are few bytes
+MOST_WAITING_SMALL = 64  # the same while they are few bytes
 SMALL_BYTES = 2**18
+# Of one call: more units than one only where the call itself would take as long as they do,
+CALL_S = 0.01
+CALL_UNITS = 16
+CALL_BYTES = 2 * 2**20
+FILE_BYTES = 64 * 2**20  # or where they are clips of one file, which is opened once for all of them.
 FIRST_GUESS_BYTES = 16 * 2**20  # of a decoded unit, before the first one is known
 
 
@@ -32,11 +37,16 @@ class Feeding:
         self._ask_after = 0.0  # on the monotonic clock
         self._unfinished: Counter[str] = Counter()  # units by shard
         self._is_exhausted = False
-        self._largest_bytes = 0  # of a decoded unit so far
+        self._largest_bytes: int | None = None  # of a decoded unit so far
+        self._unit_s = {"decode": CALL_S, "encode": CALL_S}  # of the last call's units, in each stage
 
     def note_decoded(self, nbytes: int) -> None:
         """Note the size of a decoded unit; the largest so far is what is reserved for the next one."""
-        self._largest_bytes = max(self._largest_bytes, nbytes)
+        self._largest_bytes = max(self._largest_bytes or 0, nbytes)
+
+    def note_speed(self, kind: str, unit_s: float) -> None:
+        """Note how long a process of `kind` worked on each unit of its last call."""
+        self._unit_s[kind] = unit_s
 
     def note_end(self, work: Work) -> None:
         """Note that a unit has its feature, or has failed. A shard with no other unit left is given back."""
@@ -50,39 +60,55 @@ class Feeding:
         """Whether nothing is left that any lane could ever pull, what other builds hold included."""
         return self._is_exhausted and not self._held_by_others
 
-    def next_to_encode(self, lane: Lane) -> Work | None:
-        """Return a decoded unit of the lane, or, if its encoder idles, one that waits for another encoder."""
-        if lane.decoded:
-            return lane.decoded.popleft()
-        if lane.encoder.in_flight:
-            return None
-        richest = max(self._lanes, key=lambda other: len(other.decoded))
-        if not richest.decoded:
-            return None
-        # The pixels move to wherever they are asked for.
-        work = richest.decoded.pop()
-        work.hold(lane.bytes_in_flight, work.nbytes)
-        return work
+    def next_to_encode(self, lane: Lane) -> list[Work]:
+        """Return decoded units of the lane, or, if its encoder idles, what waits for another encoder.
 
-    def next_to_decode(self, lane: Lane) -> Work | None:
-        """Return the lane's next unit; None while enough of it is decoded already, or no byte is left for more."""
-        guess = self._largest_bytes or FIRST_GUESS_BYTES
+        They come from one call to a decoder, so that one reference to their pixels is enough.
+        """
+        if lane.decoded:
+            return _of_one_call(lane.decoded)
+        if lane.encoder.in_flight:
+            return []
+        richest = max(self._lanes, key=lambda other: len(other.decoded))
+        works = _of_one_call(richest.decoded)
+        for work in works:
+            # The pixels move to wherever they are asked for.
+            work.hold(lane.bytes_in_flight, work.nbytes)
+        return works
+
+    def next_to_decode(self, lane: Lane) -> list[Work]:
+        """Return the units of the lane's next call; none while enough is decoded already, or no byte is left."""
+        guess = self._guess()
         # More would only wait here, where no other lane's decoders can share the work.
         if len(lane.decoded) >= (MOST_WAITING_SMALL if guess <= SMALL_BYTES else MOST_WAITING):
-            return None
-        # One unit larger than the limit still passes, alone: a limit must slow a build down, not stop it.
-        held = lane.bytes_in_flight.held
-        if held and held + guess > self._lane_bytes:
-            return None
-        if not lane.queue and not self._refill(lane):
-            return None
-        work = lane.queue.popleft()
-        work.hold(lane.bytes_in_flight, guess)
-        return work
+            return []
+        works: list[Work] = []
+        while lane.queue or (not works and self._refill(lane)):
+            # One unit larger than the limit still passes, alone: a limit must slow a build down, not stop it.
+            held = lane.bytes_in_flight.held
+            if held and held + guess > self._lane_bytes:
+                break
+            if works and not self._may_join(lane.queue[0], works, guess):
+                break
+            works.append(lane.queue.popleft())
+            works[-1].hold(lane.bytes_in_flight, guess)
+        return works
+
+    def _may_join(self, work: Work, works: list[Work], guess: int) -> bool:
+        """Whether a unit goes in one call with others: all take little time, or are clips of one file."""
+        nbytes = (len(works) + 1) * guess
+        if work.unit.file == works[0].unit.file:
+            return nbytes <= FILE_BYTES
+        seconds = (len(works) + 1) * max(self._unit_s.values())
+        return seconds <= CALL_S and nbytes <= CALL_BYTES and len(works) < CALL_UNITS
+
+    def _guess(self) -> int:
+        """Bytes to reserve for a unit that is not decoded yet."""
+        return FIRST_GUESS_BYTES if self._largest_bytes is None else self._largest_bytes
 
     def has_room(self, lane: Lane) -> bool:
         """Whether the lane may hold another decoded unit, so that another decoder would be of use."""
-        return lane.bytes_in_flight.held + (self._largest_bytes or FIRST_GUESS_BYTES) <= self._lane_bytes
+        return lane.bytes_in_flight.held + self._guess() <= self._lane_bytes
 
     def orphan(self, idle: Lane, worker: Worker) -> Work | None:
         """Return a suspect of a process of the same kind that is down, and may stay so."""
@@ -127,6 +153,14 @@ class Feeding:
 
     def _is_free(self, shard: Shard) -> bool:
         return self._claims is None or self._claims.take(shard.name)
+
+
+def _of_one_call(decoded: deque[Work]) -> list[Work]:
+    """Take the first unit out, and those behind it whose pixels came with it."""
+    works: list[Work] = []
+    while decoded and (not works or decoded[0].pixels == works[0].pixels):
+        works.append(decoded.popleft())
+    return works
 
 
 def _long_first(unit: Unit) -> int:

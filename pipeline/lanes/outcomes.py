@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,9 +16,7 @@ from pipeline.lanes.watch import Watch
 from pipeline.lanes.worker import Work, Worker
 from pipeline.work_plan import Plan
 
-
-class BuildStopped(Exception):
-    """The build ends before its plan does; the message says why."""
+CLOSE_S = 10.0  # for what is in flight when a build gives up, and for its processes to close
 
 
 def source_failures(plan: Plan) -> list[UnitFailure]:
@@ -32,6 +31,7 @@ class Outcomes:
         self, plan: Plan, feeding: Feeding, watch: Watch, *, on_failure: Callable[[UnitFailure], None]
     ) -> None:
         self.report, self._watch = BuildReport(skipped=plan.skipped), watch
+        self.drain_until = float("inf")  # on the monotonic clock
         self._plan, self._feeding, self._on_failure = plan, feeding, on_failure
         for failure in source_failures(plan):
             self._note_failure(failure, None)
@@ -68,18 +68,19 @@ class Outcomes:
             self.report.skipped += 1
 
     def fail(self, worker: Worker, work: Work, failure: UnitFailure) -> None:
-        """Note that the unit has failed for good.
-
-        Raises:
-            BuildStopped: every other unit would fail too.
-        """
+        """Note that the unit has failed for good; the build ends if every other unit would fail too."""
         self._end(work)
         if failure.stops_build and self.report.stopped is not None:
             return  # in flight when the build stopped for the same reason: not started, as all that follow
         recipe = recipe_fingerprint(self._plan.task.recipe(work.unit.sample))
         self._note_failure(replace(failure, attempts=work.attempts, host=worker.host, recipe=recipe), worker)
         if failure.stops_build:
-            raise BuildStopped(failure.reason)
+            self.give_up(failure.reason)
+
+    def give_up(self, why: str) -> None:
+        """Let the build end before its plan does. What is in flight may still end well, if it does so soon."""
+        self.report.stopped = self.report.stopped or why
+        self.drain_until = min(self.drain_until, time.monotonic() + CLOSE_S)
 
     def lost(self, lane: Lane, worker: Worker, why: str) -> None:
         """Note that a process died, before its state says so."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,13 @@ import torch
 
 from cache_store import FeatureStore
 from cache_store.naming import BATCH_SIZES
-from pipeline.encode_unit import DecodedUnit, EncodedUnit, UnitDone, decode_unit, published
+from pipeline.encode_unit import DecodedUnit, EncodedUnit, UnitDone, decode_units, published
 from pipeline.failures import ErrorClass, UnitFailure, failure_of
 from pipeline.lanes.batch_sizes import BatchSizes
 from pipeline.lanes.device import DeviceStage
 from pipeline.lanes.limits import TimeLimits
 from pipeline.lanes.one_at_a_time import Hung
-from pipeline.lanes.writer import Writer
+from pipeline.lanes.writer import Publishing, Writer
 from pipeline.work_plan import BuildTask, Unit
 
 
@@ -45,7 +46,7 @@ class DecodeOutcome:
 
 
 class DecoderProcess:
-    """Turns units into pixels. One at a time: the first unit in flight is the one that runs."""
+    """Turns units into pixels. One call at a time: the first one in flight is the one that runs."""
 
     def __init__(self, task: BuildTask, recheck: bool) -> None:
         self._task = task
@@ -57,23 +58,34 @@ class DecoderProcess:
         """Answer as soon as the process can work."""
         return _info("cpu")
 
-    def decode(self, unit: Unit) -> tuple[DecodeOutcome, DecodedUnit | None]:
-        """Decode one unit; the second value stays in the object store until the encoder takes it.
+    def decode(self, units: Sequence[Unit]) -> tuple[list[DecodeOutcome], list[DecodedUnit | None]]:
+        """Decode units; the second value stays in the object store until the encoder takes it.
 
         What another build or a lost process has published since the plan was made is not decoded again.
         """
-        if self._store is not None and (present := published(unit, self._task, self._store)) is not None:
-            return DecodeOutcome(present=present), None
-        decoded = decode_unit(unit, self._task)
-        if isinstance(decoded, UnitFailure):
-            return DecodeOutcome(decoded), None
-        return DecodeOutcome(nbytes=decoded.nbytes, decode_s=decoded.decode_s), decoded
+        present = [self._published(unit) for unit in units]
+        wanted = [unit for unit, done in zip(units, present, strict=True) if done is None]
+        rest = iter(decode_units(wanted, self._task))
+        outcomes: list[DecodeOutcome] = []
+        decoded: list[DecodedUnit | None] = []
+        for done in present:
+            one = next(rest) if done is None else None
+            if isinstance(one, DecodedUnit):
+                outcomes.append(DecodeOutcome(nbytes=one.nbytes, decode_s=one.decode_s))
+                decoded.append(one)
+            else:
+                outcomes.append(DecodeOutcome(failure=one, present=done))
+                decoded.append(None)
+        return outcomes, decoded
+
+    def _published(self, unit: Unit) -> UnitDone | None:
+        return None if self._store is None else published(unit, self._task, self._store)
 
 
 class EncoderProcess:
     """Holds the model on one device and the writer beside it.
 
-    Called by several threads at once: while one unit is on the device others come, leave it, or are written.
+    Called by several threads at once: while one call's unit is on the device others come, leave it, or are written.
     """
 
     def __init__(self, task: BuildTask, cpu_threads: int, limits: TimeLimits) -> None:
@@ -101,14 +113,24 @@ class EncoderProcess:
         self._writer = Writer(self._task, self._store, limit_s=self._limits.write_s)
         self._is_loaded = True
 
-    def encode(self, decoded: DecodedUnit) -> UnitDone | UnitFailure:
-        """Encode one unit and publish it. Returns only after the feature has its final name."""
-        self._writer.expect()
-        encoded = self._encoded(decoded)
-        if isinstance(encoded, UnitFailure):
+    def encode(self, decoded: Sequence[DecodedUnit], places: Sequence[int]) -> list[UnitDone | UnitFailure | None]:
+        """Encode the units at `places` and publish them. Returns only after each feature has its final name.
+
+        What follows a unit that spoils the process is not tried, and None.
+        """
+        self._writer.expect(len(places))
+        ends: list[Publishing | UnitFailure | None] = [None] * len(places)
+        for number, place in enumerate(places):
+            encoded = self._encoded(decoded[place])
+            if isinstance(encoded, EncodedUnit):
+                ends[number] = self._writer.publish(encoded)
+                continue
+            ends[number] = encoded
+            if encoded.spoils_process:
+                self._writer.expect_no_more(len(places) - number)
+                break
             self._writer.expect_no_more()
-            return encoded
-        return self._writer.publish(encoded)
+        return [self._writer.result(end) if isinstance(end, Publishing) else end for end in ends]
 
     def _encoded(self, decoded: DecodedUnit) -> EncodedUnit | UnitFailure:
         try:

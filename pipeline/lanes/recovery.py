@@ -17,7 +17,7 @@ from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes.cluster import is_gone
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.limits import TimeLimits
-from pipeline.lanes.outcomes import BuildStopped, Outcomes
+from pipeline.lanes.outcomes import Outcomes
 from pipeline.lanes.worker import State, Work, Worker
 
 # The last four are no subclasses of RayActorError, though each means that the process or its node went away.
@@ -33,34 +33,40 @@ class Recovery:
     def __init__(self, outcomes: Outcomes, limits: TimeLimits) -> None:
         self._outcomes, self._limits = outcomes, limits
 
-    def take_lost(self, lane: Lane, worker: Worker, work: Work, exc: Exception) -> None:
-        """Take a call that was lost with its process, or for want of its pixels; the unit is tried again.
+    def take_lost(self, lane: Lane, worker: Worker, works: list[Work], exc: Exception) -> None:
+        """Take a call that was lost with its process, or for want of its pixels; its units are tried again.
 
-        Raises:
-            BuildStopped: the process dies whatever it works on.
+        The build ends if the process dies whatever it works on.
         """
-        work.maybe_done = work.maybe_done or worker.kind == "encode"
+        for work in works:
+            work.maybe_done = work.maybe_done or worker.kind == "encode"
         if isinstance(exc, ObjectLostError):
             # The node that held the pixels is gone, not the encoder: decode again.
-            work.release()
-            work.enter_next_stage()
-            lane.queue.appendleft(work)
+            for work in works:
+                work.release()
+                work.enter_next_stage()
+            lane.queue.extendleft(reversed(works))
             return
         is_preempted = is_restarting(exc) or is_gone(worker.node_id)
         self.note_death(lane, worker, exc, is_preempted=is_preempted)
-        if worker.blame(work, is_preempted=is_preempted):
-            reason = f"the process died each time it worked on this alone ({last_line(exc)})"
-            error = ErrorClass.OUT_OF_MEMORY if _is_out_of_memory(exc) else ErrorClass.CRASH
-            self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, error))
+        for work in works:
+            if worker.blame(work, is_preempted=is_preempted):
+                reason = f"the process died each time it worked on this alone ({last_line(exc)})"
+                error = ErrorClass.OUT_OF_MEMORY if _is_out_of_memory(exc) else ErrorClass.CRASH
+                self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, error))
+
+    def take_raised(self, worker: Worker, works: list[Work], exc: Exception) -> None:
+        """Take a call that raised, which no unit's own error does: each of several units is tried again alone."""
+        if len(works) > 1:
+            worker.suspect(works)
+            return
+        self._outcomes.fail(worker, works[0], UnitFailure(works[0].unit.name, worker.kind, last_line(exc)))
 
     def take_spoiled(self, lane: Lane, worker: Worker, work: Work, failure: UnitFailure) -> None:
         """Take a failure after which the process cannot be trusted: it is started anew.
 
         A hanging unit is known by name. An error of the device may be an earlier unit's, so that all in flight are
-        suspects.
-
-        Raises:
-            BuildStopped: the process is spoiled whatever it works on, or the disk hangs.
+        suspects. The build ends if the process is spoiled whatever it works on, or the disk hangs.
         """
         if worker.state is State.READY:
             worker.kill()
@@ -69,16 +75,12 @@ class Recovery:
             self._outcomes.fail(worker, work, failure)
 
     def note_death(self, lane: Lane, worker: Worker, why: Exception | str, *, is_preempted: bool = False) -> None:
-        """Note that a process is lost.
-
-        Raises:
-            BuildStopped: it was lost too often without finishing a unit.
-        """
+        """Note that a process is lost; the build ends if it was lost too often without finishing a unit."""
         words = why if isinstance(why, str) else last_line(why)
         self._outcomes.lost(lane, worker, words)
         worker.died(is_preempted=is_preempted)
         if worker.deaths_without_result >= DEATHS_WITHOUT_RESULT:
-            raise BuildStopped(
+            self._outcomes.give_up(
                 f"{lane.name}: the {worker.kind}r process died {worker.deaths_without_result} times in a row "
                 f"without finishing a unit; last: {words}"
             )
@@ -89,12 +91,12 @@ class Recovery:
             limit_s = self._limits.of(worker.kind)
             if not worker.overdue(limit_s):
                 continue
-            call, work = next(iter(worker.in_flight.items()))
+            call, works = next(iter(worker.in_flight.items()))
             worker.kill()
-            if not work.alone and len(worker.in_flight) > 1 and worker.kind == "encode":
-                continue  # several threads: not known which of them hangs, so each is tried again alone
-            # A decoder works on one unit at a time, the oldest first: that is the one that hangs.
-            worker.ended(call)
+            if len(works) > 1 or (len(worker.in_flight) > 1 and worker.kind == "encode"):
+                continue  # not known which of them hangs, so each comes back as lost and is tried again alone
+            # A decoder works on one call at a time, the oldest first: that is the one that hangs.
+            [work] = worker.ended(call)
             del calls[call]
             reason = f"no result after {limit_s:g} s"
             self._outcomes.lost(lane, worker, reason)

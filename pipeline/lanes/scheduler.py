@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -26,7 +26,7 @@ from pipeline.lanes.cluster import (
 from pipeline.lanes.feeding import Feeding
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.limits import TimeLimits
-from pipeline.lanes.outcomes import BuildStopped, Outcomes
+from pipeline.lanes.outcomes import CLOSE_S, Outcomes
 from pipeline.lanes.processes import DecodeOutcome, ProcessInfo
 from pipeline.lanes.recovery import PROCESS_LOST, Recovery, is_restarting, last_line
 from pipeline.lanes.report import BuildReport, Progress
@@ -35,7 +35,6 @@ from pipeline.lanes.worker import State, Work, Worker
 from pipeline.work_plan import Plan
 
 TICK_S = 0.5
-CLOSE_S = 10.0
 ROUND_TRIP_S = 0.01  # of a call between the driver and a busy node
 
 
@@ -73,18 +72,10 @@ class Scheduler:
             EncoderError: the model cannot be loaded where it is to run.
         """
         report = self._outcomes.report
-        drain_until = float("inf")  # on the monotonic clock
         try:
             self._start_lanes()
-            while time.monotonic() < drain_until:
-                try:
-                    if not self._step(feed=report.stopped is None):
-                        break
-                    report.stopped = report.stopped or self._should_stop()
-                except BuildStopped as exc:
-                    # What is in flight may still end well, unless it waits for what the build stopped for.
-                    report.stopped = report.stopped or str(exc)
-                    drain_until = min(drain_until, time.monotonic() + CLOSE_S)
+            while self._step(feed=report.stopped is None) and time.monotonic() < self._outcomes.drain_until:
+                report.stopped = report.stopped or self._should_stop()
         finally:
             self._close()
         return report
@@ -167,24 +158,36 @@ class Scheduler:
     def _feed(self, lane: Lane) -> None:
         feeding = self._feeding
         encoder = lane.encoder
-        while work := encoder.admit(lambda: feeding.next_to_encode(lane), lambda: feeding.orphan(lane, encoder)):
-            if work.maybe_done and not self._plan.overwrite and (done := published(work.unit, self._task, self._store)):
-                self._outcomes.present(lane, work, done)
-                continue
-            self._start(lane, encoder, work, encoder.actor.encode.remote(work.pixels))
+        while works := encoder.admit(lambda: feeding.next_to_encode(lane), lambda: feeding.orphan(lane, encoder)):
+            works = [work for work in works if not self._is_done(lane, work)]
+            if works:
+                places = [work.place for work in works]
+                self._start(lane, encoder, works, encoder.actor.encode.remote(works[0].pixels, places))
         for decoder in lane.decoders:
-            while work := decoder.admit(
+            while works := decoder.admit(
                 lambda: feeding.next_to_decode(lane),
                 lambda: feeding.orphan(lane, decoder),  # noqa: B023 - called at once
             ):
-                outcome, work.pixels = decoder.actor.decode.options(num_returns=2).remote(work.unit)
-                self._start(lane, decoder, work, outcome)
+                units = [work.unit for work in works]
+                outcomes, pixels = decoder.actor.decode.options(num_returns=2).remote(units)
+                for place, work in enumerate(works):
+                    work.pixels, work.place = pixels, place
+                self._start(lane, decoder, works, outcomes)
         wanted = lane.decoders_wanted()
         if wanted and feeding.has_room(lane):
             self._add_decoders(lane, wanted)
 
-    def _start(self, lane: Lane, worker: Worker, work: Work, call: Any) -> None:
-        worker.started(call, work)
+    def _is_done(self, lane: Lane, work: Work) -> bool:
+        """Whether an encoder that was lost had published the unit; then it is noted."""
+        if not work.maybe_done or self._plan.overwrite:
+            return False
+        done = published(work.unit, self._task, self._store)
+        if done is not None:
+            self._outcomes.present(lane, work, done)
+        return done is not None
+
+    def _start(self, lane: Lane, worker: Worker, works: list[Work], call: Any) -> None:
+        worker.started(call, works)
         self._calls[call] = (lane, worker)
 
     # -- what came back --------------------------------------------------------------------------------------
@@ -197,25 +200,19 @@ class Scheduler:
         if call == worker.ping:
             self._take_ready(lane, worker, call)
             return
-        work = worker.ended(call)
+        works = worker.ended(call)
         try:
-            result = ray.get(call)
+            results = ray.get(call)
         except PROCESS_LOST as exc:
-            self._recovery.take_lost(lane, worker, work, exc)
+            self._recovery.take_lost(lane, worker, works, exc)
             return
         except RayTaskError as exc:
-            result = UnitFailure(work.unit.name, worker.kind, last_line(exc))
-        if isinstance(result, UnitFailure) and result.spoils_process:
-            self._recovery.take_spoiled(lane, worker, work, result)
+            self._recovery.take_raised(worker, works, exc)
             return
-        worker.deaths_without_result = 0
-        if isinstance(result, DecodeOutcome):
-            self._take_decoded(lane, worker, work, result)
-        elif isinstance(result, UnitDone):
-            worker.note_speed(result.encode_s, result.write_s)
-            self._outcomes.done(lane, work, result)
+        if worker.kind == "decode":
+            self._take_decoded(lane, worker, works, results)
         else:
-            self._outcomes.fail(worker, work, result)
+            self._take_encoded(lane, worker, works, results)
 
     def _take_ready(self, lane: Lane, worker: Worker, call: Any) -> None:
         try:
@@ -241,19 +238,46 @@ class Scheduler:
             if not lane.decoders:
                 self._add_decoders(lane, self._shape.decoders_per_lane)
 
-    def _take_decoded(self, lane: Lane, worker: Worker, work: Work, outcome: DecodeOutcome) -> None:
-        if outcome.failure is not None:
-            self._outcomes.fail(worker, work, outcome.failure)
-        elif outcome.present is not None:
-            self._outcomes.present(lane, work, outcome.present)
-        else:
-            self._outcomes.report.stage_seconds.decode += outcome.decode_s
-            self._feeding.note_decoded(outcome.nbytes)
-            worker.note_speed(outcome.decode_s, ROUND_TRIP_S)
-            self._watch.decoded(lane, work, outcome.decode_s)
-            work.hold(lane.bytes_in_flight, outcome.nbytes)
-            work.enter_next_stage()
-            lane.decoded.append(work)
+    def _take_decoded(self, lane: Lane, worker: Worker, works: list[Work], outcomes: Sequence[DecodeOutcome]) -> None:
+        worker.deaths_without_result = 0
+        seconds = 0.0
+        for work, outcome in zip(works, outcomes, strict=True):
+            if outcome.failure is not None:
+                self._outcomes.fail(worker, work, outcome.failure)
+            elif outcome.present is not None:
+                self._outcomes.present(lane, work, outcome.present)
+            else:
+                seconds += outcome.decode_s
+                self._feeding.note_decoded(outcome.nbytes)
+                self._watch.decoded(lane, work, outcome.decode_s)
+                work.hold(lane.bytes_in_flight, outcome.nbytes)
+                work.enter_next_stage()
+                lane.decoded.append(work)
+        if seconds:
+            self._outcomes.report.stage_seconds.decode += seconds
+            self._feeding.note_speed(worker.kind, seconds / len(works))
+            worker.note_speed(seconds, ROUND_TRIP_S)
+
+    def _take_encoded(
+        self, lane: Lane, worker: Worker, works: list[Work], results: Sequence[UnitDone | UnitFailure | None]
+    ) -> None:
+        done: list[UnitDone] = []
+        for work, result in zip(works, results, strict=True):
+            if result is None:
+                worker.suspect([work])
+            elif isinstance(result, UnitDone):
+                worker.deaths_without_result = 0
+                done.append(result)
+                self._outcomes.done(lane, work, result)
+            elif result.spoils_process:
+                self._recovery.take_spoiled(lane, worker, work, result)
+            else:
+                worker.deaths_without_result = 0
+                self._outcomes.fail(worker, work, result)
+        if done:
+            encode_s = sum(one.encode_s for one in done)
+            self._feeding.note_speed(worker.kind, encode_s / len(done))
+            worker.note_speed(encode_s, max(one.write_s for one in done))
 
     # -- telling ---------------------------------------------------------------------------------------------
 

@@ -1,14 +1,15 @@
 """One process of a lane as the scheduler sees it: what is in flight on it, and whom to suspect when it dies.
 
-A process that dies takes all its calls with it, though only one of them can be to blame. So each of them becomes a
-suspect and is called again alone; who dies alone, again, is the culprit, and its neighbours are innocent.
+A call carries one unit, or several that take less time than a call does. A process that dies takes all its calls with
+it, though only one unit can be to blame. So each of them becomes a suspect and is called again alone; who dies alone,
+again, is the culprit, and its neighbours are innocent.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Literal
@@ -47,7 +48,8 @@ class Work:
 
     unit: Unit
     shard: str = ""
-    pixels: Any = None  # ObjectRef of the decoded unit, for the encoder
+    pixels: Any = None  # ObjectRef of what its decoder's call gave, for the encoder
+    place: int = 0  # of the unit among those
     nbytes: int = 0  # what it counts against its lane's limit
     attempts: int = 0  # calls of the present stage
     alone: bool = False  # a suspect: nothing else may be in flight beside it
@@ -72,6 +74,11 @@ class Work:
         self.attempts, self.alone, self.lonely_deaths = 0, False, 0
 
 
+def _alone(work: Work) -> Work:
+    work.alone = True
+    return work
+
+
 class State(Enum):
     """Whether a process can be called."""
 
@@ -91,12 +98,12 @@ class Worker:
     state: State = State.DRAINING
     node_id: str = ""
     host: str = ""
-    in_flight: dict[Any, Work] = field(default_factory=dict)  # by ObjectRef, oldest first
+    in_flight: dict[Any, list[Work]] = field(default_factory=dict)  # the units of each call, oldest first
     suspects: deque[Work] = field(default_factory=deque)
     ping: Any = None  # ObjectRef of the pending ready()
     restarts: int = 0
     deaths_without_result: int = 0
-    _waiting: int = 0  # units that can be worked on while one waits
+    _waiting: int = 0  # calls that can be worked on while one waits
     _head_since: float = 0.0  # when the oldest call became the oldest, on the monotonic clock
     _ask_after: float = 0.0  # on the monotonic clock
 
@@ -113,25 +120,23 @@ class Worker:
         self.state, self.ping = State.READY, None
         self.node_id, self.host = node_id, host
 
-    def admit(self, fresh: Callable[[], Work | None], orphan: Callable[[], Work | None]) -> Work | None:
-        """Return what may be called now: a suspect if nothing else is in flight, else fresh work, else None.
+    def admit(self, fresh: Callable[[], list[Work]], orphan: Callable[[], Work | None]) -> list[Work]:
+        """Return what the next call may carry: a suspect if nothing else is in flight, else fresh work, else nothing.
 
         A process with nothing to do takes an orphan, a suspect of another process that is down.
         """
         if self.state is not State.READY:
-            return None
+            return []
         if self.suspects:
             if self.in_flight:
-                return None
-            suspect = self.suspects.popleft()
-            suspect.alone = True
-            return suspect
-        if self._is_full() or any(work.alone for work in self.in_flight.values()):
-            return None
-        work = fresh()
-        if work is None and not self.in_flight and (work := orphan()) is not None:
-            work.alone = True
-        return work
+                return []
+            return [_alone(self.suspects.popleft())]
+        if self._is_full() or any(work.alone for works in self.in_flight.values() for work in works):
+            return []
+        works = fresh()
+        if not works and not self.in_flight and (lost := orphan()) is not None:
+            return [_alone(lost)]
+        return works
 
     def _is_full(self) -> bool:
         if len(self.in_flight) < self.depth:
@@ -139,21 +144,22 @@ class Worker:
         # Any more would only wait for their turn here, where no idle lane could take them.
         if len(self.in_flight) >= min(self.most_depth, self.depth + self._waiting):
             return True
-        return sum(work.nbytes for work in self.in_flight.values()) >= SMALL_TOGETHER_BYTES
+        return sum(work.nbytes for works in self.in_flight.values() for work in works) >= SMALL_TOGETHER_BYTES
 
     def note_speed(self, work_s: float, wait_s: float) -> None:
-        """Note how long the process worked on a unit, and how long the unit waited besides, for disk or driver."""
+        """Note how long the process worked on a call, and how long that waited besides, for disk or driver."""
         self._waiting = int(wait_s / max(work_s, 1e-4))
 
-    def started(self, call: Any, work: Work) -> None:
-        """Note that `call` (an ObjectRef) is in flight for `work`."""
+    def started(self, call: Any, works: list[Work]) -> None:
+        """Note that `call` (an ObjectRef) is in flight for `works`."""
         if not self.in_flight:
             self._head_since = time.monotonic()
-        work.attempts += 1
-        self.in_flight[call] = work
+        for work in works:
+            work.attempts += 1
+        self.in_flight[call] = works
 
-    def ended(self, call: Any) -> Work:
-        """Note that `call` came back, with a result or not; returns its work."""
+    def ended(self, call: Any) -> list[Work]:
+        """Note that `call` came back, with a result or not; returns what it carried."""
         self._head_since = time.monotonic()
         return self.in_flight.pop(call)
 
@@ -171,12 +177,16 @@ class Worker:
         self._ask_after = time.monotonic() + 2 * RESTART_WAIT_S
         self.state, self.ping = State.DRAINING, None
 
+    def suspect(self, works: Iterable[Work]) -> None:
+        """Let units be called again alone, without blame so far."""
+        self.suspects.extend(works)
+
     def blame(self, work: Work, *, is_preempted: bool = False) -> bool:
         """Return whether `work`, lost with its process, is the culprit; if not proven, it becomes a suspect."""
         work.lonely_deaths += work.alone and not is_preempted
         if work.lonely_deaths >= LONELY_DEATHS:
             return True
-        self.suspects.append(work)
+        self.suspect([work])
         return False
 
     def overdue(self, limit_s: float) -> bool:

@@ -26,7 +26,9 @@ logger = logging.getLogger("pipeline.lanes")
 
 
 @dataclass(eq=False)
-class _Waiting:
+class Publishing:
+    """A unit on its way to the disk."""
+
     encoded: EncodedUnit
     since: float = field(default_factory=time.perf_counter)  # seconds on the performance counter
     outcome: Future[UnitDone | UnitFailure] = field(default_factory=Future)
@@ -37,7 +39,7 @@ class Writer:
 
     def __init__(self, task: BuildTask, store: FeatureStore, *, limit_s: float) -> None:
         self._task, self._store, self._limit_s = task, store, limit_s
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Publishing] = deque()
         self._queued_bytes = 0
         self._coming = 0  # units in the process that are not in the queue yet
         self._changed = threading.Condition()
@@ -45,23 +47,20 @@ class Writer:
         for number in range(WRITERS):
             threading.Thread(target=self._work, name=f"writer {number}", daemon=True).start()
 
-    def expect(self) -> None:
-        """Note that a unit is on its way: a flush may wait a moment for it."""
+    def expect(self, units: int = 1) -> None:
+        """Note that units are on their way: a flush may wait a moment for them."""
         with self._changed:
-            self._coming += 1
+            self._coming += units
 
-    def expect_no_more(self) -> None:
-        """Take one `expect` back: its unit has failed on its way."""
+    def expect_no_more(self, units: int = 1) -> None:
+        """Take an `expect` back: its units have failed on their way."""
         with self._changed:
-            self._coming -= 1
+            self._coming -= units
             self._changed.notify()
 
-    def publish(self, encoded: EncodedUnit) -> UnitDone | UnitFailure:
-        """Publish one expected unit together with others that are ready; returns when it is published or has failed.
-
-        A full store and a failing or hanging disk come back as failures that stop the build.
-        """
-        waiting = _Waiting(encoded)
+    def publish(self, encoded: EncodedUnit) -> Publishing:
+        """Begin to publish one expected unit, together with others that are ready; `result` waits for the end."""
+        waiting = Publishing(encoded)
         with self._changed:
             self._coming -= 1
             self._queue.append(waiting)
@@ -69,6 +68,14 @@ class Writer:
             # One thread gathers. It is woken where it can act, because each waking costs more than a small feature.
             if len(self._queue) == 1 or self._is_worth_a_flush():
                 self._changed.notify()
+        return waiting
+
+    def result(self, waiting: Publishing) -> UnitDone | UnitFailure:
+        """Wait until a unit is published, or has failed.
+
+        A full store and a failing or hanging disk come back as failures that stop the build.
+        """
+        encoded = waiting.encoded
         try:
             return waiting.outcome.result(timeout=self._limit_s)
         except FutureTimeout:
@@ -83,12 +90,12 @@ class Writer:
             for waiting, outcome in zip(group, self._published(group), strict=True):
                 waiting.outcome.set_result(outcome)
 
-    def _next_group(self) -> list[_Waiting]:
+    def _next_group(self) -> list[Publishing]:
         """Wait for units worth a flush, or for a moment after the first one came; take what is there."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue)
             self._changed.wait_for(self._is_worth_a_flush, timeout=LINGER_S)
-            group: list[_Waiting] = []
+            group: list[Publishing] = []
             size = 0
             while self._queue and len(group) < MOST_UNITS:
                 size += self._queue[0].encoded.nbytes
@@ -101,7 +108,7 @@ class Writer:
     def _is_worth_a_flush(self) -> bool:
         return self._coming <= 0 or len(self._queue) >= MOST_UNITS or self._queued_bytes >= MOST_BYTES
 
-    def _published(self, group: list[_Waiting]) -> list[UnitDone | UnitFailure]:
+    def _published(self, group: list[Publishing]) -> list[UnitDone | UnitFailure]:
         if len(group) > 1:
             try:
                 paths = self._store.put_many([put_item(waiting.encoded, self._task) for waiting in group])
@@ -110,14 +117,14 @@ class Writer:
                 logger.info("a group of %d features is put one by one: %s", len(group), exc)
         return [self._put(waiting) for waiting in group]
 
-    def _put(self, waiting: _Waiting) -> UnitDone | UnitFailure:
+    def _put(self, waiting: Publishing) -> UnitDone | UnitFailure:
         try:
             key, value, recipe, provenance = put_item(waiting.encoded, self._task)
             return self._done(waiting, self._store.put(key, value, recipe=recipe, provenance=provenance))
         except Exception as exc:  # noqa: BLE001 - the unit is named in the report
             return failure_of(exc, key=waiting.encoded.unit.name, stage="write")
 
-    def _done(self, waiting: _Waiting, path: Path) -> UnitDone:
+    def _done(self, waiting: Publishing, path: Path) -> UnitDone:
         encoded = waiting.encoded
         write_s = time.perf_counter() - waiting.since
         return UnitDone(encoded.unit.name, path.stat().st_size, encoded.encode_s, write_s, encoded.split_into)

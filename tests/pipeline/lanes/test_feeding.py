@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from cache_store import FeatureStore
 from pipeline.encoders import load_spec
 from pipeline.lanes import lane as lane_module
 from pipeline.lanes.claims import Claims
-from pipeline.lanes.feeding import FIRST_GUESS_BYTES, MOST_WAITING, Feeding
+from pipeline.lanes.feeding import CALL_BYTES, CALL_S, CALL_UNITS, FILE_BYTES, FIRST_GUESS_BYTES, MOST_WAITING, Feeding
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.worker import State, Work, Worker
 from pipeline.sources import VideoSample
@@ -55,14 +56,20 @@ def lanes(count: int) -> list[Lane]:
 
 
 def names(feeding: Feeding, lane: Lane, count: int) -> list[str]:
-    return [feeding.next_to_decode(lane).unit.name for _ in range(count)]
+    return [one(feeding, lane).unit.name for _ in range(count)]
+
+
+def one(feeding: Feeding, lane: Lane) -> Work:
+    """The lane's next call, of one unit as long as nothing is known of how long a unit takes."""
+    [work] = feeding.next_to_decode(lane)
+    return work
 
 
 def test_the_largest_files_of_a_shard_come_first(plan):
     (lane,) = lanes(1)
     feeding = Feeding(plan([5, 900, 30, 900, 7]), None, [lane], lane_bytes=2**40)
     assert names(feeding, lane, 5) == ["1", "3", "2", "4", "0"]
-    assert feeding.next_to_decode(lane) is None
+    assert feeding.next_to_decode(lane) == []
     assert feeding.is_empty()
 
 
@@ -70,43 +77,91 @@ def test_a_lane_without_work_takes_from_the_longest_queue_and_from_the_fullest_e
     busy, idle = lanes(2)
     feeding = Feeding(plan([1] * 10), None, [busy, idle], lane_bytes=2**40)
     assert len(names(feeding, busy, 1)) == 1
-    taken = feeding.next_to_decode(idle)
-    assert taken is not None
+    assert one(feeding, idle)
     assert len(busy.queue) == 8
-    busy.decoded.extend(Work(unit.unit) for unit in list(busy.queue)[:2])
-    work = feeding.next_to_encode(idle)
-    assert work is not None
+    busy.decoded.extend(Work(unit.unit, pixels=unit.unit.name) for unit in list(busy.queue)[:2])
+    assert len(feeding.next_to_encode(idle)) == 1
     assert len(busy.decoded) == 1
+
+
+def test_units_that_take_less_than_a_call_share_calls_and_stay_together(plan):
+    busy, idle = lanes(2)
+    feeding = Feeding(plan([1] * 130), None, [busy, idle], lane_bytes=2**40)
+    feeding.note_decoded(1000)
+    feeding.note_speed("decode", CALL_S / 5)
+    assert len(feeding.next_to_decode(busy)) == 1, "how long one takes to encode is not known yet"
+    feeding.note_speed("encode", CALL_S / 4)
+    first, second = feeding.next_to_decode(busy), feeding.next_to_decode(busy)
+    assert (len(first), len(second)) == (4, 4)
+    for pixels, works in (("first", first), ("second", second)):
+        for work in works:
+            work.pixels = pixels
+        busy.decoded.extend(works)
+    assert feeding.next_to_encode(idle) == first
+    assert (busy.bytes_in_flight.held, idle.bytes_in_flight.held) == (5000, 4000)
+    assert feeding.next_to_encode(busy) == second
+    feeding.note_speed("encode", 0.0)
+    feeding.note_speed("decode", 0.0)
+    assert len(feeding.next_to_decode(busy)) == CALL_UNITS
+    feeding.note_decoded(CALL_BYTES // 3)
+    assert len(feeding.next_to_decode(busy)) == 3, "no more bytes"
+    feeding.note_decoded(CALL_BYTES * 2)
+    assert len(feeding.next_to_decode(busy)) == 1
+
+
+def test_units_without_bytes_share_calls_too(plan):
+    (lane,) = lanes(1)
+    feeding = Feeding(plan([1] * 20), None, [lane], lane_bytes=2**40)
+    feeding.note_decoded(0)
+    feeding.note_speed("decode", 0.0)
+    feeding.note_speed("encode", 0.0)
+    assert len(feeding.next_to_decode(lane)) == CALL_UNITS
+
+
+def test_clips_of_one_file_go_in_one_call(plan):
+    (lane,) = lanes(1)
+    planned = plan([1, 1])
+    first, second = planned.source._samples
+    clips = [replace(first, video_id=f"clip {number}", start_s=float(number)) for number in range(5)]
+    planned.source._samples[:] = [*clips, second]
+    planned.decisions[:] = bytes(6)
+    feeding = Feeding(planned, None, [lane], lane_bytes=2**40)
+    feeding.note_decoded(FILE_BYTES // 3)
+    assert [[work.unit.name for work in feeding.next_to_decode(lane)] for _ in range(3)] == [
+        ["clip 0", "clip 1", "clip 2"],
+        ["clip 3", "clip 4"],
+        ["1"],
+    ]
 
 
 def test_the_bytes_in_flight_are_bounded_and_one_unit_always_passes(plan):
     (lane,) = lanes(1)
     feeding = Feeding(plan([1] * 10), None, [lane], lane_bytes=FIRST_GUESS_BYTES * 2)
     assert len(names(feeding, lane, 2)) == 2
-    assert feeding.next_to_decode(lane) is None
+    assert feeding.next_to_decode(lane) == []
     feeding.note_decoded(FIRST_GUESS_BYTES * 5)
-    assert feeding.next_to_decode(lane) is None
+    assert feeding.next_to_decode(lane) == []
     lane.bytes_in_flight.held = 0
-    assert feeding.next_to_decode(lane) is not None, "larger than the limit, but alone"
-    assert feeding.next_to_decode(lane) is None
+    assert feeding.next_to_decode(lane) != [], "larger than the limit, but alone"
+    assert feeding.next_to_decode(lane) == []
 
 
 def test_not_more_is_decoded_than_an_encoder_can_take_soon(plan):
     (lane,) = lanes(1)
     feeding = Feeding(plan([1] * 50), None, [lane], lane_bytes=2**40)
-    lane.decoded.extend(feeding.next_to_decode(lane) for _ in range(MOST_WAITING))
-    assert feeding.next_to_decode(lane) is None
+    lane.decoded.extend(one(feeding, lane) for _ in range(MOST_WAITING))
+    assert feeding.next_to_decode(lane) == []
 
 
 def test_a_suspect_of_a_process_that_is_down_is_taken_by_an_idle_one_and_is_alone_there(plan):
     down, idle = lanes(2)
     feeding = Feeding(plan([1]), None, [down, idle], lane_bytes=2**40)
-    work = feeding.next_to_decode(down)
+    work = one(feeding, down)
     down.encoder.suspects.append(work)
     assert feeding.orphan(idle, idle.encoder) is None, "its own process may still take it"
     down.encoder.state = State.STARTING
     assert feeding.orphan(idle, idle.decoders[0]) is None, "of another kind"
-    taken = idle.encoder.admit(lambda: None, lambda: feeding.orphan(idle, idle.encoder))
+    [taken] = idle.encoder.admit(list, lambda: feeding.orphan(idle, idle.encoder))
     assert taken is work
     assert taken.alone
     assert (down.bytes_in_flight.held, idle.bytes_in_flight.held) == (0, FIRST_GUESS_BYTES)
@@ -121,15 +176,15 @@ def test_a_shard_that_another_build_has_comes_last_and_is_waited_for(plan, tmp_p
     assert other.take(first)
     (lane,) = lanes(1)
     feeding = Feeding(planned, mine, [lane], lane_bytes=2**40)
-    works = [feeding.next_to_decode(lane) for _ in range(66)]
+    works = [one(feeding, lane) for _ in range(66)]
     assert {work.shard for work in works} == {second, third}
-    assert feeding.next_to_decode(lane) is None
+    assert feeding.next_to_decode(lane) == []
     assert not feeding.is_empty()
     for work in works:
         feeding.note_end(work)
     assert other.take(second), "not given back"
     other.release(first)
-    assert {feeding.next_to_decode(lane).shard for _ in range(64)} == {first}
+    assert {one(feeding, lane).shard for _ in range(64)} == {first}
     assert feeding.is_empty()
 
 

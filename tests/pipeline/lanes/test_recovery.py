@@ -12,7 +12,6 @@ from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes import recovery as recovery_module
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.limits import TimeLimits
-from pipeline.lanes.outcomes import BuildStopped
 from pipeline.lanes.recovery import DEATHS_WITHOUT_RESULT, Recovery, is_restarting
 from pipeline.lanes.worker import State, Work, Worker
 from pipeline.sources import ImageFile, StepSample
@@ -25,6 +24,12 @@ class Failures(list):
     """Takes the place of the report."""
 
     deaths = 0
+
+    def __init__(self) -> None:
+        self.gave_up: list[str] = []
+
+    def give_up(self, why: str) -> None:
+        self.gave_up.append(why)
 
     def fail(self, worker: Worker, work: Work, failure: UnitFailure) -> None:
         self.append(failure)
@@ -60,7 +65,7 @@ def work(number: int = 0, *, alone: bool = False) -> Work:
 def lose(recovery: Recovery, lane: Lane, lost: Work, exc: Exception, times: int) -> None:
     for _ in range(times):
         lane.encoder.state = State.READY
-        recovery.take_lost(lane, lane.encoder, lost, exc)
+        recovery.take_lost(lane, lane.encoder, [lost], exc)
 
 
 def test_who_dies_alone_twice_is_the_culprit_and_who_dies_in_company_is_not(failed, lane):
@@ -91,10 +96,10 @@ def test_a_call_that_never_reached_its_process_blames_nobody(failed, lane):
 
 
 def test_lost_pixels_are_decoded_again_and_cost_no_process(failed, lane):
-    lost = work(alone=True)
+    lost, other = work(1, alone=True), work(2)
     lost.hold(lane.bytes_in_flight, 100)
-    Recovery(failed, TimeLimits()).take_lost(lane, lane.encoder, lost, ObjectLostError("00" * 28, None, ""))
-    assert list(lane.queue) == [lost]
+    Recovery(failed, TimeLimits()).take_lost(lane, lane.encoder, [lost, other], ObjectLostError("00" * 28, None, ""))
+    assert list(lane.queue) == [lost, other]
     assert (lane.encoder.state, lane.encoder.restarts, lane.bytes_in_flight.held) == (State.READY, 0, 0)
     assert not lost.alone
 
@@ -103,8 +108,31 @@ def test_a_process_that_dies_on_every_unit_ends_the_build(failed, lane):
     recovery = Recovery(failed, TimeLimits())
     for number in range(DEATHS_WITHOUT_RESULT - 1):
         lose(recovery, lane, work(number), RayActorError(), 1)
-    with pytest.raises(BuildStopped, match="died 10 times in a row"):
-        lose(recovery, lane, work(99), RayActorError(), 1)
+    assert failed.gave_up == []
+    lose(recovery, lane, work(99), RayActorError(), 1)
+    assert "died 10 times in a row" in failed.gave_up[0]
+
+
+def test_of_several_units_in_a_lost_or_raising_call_none_is_blamed_before_it_was_alone(failed, lane):
+    recovery = Recovery(failed, TimeLimits())
+    together = [work(1), work(2)]
+    recovery.take_lost(lane, lane.encoder, together, RayActorError())
+    recovery.take_raised(lane.encoder, [work(3), work(4)], ValueError("of whom?"))
+    assert failed == []
+    assert [suspect.unit.key.vlm_idx for suspect in lane.encoder.suspects] == [1, 2, 3, 4]
+    recovery.take_raised(lane.encoder, [work(5)], ValueError("mine"))
+    assert [(failure.key, failure.reason) for failure in failed] == [("episode_vlm5", "ValueError: mine")]
+
+
+def test_a_call_of_several_that_is_overdue_is_ended_and_blames_nobody(failed, lane):
+    recovery = Recovery(failed, TimeLimits(encode_s=-1000.0, write_s=0.0))
+    lane.encoder.started("call", [work(1), work(2)])
+    recovery.end_overdue(lane, {"call": (lane, lane.encoder)})
+    assert (failed, list(lane.encoder.in_flight)) == ([], ["call"]), "it comes back as lost"
+    lane.encoder.ended("call")
+    lane.encoder.started("alone", [work(1, alone=True)])
+    recovery.end_overdue(lane, {"alone": (lane, lane.encoder)})
+    assert [(failure.key, failure.error) for failure in failed] == [("episode_vlm1", ErrorClass.HANG)]
 
 
 def test_a_spoiled_process_is_started_anew_once_and_all_in_flight_are_suspects(failed, lane):

@@ -60,10 +60,8 @@ def unit(number: int, value: object = None) -> EncodedUnit:
 
 
 def publish_all(writer: Writer, units: list[EncodedUnit]) -> list[UnitDone | UnitFailure]:
-    for _ in units:
-        writer.expect()
-    with ThreadPoolExecutor(len(units)) as pool:
-        return list(pool.map(writer.publish, units))
+    writer.expect(len(units))
+    return [writer.result(waiting) for waiting in [writer.publish(one) for one in units]]
 
 
 def test_small_features_share_flushes_and_each_lies_under_its_key(store):
@@ -85,7 +83,7 @@ def test_a_large_feature_is_flushed_alone(store):
 def test_a_single_unit_does_not_wait_for_others(store):
     writer = Writer(Task(), store, limit_s=30)
     writer.expect()
-    assert isinstance(writer.publish(unit(0)), UnitDone)
+    assert isinstance(writer.result(writer.publish(unit(0))), UnitDone)
 
 
 class Unstorable(torch.Tensor):
@@ -115,7 +113,7 @@ def test_a_write_that_hangs_is_named_and_stops_the_build(store):
     store.gate.clear()
     writer = Writer(Task(), store, limit_s=0.2)
     writer.expect()
-    failure = writer.publish(unit(0))
+    failure = writer.result(writer.publish(unit(0)))
     assert (failure.stage, failure.error, failure.stops_build) == ("write", ErrorClass.HANG, True)
 
 
@@ -125,7 +123,7 @@ def test_no_unit_is_done_before_it_is_published(store):
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):
             writer.expect()
-        futures = [pool.submit(writer.publish, unit(number)) for number in range(4)]
+        futures = [pool.submit(writer.result, writer.publish(unit(number))) for number in range(4)]
         assert not any(future.done() for future in futures)
         assert list(store.keys()) == []
         store.gate.set()
