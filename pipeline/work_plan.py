@@ -86,7 +86,10 @@ class Unit:
     @property
     def file(self) -> object:
         """What clips of one file have in common, and nothing else has."""
-        return (self.sample.path, self.sample.fps) if isinstance(self.sample, VideoSample) else self.name
+        sample = self.sample
+        if isinstance(sample, VideoSample) and (sample.start_s is not None or sample.end_s is not None):
+            return sample.path, sample.fps
+        return self.name
 
 
 def _unit(sample: Sample, task: BuildTask) -> Unit:

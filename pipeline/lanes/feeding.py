@@ -66,14 +66,21 @@ class Feeding:
         They come from one call to a decoder, so that one reference to their pixels is enough.
         """
         if lane.decoded:
-            return _of_one_call(lane.decoded)
+            return self._of_one_call(lane.decoded)
         if lane.encoder.in_flight:
             return []
         richest = max(self._lanes, key=lambda other: len(other.decoded))
-        works = _of_one_call(richest.decoded)
+        works = self._of_one_call(richest.decoded)
         for work in works:
             # The pixels move to wherever they are asked for.
             work.hold(lane.bytes_in_flight, work.nbytes)
+        return works
+
+    def _of_one_call(self, decoded: deque[Work]) -> list[Work]:
+        """Take the first unit out, and quick ones behind it whose pixels came with it."""
+        works: list[Work] = []
+        while decoded and (not works or (decoded[0].pixels == works[0].pixels and self._is_quick(len(works) + 1))):
+            works.append(decoded.popleft())
         return works
 
     def next_to_decode(self, lane: Lane) -> list[Work]:
@@ -99,8 +106,11 @@ class Feeding:
         nbytes = (len(works) + 1) * guess
         if work.unit.file == works[0].unit.file:
             return nbytes <= FILE_BYTES
-        seconds = (len(works) + 1) * max(self._unit_s.values())
-        return seconds <= CALL_S and nbytes <= CALL_BYTES and len(works) < CALL_UNITS
+        return self._is_quick(len(works) + 1) and nbytes <= CALL_BYTES
+
+    def _is_quick(self, units: int) -> bool:
+        """Whether so many units take less time, in each stage, than would be worth a call for each."""
+        return units <= CALL_UNITS and units * max(self._unit_s.values()) <= CALL_S
 
     def _guess(self) -> int:
         """Bytes to reserve for a unit that is not decoded yet."""
@@ -153,14 +163,6 @@ class Feeding:
 
     def _is_free(self, shard: Shard) -> bool:
         return self._claims is None or self._claims.take(shard.name)
-
-
-def _of_one_call(decoded: deque[Work]) -> list[Work]:
-    """Take the first unit out, and those behind it whose pixels came with it."""
-    works: list[Work] = []
-    while decoded and (not works or decoded[0].pixels == works[0].pixels):
-        works.append(decoded.popleft())
-    return works
 
 
 def _long_first(unit: Unit) -> int:

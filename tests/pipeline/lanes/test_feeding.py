@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, StepKey
 from pipeline.encoders import load_spec
 from pipeline.lanes import lane as lane_module
 from pipeline.lanes.claims import Claims
@@ -16,7 +16,7 @@ from pipeline.lanes.feeding import CALL_BYTES, CALL_S, CALL_UNITS, FILE_BYTES, F
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.worker import State, Work, Worker
 from pipeline.sources import VideoSample
-from pipeline.work_plan import BuildTask, Plan, plan_build
+from pipeline.work_plan import BuildTask, Plan, Unit, plan_build
 
 
 class Videos:
@@ -132,6 +132,9 @@ def test_clips_of_one_file_go_in_one_call(plan):
         ["clip 3", "clip 4"],
         ["1"],
     ]
+    works = [Work(Unit(str(number), StepKey("e", number), first), pixels="of one call") for number in range(3)]
+    lane.decoded.extend(works)
+    assert feeding.next_to_encode(lane) == works[:1], "each takes longer than a call"
 
 
 def test_the_bytes_in_flight_are_bounded_and_one_unit_always_passes(plan):
