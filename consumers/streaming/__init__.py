@@ -1,0 +1,1 @@
+"""Streaming inference on Qwen2.5-VL."""
