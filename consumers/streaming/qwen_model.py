@@ -38,6 +38,15 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
         super().__init__(config)
         self.reset_stream_state()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """As transformers' own. Its names of a checkpoint's tensors are looked up for its own classes alone."""
+        loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(*args, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.__class__ = cls
+        model.reset_stream_state()
+        return loaded
+
     def reset_stream_state(self) -> None:
         """Set `stream_state`, which is the caller's to use, to that of an empty stream."""
         self.stream_state: dict[str, Any] = {"last_cache_position": -1, "rope_deltas": None}
@@ -69,7 +78,7 @@ def load_streaming_model(
     tensor_files(folder)  # fails early on a folder without weights
     processor = _processor(load_tokenizer(folder), _video_settings(folder))
     try:
-        loaded, info = StreamQwenModel.from_pretrained(
+        loaded, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder,
             dtype=DTYPES[checked_dtype(dtype or stored_dtype(folder, config))],
             attn_implementation=attention,
