@@ -18,7 +18,12 @@ from consumers.streaming.errors import NoFrames, StreamBusy
 from consumers.streaming.eviction import EvictionConfig
 from consumers.streaming.frames import as_frame, check_order, check_size
 from consumers.streaming.positions import TextRule
-from consumers.streaming.prompts import SYSTEM_PROMPT, checked_text
+from consumers.streaming.prompts import (
+    SYSTEM_PROMPT,
+    _extract_user_vision_turn,
+    _extract_vision_segment,
+    checked_text,
+)
 from consumers.streaming.qwen_runner import QwenRunner
 from consumers.streaming.video_sequence import VideoSequence, Wrapping
 
@@ -67,6 +72,10 @@ class VideoStreamingInference:
         self._lock = threading.RLock()
         self._is_updating = False
         self._begin()
+
+    # Also reached through the engine by code of earlier versions.
+    _extract_vision_segment = staticmethod(_extract_vision_segment)
+    _extract_user_vision_turn = staticmethod(_extract_user_vision_turn)
 
     def _begin(self) -> None:
         self._size: tuple[int, int] | None = None

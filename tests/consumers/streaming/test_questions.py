@@ -348,3 +348,41 @@ def test_sampling_draws_from_the_nucleus(engine):
     assert len(drawn) > 1
     greedy = engine.ask(QUESTION, 4)[0]
     assert {engine.ask(QUESTION, 4, do_sample=True, top_p=1e-6)[0] for _ in range(3)} == {greedy}
+
+
+def test_a_list_or_an_image_as_video_is_a_chunk(eager, wrapping):
+    lists, chunks = (VideoStreamingInference(*eager, wrapping=wrapping) for _ in range(2))
+    lists.append_frame(FRAMES[:4], fps=3.0)
+    chunks.append_video_chunk(FRAMES[:4], fps=3.0)
+    for frame in FRAMES[4:6]:
+        lists.append_frame(frame, as_video=True, fps=3.0)
+    chunks.append_video_chunk(FRAMES[4:6], fps=3.0)
+    assert same(bits(lists), bits(chunks))
+    assert lists.get_cache_info() == chunks.get_cache_info()
+
+
+def test_a_chunk_with_text_is_whole_at_once_and_the_text_is_seen(eager):
+    silent, spoken, even = (VideoStreamingInference(*eager) for _ in range(3))
+    silent.append_frame(FRAMES[:4])
+    spoken.append_frame(FRAMES[:3], text_content="Watch the ball.")
+    even.append_frame([*FRAMES[:3], FRAMES[2]], text_content="Watch the ball.")
+    assert same(bits(spoken), bits(even))
+    assert not torch.equal(question_logits(spoken)[-1], question_logits(silent)[-1])
+    continuous = VideoStreamingInference(*eager, wrapping="continuous")
+    with pytest.raises(ValueError, match="text_content has no place"):
+        continuous.append_frame(FRAMES[:4], text_content="Watch the ball.")
+
+
+def test_a_frame_that_waits_gets_its_turn_before_a_still_image(eager):
+    waiting, padded = VideoStreamingInference(*eager), VideoStreamingInference(*eager, odd="pad")
+    for engine in (waiting, padded):
+        engine.append_video_chunk(FRAMES[:1])
+        engine.append_frame(FRAMES[1])
+    assert same(bits(waiting), bits(padded))
+    assert waiting.get_cache_info() == padded.get_cache_info()
+
+
+def test_names_of_options_that_do_not_exist_are_refused(eager):
+    for wrong in ({"wrapping": "one"}, {"odd": "drop"}, {"text_after_video": "last"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            VideoStreamingInference(*eager, **wrong)

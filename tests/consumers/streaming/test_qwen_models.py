@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +112,16 @@ def test_one_frame_alone(eager):
     odd, _ = wrapper.native_video_inference(FRAMES[:3], QUESTION, max_new_tokens=5)
     even, _ = wrapper.native_video_inference([*FRAMES[:3], FRAMES[2]], QUESTION, max_new_tokens=5)
     assert odd == even
+
+
+def test_a_processor_with_a_video_part_gives_the_videos_bounds(eager):
+    """As transformers' own has, which needs torchvision."""
+    model, processor = eager
+    bounds = {"shortest_edge": 3136, "longest_edge": 6272}
+    settings = {**processor.image_processor.to_dict(), "size": bounds, "fps": 2.0, "do_sample_frames": False}
+    video_part = SimpleNamespace(size=bounds, to_dict=lambda: settings)
+    whole = SimpleNamespace(video_processor=video_part, **vars(processor))
+    engine = VideoStreamingInference(model, whole)
+    height, width, _ = engine.runner.resize(np.zeros((280, 280, 3), np.uint8)).shape
+    assert 3136 <= height * width <= 6272
+    assert engine._extract_vision_segment("none") == "none"
