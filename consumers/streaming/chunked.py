@@ -12,18 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from consumers.streaming import prompts
 from consumers.streaming.chunk_clock import ChunkClock
 from consumers.streaming.decoding import Answer, Sampling, score_choices
 from consumers.streaming.errors import NoFrames, StreamBusy
 from consumers.streaming.eviction import EvictionConfig
 from consumers.streaming.frames import as_frame, check_order, check_size
 from consumers.streaming.positions import TextRule
-from consumers.streaming.prompts import (
-    SYSTEM_PROMPT,
-    _extract_user_vision_turn,
-    _extract_vision_segment,
-    checked_text,
-)
 from consumers.streaming.qwen_runner import QwenRunner
 from consumers.streaming.video_sequence import VideoSequence, Wrapping
 
@@ -52,7 +47,7 @@ class VideoStreamingInference:
         wrapping: Wrapping = "turns",
         text_after_video: TextRule = "spatial",
         odd: str = "wait",
-        system_prompt: str = SYSTEM_PROMPT,
+        system_prompt: str = prompts.SYSTEM_PROMPT,
         max_context_tokens: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
@@ -73,9 +68,8 @@ class VideoStreamingInference:
         self._is_updating = False
         self._begin()
 
-    # Also reached through the engine by code of earlier versions.
-    _extract_vision_segment = staticmethod(_extract_vision_segment)
-    _extract_user_vision_turn = staticmethod(_extract_user_vision_turn)
+    _extract_vision_segment = staticmethod(prompts._extract_vision_segment)
+    _extract_user_vision_turn = staticmethod(prompts._extract_user_vision_turn)
 
     def _begin(self) -> None:
         self._size: tuple[int, int] | None = None
@@ -100,7 +94,7 @@ class VideoStreamingInference:
         if self._wrapping == "continuous":
             raise ValueError("a continuous stream is one video: append its frames with as_video=True")
         with self._changing():
-            checked_text(text_content, "text_content")
+            prompts.checked_text(text_content, "text_content")
             resized, size = self._resized([image])
             self._flush_waiting()
             self._encode(resized * self.runner.frames_per_grid, [0], text_content)
@@ -161,7 +155,7 @@ class VideoStreamingInference:
 
     def _encode(self, resized: list[np.ndarray], ticks: list[int], text: str) -> None:
         rows, columns = self.runner.token_grid(resized[0])
-        text = checked_text(text, "text_content")
+        text = prompts.checked_text(text, "text_content")
         self.sequence.append_video(self.runner.features(resized), ticks, rows=rows, columns=columns, text=text)
         self._chunks += 1
 
@@ -233,7 +227,7 @@ class VideoStreamingInference:
 
     def _answer(self, question: str, sampling: Sampling, *, update_state: bool) -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
-        checked_text(question, "the question")
+        prompts.checked_text(question, "the question")
         with self._changing() if update_state else self._lock:
             branch = self._branch()
             ids = branch.question_ids(question)
@@ -266,9 +260,10 @@ class VideoStreamingInference:
         started = time.perf_counter()
         if not choices or not all(choices) or len(set(choices)) != len(choices):
             raise ValueError(f"choices must be different texts, none empty, at least one; got {list(choices)}")
-        texts = [checked_text(choice, "a choice") for choice in choices]
+        prompts.checked_text(question, "the question")
+        texts = [prompts.checked_text(choice, "a choice") for choice in choices]
         branch = self._branch()
-        ids, encoded = branch.question_ids(checked_text(question, "the question")), [self.runner.ids(t) for t in texts]
+        ids, encoded = branch.question_ids(question), [self.runner.ids(text) for text in texts]
         branch.check_fits(len(ids) + max(map(len, encoded)), "the stream, the question and a choice")
         scores = dict(zip(texts, score_choices(branch, ids, encoded), strict=True))
         best = max(texts, key=scores.__getitem__)

@@ -35,9 +35,9 @@ class QwenInferenceWrapper:
     `manual_time`, are accepted by every method and ignored.
     """
 
-    def __init__(self, model: Any, processor: Any = None, device: str = "cpu", **options: Any) -> None:
+    def __init__(self, model: Any, processor: Any = None, device: str | None = None, **options: Any) -> None:
         if isinstance(model, str):
-            model, processor = load_streaming_model(model, device)
+            model, processor = load_streaming_model(model, device or "cpu")
         self.engine = VideoStreamingInference(model, processor, device, **options)
 
     def process_frame(self, frame: Any, text_content: str = "", **_ignored: Any) -> dict[str, Any]:

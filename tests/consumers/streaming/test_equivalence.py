@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from consumers.streaming import VideoStreamingInference, prompts
+from consumers.streaming import VideoStreamingInference, load_streaming_model, prompts
 from tests.consumers.streaming.streams import QUESTION, append_chunks, question_logits, video
 
 FPS = 16 / 3  # 1.5 ticks from grid to grid at the small model's 4 ticks per second
@@ -82,6 +82,15 @@ def test_a_stream_is_one_prefill_within_rounding_of_sdpa(sdpa, count, chunk):
     engine, found = streamed(sdpa, frames, chunk, wrapping="continuous")
     wanted = OneShot(sdpa[0], engine.runner, frames).logits()[-len(found) :]
     assert (found - wanted).abs().max() < SDPA_TOLERANCE
+    assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 5e-2), ("float16", 5e-3)])
+def test_a_stream_is_one_prefill_within_rounding_of_16_bits(dtype, tolerance):
+    loaded, frames = load_streaming_model("small", dtype=dtype), video(LONG)
+    engine, found = streamed(loaded, frames, 4, wrapping="continuous")
+    wanted = OneShot(loaded[0], engine.runner, frames).logits()[-len(found) :]
+    assert (found - wanted).abs().max() < tolerance
     assert torch.equal(found.argmax(-1), wanted.argmax(-1))
 
 

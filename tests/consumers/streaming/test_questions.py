@@ -246,6 +246,8 @@ def test_a_continuous_stream_has_one_rate_or_timestamps(eager):
     for wrong in ({"fps": 4}, {"timestamps": [1.0, 1.5]}):
         with pytest.raises(ValueError, match="timestamps"):
             engine.append_video_chunk(FRAMES[2:4], **wrong)
+        with pytest.raises(ValueError, match="timestamps"):  # also of a frame that would only wait
+            engine.append_video_chunk(FRAMES[2:3], **wrong)
     engine.append_video_chunk(FRAMES[2:4], fps=2)
     with pytest.raises(ValueError, match="one video"):
         engine.append_frame(FRAMES[4])
