@@ -388,3 +388,11 @@ def test_names_of_options_that_do_not_exist_are_refused(eager):
     for wrong in ({"wrapping": "one"}, {"odd": "drop"}, {"text_after_video": "last"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VideoStreamingInference(*eager, **wrong)
+
+
+def test_an_answer_ends_at_an_end_token_but_not_before_its_least_length(engine, monkeypatch):
+    first = int(question_logits(engine)[-1].argmax())
+    monkeypatch.setattr(type(engine.runner), "end_ids", lambda _: {first})
+    text, metrics = engine.ask(QUESTION, max_new_tokens=5, min_new_tokens=0)
+    assert (text, metrics["output_tokens"]) == ("", 0)
+    assert engine.ask(QUESTION, max_new_tokens=5, min_new_tokens=5)[1]["output_tokens"] == 5
