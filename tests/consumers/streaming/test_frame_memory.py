@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -118,7 +119,9 @@ def test_an_empty_memory_says_so():
 def test_pixels_come_back_bit_for_bit_and_of_the_kind_that_was_given(on_disk):
     manager = SmartFrameManager(use_disk_cache=on_disk)
     noise = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
-    manager.add_frame(noise, 0)
+    given = noise.copy()
+    manager.add_frame(given, 0)
+    given[:] = 0  # a camera's buffer is used again
     manager.add_frame(Image.fromarray(noise[::-1]), 1)
     array, image = manager.get_all_frames()[0]
     assert np.array_equal(array, noise)
@@ -145,9 +148,12 @@ def test_files_go_with_their_frames_and_with_the_manager(tmp_path, monkeypatch):
     manager.reset()
     assert open_files() == before
     added(manager, *video(3))
-    del manager
-    gc.collect()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        del manager
+        gc.collect()
     assert open_files() == before
+    assert warned == []
 
 
 def test_a_killed_process_leaves_no_frames_behind(tmp_path):

@@ -123,7 +123,13 @@ def test_a_kept_answer_is_what_one_prefill_of_question_and_answer_gives(engine, 
     for kept, wanted in zip(bits(engine), bits(again), strict=True):
         assert torch.allclose(kept, wanted, rtol=0, atol=1e-5)
     assert engine.sequence.manager.next_position == manager.next_position
+    # The next chunk begins another turn, in a continuous stream another video at time zero.
     engine.append_video_chunk(FRAMES[8:12])
+    opening = len(runner.ids("<|im_start|>user\n<|vision_start|>"))
+    closing = len(runner.ids("<|vision_end|><|im_end|>\n"))
+    grown = engine.sequence.manager.get_seq_length() - manager.get_seq_length()
+    assert grown == opening + 12 + (closing if engine._wrapping == "turns" else 0)
+    assert engine._clock.frames == {"turns": 0, "continuous": 4}[engine._wrapping]
     assert torch.isfinite(question_logits(engine)).all()
 
 
