@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_store import FeatureStore
+from cache_store import CacheStoreError, FeatureStore
 from consumers.streaming import (
     DelayedBatchInferenceEngine,
     FrameSizeChanged,
@@ -141,12 +141,20 @@ def test_a_store_keeps_pairs_for_other_processes(eager, tmp_path, monkeypatch):
         assert other.ask(QUESTION, **FEW)[1]["pairs_encoded"] == 10
 
 
-def test_a_store_that_fails_costs_a_warning_not_the_answer(eager, tmp_path, caplog):
+def test_a_store_that_fails_costs_a_warning_not_the_answer(eager, tmp_path, caplog, monkeypatch):
+    def fails(*_, **__):
+        raise CacheStoreError("the disk is gone")
+
     wanted = filled(eager, 6).ask(QUESTION, **FEW)[0]
     with FeatureStore(tmp_path, limit_bytes=1) as store:
         text, metrics = filled(eager, 6, feature_store=store).ask(QUESTION, **FEW)
     assert (text, metrics["pairs_encoded"]) == (wanted, 3)
     assert "not kept" in caplog.text
+    with FeatureStore(tmp_path) as store:
+        monkeypatch.setattr(store, "get", fails)
+        text, metrics = filled(eager, 6, feature_store=store).ask(QUESTION, **FEW)
+    assert (text, metrics["pairs_encoded"]) == (wanted, 3)
+    assert "the disk is gone" in caplog.text
 
 
 def test_the_pixel_bounds_reach_the_processor(eager):
