@@ -83,7 +83,7 @@ class Qwen25VlSpec:
         if self.folder is None:
             model, tokenizer = _small_model(self.dtype), small_models.byte_tokenizer()
         else:
-            model, tokenizer = _load_model(self.folder, self.dtype), _load_tokenizer(self.folder)
+            model, tokenizer = _load_model(self.folder, self.dtype), load_tokenizer(self.folder)
         return Qwen25VlEncoder(model, tokenizer, spec=self, device=device)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -214,13 +214,13 @@ def _chat_template(folder: Path) -> str:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
         return str(read_json(folder, "chat_template.json").get("chat_template", ""))
-    template = _load_tokenizer(folder).chat_template
+    template = load_tokenizer(folder).chat_template
     if not isinstance(template, str):
         raise EncoderError(f"{folder} has no chat template, neither of its own nor in the tokenizer's configuration")
     return template
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:

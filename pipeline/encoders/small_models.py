@@ -111,6 +111,19 @@ def fill_from_seed(model: torch.nn.Module, *, seed: int, dtype: torch.dtype) -> 
             parameter.data = (1 + 0.1 * noise if is_scale else 0.1 * noise).to(dtype)
 
 
+def qwen_with_head(*, attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """Return a small `Qwen2_5_VLForConditionalGeneration` on the CPU; with `seed` 0 its body is the encoder's."""
+    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig(**QWEN)
+    with torch.random.fork_rng(devices=[]):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention)
+    fill_from_seed(model.model, seed=seed, dtype=dtype)
+    fill_from_seed(model.lm_head, seed=seed + 1, dtype=dtype)
+    model.generation_config = GenerationConfig(eos_token_id=QWEN["text_config"]["eos_token_id"])  # type: ignore[index]
+    return model.eval().requires_grad_(False)
+
+
 def byte_tokenizer() -> Any:
     """Return a tokenizer with one token per UTF-8 byte, Qwen's special tokens, and a chat template of their form."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

@@ -167,15 +167,28 @@ class QwenImagePreprocess(_HeldProcessor):
             Patches [h/p * w/p, 3 * temporal_patch_size * p * p] with p the patch size, rows in groups of
             merge_size x merge_size neighbours, and the grid, int64 [1, 3]: 1, h/p, w/p.
         """
+        frames = pixels.expand(self.built.temporal_patch_size, *pixels.shape)
+        return self.patchify_video(frames)
+
+    def patchify_video(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cut the normalised frames of a video into the model's patches, on their device.
+
+        Args:
+            pixels: [frames, 3, h, w], whole groups of temporal_patch_size frames, edges as in `patchify`.
+
+        Returns:
+            Patches [g * h/p * w/p, 3 * temporal_patch_size * p * p] and the grid, int64 [1, 3]: g, h/p, w/p, with g
+            groups of frames; rows within each group as in `patchify`.
+        """
         built = self.built
         patch, merge, frames = built.patch_size, built.merge_size, built.temporal_patch_size
-        channels, height, width = pixels.shape
-        rows, columns = height // patch, width // patch
-        blocks = pixels.reshape(channels, rows // merge, merge, patch, columns // merge, merge, patch)
-        blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)
-        blocks = blocks.expand(*blocks.shape[:5], frames, *blocks.shape[6:])
-        patches = blocks.reshape(rows * columns, channels * frames * patch * patch)
-        return patches, torch.tensor([[1, rows, columns]], device=pixels.device)
+        count, channels, height, width = pixels.shape
+        groups, rows, columns = count // frames, height // patch, width // patch
+        blocks = pixels.reshape(
+            groups, frames, channels, rows // merge, merge, patch, columns // merge, merge, patch
+        ).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        patches = blocks.reshape(groups * rows * columns, channels * frames * patch * patch)
+        return patches, torch.tensor([[groups, rows, columns]], device=pixels.device)
 
 
 @dataclass(frozen=True, eq=False)

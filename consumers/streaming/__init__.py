@@ -1,0 +1,43 @@
+"""Streaming inference on Qwen2.5-VL: a video in a KV cache, questions beside it."""
+
+from consumers.streaming.chunked import VideoStreamingInference
+from consumers.streaming.delayed import DelayedBatchInferenceEngine
+from consumers.streaming.errors import (
+    ContextTooLong,
+    FrameSizeChanged,
+    NoFrames,
+    NoSnapshot,
+    StreamBusy,
+    StreamError,
+    TimeRunsBackwards,
+    UnsupportedCache,
+)
+from consumers.streaming.eviction import EvictionConfig
+from consumers.streaming.frame_memory import SmartFrameManager
+from consumers.streaming.kv_cache import KVCacheManager
+from consumers.streaming.last_n import LastNFramesEngine
+from consumers.streaming.qwen_model import StreamProcessor, StreamQwenModel, load_streaming_model
+from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
+from consumers.streaming.video_sampler import VideoSampler
+
+__all__ = [
+    "ContextTooLong",
+    "DelayedBatchInferenceEngine",
+    "EvictionConfig",
+    "FrameSizeChanged",
+    "KVCacheManager",
+    "LastNFramesEngine",
+    "NoFrames",
+    "NoSnapshot",
+    "QwenInferenceWrapper",
+    "SmartFrameManager",
+    "StreamBusy",
+    "StreamError",
+    "StreamProcessor",
+    "StreamQwenModel",
+    "TimeRunsBackwards",
+    "UnsupportedCache",
+    "VideoSampler",
+    "VideoStreamingInference",
+    "load_streaming_model",
+]

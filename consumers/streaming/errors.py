@@ -1,0 +1,69 @@
+"""Everything that streaming raises on purpose, beside ValueError for arguments that are wrong by themselves.
+
+StreamError
+├── NoFrames           a question before the first frame
+├── FrameSizeChanged   a frame of another size than the stream's first one
+├── TimeRunsBackwards  a timestamp before that of the frame before it
+├── ContextTooLong     more tokens than the model's context, or than the eviction's limit, can hold
+├── StreamBusy         a change while an answer that will become part of the stream is being made
+├── NoSnapshot         a restore without a snapshot
+└── UnsupportedCache   a cache whose layers do not keep what was appended before
+"""
+
+from __future__ import annotations
+
+
+class StreamError(Exception):
+    """Root of the streaming errors. The stream that raised one is as it was before the call, and goes on."""
+
+
+class NoFrames(StreamError):
+    """A question came before the first frame."""
+
+
+class FrameSizeChanged(StreamError):
+    """A frame has another size, (height, width) in pixels, than the stream's first one."""
+
+    def __init__(self, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+        super().__init__(found, wanted)
+        self.found, self.wanted = found, wanted
+
+    def __str__(self) -> str:
+        return (
+            f"a frame is {self.found[0]}x{self.found[1]} pixels, this stream's are {self.wanted[0]}x{self.wanted[1]}; "
+            "resize it, or reset() and begin another stream"
+        )
+
+
+class TimeRunsBackwards(StreamError):
+    """A frame's time, in seconds, lies before that of the frame before it."""
+
+    def __init__(self, time_s: float, previous_s: float) -> None:
+        super().__init__(time_s, previous_s)
+        self.time_s, self.previous_s = time_s, previous_s
+
+    def __str__(self) -> str:
+        return f"a frame at {self.time_s} s came after one at {self.previous_s} s; frames come in time order"
+
+
+class ContextTooLong(StreamError):
+    """More tokens would be attended to than allowed."""
+
+    def __init__(self, what: str, tokens: int, limit: int) -> None:
+        super().__init__(what, tokens, limit)
+        self.what, self.tokens, self.limit = what, tokens, limit
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.tokens} tokens, {self.limit} fit; shorten it, evict (EvictionConfig), or reset()"
+
+
+class StreamBusy(StreamError):
+    """An answer with update_state=True is being made; until it ends, nothing else may change the stream."""
+
+
+class NoSnapshot(StreamError):
+    """There is no snapshot to go back to."""
+
+
+class UnsupportedCache(StreamError):
+    """A cache that overwrites or drops tokens (static, sliding, quantised) allows no snapshots without a copy."""

@@ -1,0 +1,115 @@
+"""Bounded memory for endless streams: the first tokens and the most recent chunks stay, whole chunks go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from consumers.streaming.errors import ContextTooLong
+
+
+@dataclass(frozen=True)
+class EvictionConfig:
+    """How many tokens a stream keeps. All sizes in tokens.
+
+    Before a chunk is appended that would not fit into `max_cache_tokens`, the oldest chunks are dropped until it and
+    what is kept fit into `window_size`. Tokens before the first frame are never dropped, nor are chunks that begin
+    within the first `sink_size` tokens. `window_size` 0: all that `max_cache_tokens` leaves beside the sinks; a smaller
+    one drops more at once, and less often. With `eviction_interval` n only every n-th chunk is checked, so the cache
+    may pass the limit by n - 1 chunks. What is kept keeps its positions, bit for bit.
+    """
+
+    max_cache_tokens: int
+    sink_size: int = 0
+    window_size: int = 0
+    eviction_interval: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_cache_tokens < 1 or self.eviction_interval < 1 or min(self.sink_size, self.window_size) < 0:
+            raise ValueError(f"sizes must be positive (sink_size and window_size may be 0): {self}")
+        if self.sink_size + self.window_size > self.max_cache_tokens:
+            raise ValueError(f"sink_size and window_size together are more than max_cache_tokens: {self}")
+
+
+class ChunkLedger:
+    """Which chunks a cache holds, in order, and which leave it next."""
+
+    def __init__(self, config: EvictionConfig | None) -> None:
+        self._config = config
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all chunks and figures."""
+        self._lengths: list[int] = []  # of the chunks in the cache; the first is the text before the first frame
+        self._appended = 0
+        self._peak_tokens = 0
+        self._evictions = self._chunks_evicted = self._tokens_evicted = 0
+
+    def append(self, tokens: int) -> None:
+        """Count a chunk that was appended to the cache."""
+        self._lengths.append(tokens)
+        self._appended += 1
+        self._peak_tokens = max(self._peak_tokens, sum(self._lengths))
+
+    def spans_to_keep(self, new_tokens: int) -> list[tuple[int, int]] | None:
+        """Return the token spans [start, end) that stay when a chunk of `new_tokens` comes; None if all stay.
+
+        Raises:
+            ContextTooLong: the chunk does not fit beside the sinks.
+        """
+        dropped = self._dropped(new_tokens)
+        if dropped is None:
+            return None
+        first, last = dropped
+        sink = sum(self._lengths[:first])
+        spans = [(0, sink), (sink + sum(self._lengths[first:last]), sum(self._lengths))]
+        return [span for span in spans if span[0] < span[1]]
+
+    def drop(self, new_tokens: int) -> None:
+        """Count what `spans_to_keep` left out as gone."""
+        dropped = self._dropped(new_tokens)
+        if dropped is not None:
+            first, last = dropped
+            self._evictions += 1
+            self._chunks_evicted += last - first
+            self._tokens_evicted += sum(self._lengths[first:last])
+            del self._lengths[first:last]
+
+    def _dropped(self, new_tokens: int) -> tuple[int, int] | None:
+        """The chunks [first, last) that leave the cache before one of `new_tokens` comes."""
+        config = self._config
+        if config is None or not self._lengths:
+            return None
+        first = self._sinks(config)
+        sink = sum(self._lengths[:first])
+        if sink + new_tokens > config.max_cache_tokens:
+            raise ContextTooLong("the chunk and the sinks before it", sink + new_tokens, config.max_cache_tokens)
+        held = sum(self._lengths)
+        if held + new_tokens <= config.max_cache_tokens or self._appended % config.eviction_interval:
+            return None
+        window = config.window_size or config.max_cache_tokens - sink
+        last, kept = first, held - sink
+        while last < len(self._lengths) and kept + new_tokens > min(window, config.max_cache_tokens - sink):
+            kept -= self._lengths[last]
+            last += 1
+        return (first, last) if last > first else None
+
+    def _sinks(self, config: EvictionConfig) -> int:
+        start, count = 0, 0
+        for length in self._lengths:
+            if count and start >= config.sink_size:
+                break
+            start, count = start + length, count + 1
+        return count
+
+    def stats(self) -> dict[str, int] | None:
+        """Return the figures of `get_cache_info`; None without eviction."""
+        if self._config is None:
+            return None
+        return {
+            "max_cache_tokens": self._config.max_cache_tokens,
+            "chunks_kept": len(self._lengths),
+            "evictions": self._evictions,
+            "chunks_evicted": self._chunks_evicted,
+            "tokens_evicted": self._tokens_evicted,
+            "peak_tokens": self._peak_tokens,
+        }

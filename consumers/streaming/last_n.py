@@ -1,0 +1,42 @@
+"""The baseline to beat: the last N frames and nothing else, encoded anew for each question."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+from consumers.streaming.delayed import DelayedBatchInferenceEngine
+from consumers.streaming.frame_memory import KeptFrame
+
+
+class LastNFramesEngine(DelayedBatchInferenceEngine):
+    """Answers from the last `num_frames` frames, as one video at their true times.
+
+    Frames are paired from the oldest on, as a video of these frames alone would be. `options` are those of
+    `DelayedBatchInferenceEngine`, but for the sizes of the memories.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        device: str | torch.device | None = None,
+        num_frames: int = 4,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            processor,
+            device,
+            star_memory_size=0,
+            stream_window_size=num_frames,
+            max_sampled_frames=num_frames,
+            **options,
+        )
+
+    def _paired(self, kept: list[KeptFrame]) -> dict[Hashable, list[KeptFrame]]:
+        size = self.runner.frames_per_grid
+        groups = [kept[start : start + size] for start in range(0, len(kept), size)]
+        return {tuple(frame.index for frame in group): group for group in groups}

@@ -1,0 +1,161 @@
+"""One object for a demo or a script: a stream, and one-shot inference beside it on the same model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from consumers.streaming.chunked import VideoStreamingInference
+from consumers.streaming.frames import as_frame, check_size
+from consumers.streaming.prompts import (
+    ASSISTANT,
+    END_OF_TURN,
+    SYSTEM_PROMPT,
+    USER,
+    VISION_END,
+    VISION_START,
+    checked_text,
+    system_turn,
+)
+from consumers.streaming.qwen_model import load_streaming_model
+
+# `generate` writes the model's `rope_deltas`; nothing else here touches them.
+_GENERATE = threading.Lock()
+
+
+class QwenInferenceWrapper:
+    """`model` is a loaded Qwen2.5-VL, `processor` its processor; or `model` is what `load_streaming_model` takes.
+
+    `options` are those of `VideoStreamingInference`. Arguments of earlier versions that mean nothing any more, such as
+    `manual_time`, are accepted by every method and ignored.
+    """
+
+    def __init__(self, model: Any, processor: Any = None, device: str | None = None, **options: Any) -> None:
+        if isinstance(model, str):
+            model, processor = load_streaming_model(model, device or "cpu")
+        self.engine = VideoStreamingInference(model, processor, device, **options)
+
+    def process_frame(self, frame: Any, text_content: str = "", **_ignored: Any) -> dict[str, Any]:
+        """Append one still image; returns `{encode_latency}` and the cache's figures."""
+        started = time.perf_counter()
+        self.engine.append_frame(frame, text_content)
+        return {"encode_latency": time.perf_counter() - started, **self.get_cache_info()}
+
+    def process_video_chunk(self, frames: Sequence[Any], fps: float = 2.0, **_ignored: Any) -> dict[str, Any]:
+        """Append frames of a video; returns `{encode_latency}` and the cache's figures."""
+        started = time.perf_counter()
+        self.engine.append_video_chunk(frames, fps)
+        return {"encode_latency": time.perf_counter() - started, **self.get_cache_info()}
+
+    def ask_question(
+        self, question: str, max_new_tokens: int = 256, update_state: bool = False, **_ignored: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """Answer about the stream; see `VideoStreamingInference.ask`."""
+        return self.engine.ask(question, max_new_tokens, update_state=update_state)
+
+    def ask_choice(self, question: str, choices: Sequence[str], **_ignored: Any) -> tuple[str, dict[str, Any]]:
+        """Choose an answer about the stream; see `VideoStreamingInference.ask_choice`."""
+        return self.engine.ask_choice(question, choices)
+
+    def native_video_inference(
+        self, frames: Sequence[Any], question: str, fps: float = 2.0, max_new_tokens: int = 256, **_ignored: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """Answer about a whole video by transformers' `generate`, greedily, beside the stream.
+
+        Returns the text and `{ttft, total_latency, output_tokens}`; `ttft` is the time to the first token. An odd
+        number of frames ends with the last one twice, as in transformers. The pixels, and so the features, are those of
+        the stream; text after the video follows the rule of the installed transformers.
+
+        Raises:
+            ValueError: no frames, or a question with special tokens.
+            FrameSizeChanged: frames of several sizes.
+        """
+        if not frames:
+            raise ValueError("a video needs at least one frame")
+        resized = self._resized(frames)
+        resized += [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
+        seconds = self.engine.runner.frames_per_grid / fps
+        return self._generate(resized, question, max_new_tokens, kind="video", seconds_per_grid=seconds)
+
+    def single_frame_inference(
+        self, frame: Any, question: str, max_new_tokens: int = 256, **_ignored: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """Answer about one still image, as `native_video_inference` does about a video."""
+        resized = self._resized([frame]) * self.engine.runner.frames_per_grid
+        return self._generate(resized, question, max_new_tokens, kind="image")
+
+    def _resized(self, frames: Sequence[Any]) -> list[np.ndarray]:
+        checked, size = [as_frame(frame) for frame in frames], None
+        for frame in checked:
+            size = check_size(frame, size)
+        return [self.engine.runner.resize(frame) for frame in checked]
+
+    def _generate(
+        self,
+        resized: list[np.ndarray],
+        question: str,
+        max_new_tokens: int,
+        *,
+        kind: str,
+        seconds_per_grid: float | None = None,
+    ) -> tuple[str, dict[str, Any]]:
+        from transformers import GenerationConfig
+
+        started, runner = time.perf_counter(), self.engine.runner
+        patches, grid = runner.patches(resized)
+        rows, columns = runner.token_grid(resized[0])
+        placeholders = f"<|{kind}_pad|>" * (int(grid[0, 0]) * rows * columns)
+        turn = USER + VISION_START + placeholders + VISION_END + checked_text(question, "the question") + END_OF_TURN
+        ids = runner.ids(system_turn(SYSTEM_PROMPT) + turn + ASSISTANT)[None]
+        token = runner.tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>")
+        inputs: dict[str, Any] = {"mm_token_type_ids": (ids == token).int() * (2 if kind == "video" else 1)}
+        if seconds_per_grid is None:
+            inputs |= {"pixel_values": patches, "image_grid_thw": grid}
+        else:
+            inputs |= {"pixel_values_videos": patches, "video_grid_thw": grid}
+            inputs["second_per_grid_ts"] = torch.tensor([seconds_per_grid], device=runner.device)
+        ends, watch = sorted(runner.end_ids()), _FirstToken()
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=1,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+        )
+        with _GENERATE, torch.no_grad():
+            out = runner.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=watch, **inputs
+            )
+        said = [token for token in out[0, ids.shape[1] :].tolist() if token not in ends]
+        text = str(runner.tokenizer.decode(said, skip_special_tokens=True))
+        total, first = time.perf_counter() - started, (watch.time or time.perf_counter()) - started
+        return text, {"ttft": first, "total_latency": total, "output_tokens": len(said)}
+
+    def get_cache_info(self) -> dict[str, Any]:
+        """Return the stream's figures; see `VideoStreamingInference.get_cache_info`."""
+        return self.engine.get_cache_info()
+
+    def reset(self) -> None:
+        """Begin another stream."""
+        self.engine.reset()
+
+
+class _FirstToken:
+    """A streamer of `generate` that notes when the first token came: the first call brings the prompt."""
+
+    def __init__(self) -> None:
+        self._calls, self.time = 0, 0.0
+
+    def put(self, _value: Any) -> None:
+        self._calls += 1
+        if self._calls == 2:
+            self.time = time.perf_counter()
+
+    def end(self) -> None:
+        """Nothing is left to do."""

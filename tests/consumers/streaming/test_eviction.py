@@ -1,0 +1,168 @@
+"""Endless streams keep their first tokens and the most recent chunks, in flat memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from consumers.streaming import ContextTooLong, EvictionConfig, VideoStreamingInference
+from consumers.streaming.eviction import ChunkLedger
+from consumers.streaming.video_sequence import VideoSequence
+from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, video
+
+FRAMES = video(40)
+
+
+def filled(config: EvictionConfig, lengths: list[int]) -> tuple[ChunkLedger, list[int]]:
+    """A ledger after chunks of these lengths, and the lengths held after each."""
+    ledger, held, total = ChunkLedger(config), [], 0
+    for length in lengths:
+        spans = ledger.spans_to_keep(length)
+        if spans is not None:
+            total = sum(end - start for start, end in spans)
+            ledger.drop(length)
+        ledger.append(length)
+        total += length
+        held.append(total)
+    return ledger, held
+
+
+def test_whole_chunks_leave_oldest_first_and_only_when_needed():
+    ledger, held = filled(EvictionConfig(100), [10, *[30] * 5])
+    assert held == [10, 40, 70, 100, 100, 100]
+    assert ledger.stats() == {
+        "max_cache_tokens": 100,
+        "chunks_kept": 4,
+        "evictions": 2,
+        "chunks_evicted": 2,
+        "tokens_evicted": 60,
+        "peak_tokens": 100,
+    }
+
+
+def test_sinks_are_the_chunks_that_begin_within_them():
+    ledger, _ = filled(EvictionConfig(100, sink_size=11), [10, 20, 30, 30])
+    assert ledger.spans_to_keep(30) == [(0, 30), (60, 90)]
+
+
+def test_a_smaller_window_drops_more_at_once_and_less_often():
+    many = filled(EvictionConfig(100), [10] * 60)[0].stats()
+    few = filled(EvictionConfig(100, window_size=30), [10] * 60)[0].stats()
+    assert few["evictions"] < many["evictions"] / 4
+    assert filled(EvictionConfig(100, window_size=30), [10] * 11)[1][-1] == 40  # the sink, two chunks and the new one
+
+
+def test_an_interval_looks_at_every_nth_chunk_only():
+    config = EvictionConfig(50, eviction_interval=4)
+    _, held = filled(config, [10] * 40)
+    assert 50 < max(held) <= 50 + 3 * 10
+
+
+@pytest.mark.parametrize("wrong", [(0,), (10, -1), (10, 0, -1), (10, 0, 0, 0), (10, 6, 6)])
+def test_sizes_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"sizes|together"):
+        EvictionConfig(*wrong)
+
+
+@pytest.mark.parametrize("wrapping", ["turns", "continuous"])
+def test_what_is_kept_is_bitwise_what_it_was_and_positions_go_on(eager, wrapping):
+    engine = VideoStreamingInference(*eager, eviction_config=EvictionConfig(120), wrapping=wrapping)
+    unbounded = VideoStreamingInference(*eager, wrapping=wrapping)
+    longest = 0
+    for start in range(0, len(FRAMES), 4):
+        before, held = bits(engine), engine.sequence.manager.get_seq_length()
+        for stream in (engine, unbounded):
+            stream.append_video_chunk(FRAMES[start : start + 4])
+        info = engine.get_cache_info()
+        longest = max(longest, info["cache_seq_length"])
+        assert info["stream_state"] == unbounded.get_cache_info()["stream_state"]
+        if before:
+            sink = engine.sequence.ledger._lengths[0]
+            new = engine.sequence.ledger._lengths[-1]
+            kept = info["cache_seq_length"] - sink - new
+            for now, old in zip(bits(engine), before, strict=True):
+                assert torch.equal(now[:, :, :sink], old[:, :, :sink])
+                assert torch.equal(now[:, :, sink : sink + kept], old[:, :, held - kept :])
+    assert longest <= 120
+    assert unbounded.get_cache_info()["cache_seq_length"] > 120
+    stats = engine.get_cache_info()["eviction_stats"]
+    assert stats["peak_tokens"] == longest
+    gone = unbounded.get_cache_info()["cache_seq_length"] - engine.get_cache_info()["cache_seq_length"]
+    assert stats["tokens_evicted"] == gone > 0
+    assert unbounded.get_cache_info()["eviction_stats"] is None
+    assert torch.isfinite(question_logits(engine)).all()
+    engine.ask(QUESTION, max_new_tokens=3)
+    assert engine.get_cache_info()["eviction_stats"] == stats
+
+
+def test_nothing_changes_while_everything_fits(eager):
+    roomy = VideoStreamingInference(*eager, eviction_config=EvictionConfig(4000), wrapping="continuous")
+    plain = VideoStreamingInference(*eager, wrapping="continuous")
+    for engine in (roomy, plain):
+        append_chunks(engine, FRAMES, 4)
+    assert torch.equal(question_logits(roomy), question_logits(plain))
+    assert roomy.get_cache_info()["eviction_stats"]["evictions"] == 0
+
+
+def test_kept_answers_are_evicted_like_chunks(eager):
+    engine = VideoStreamingInference(*eager, eviction_config=EvictionConfig(260))
+    for start in range(0, 32, 4):
+        engine.append_video_chunk(FRAMES[start : start + 4])
+        engine.ask(QUESTION, max_new_tokens=4, update_state=True)
+    ledger = engine.sequence.ledger
+    assert sum(ledger._lengths) == engine.sequence.manager.get_seq_length()
+    assert ledger.stats()["chunks_evicted"] > 4
+
+
+def test_a_chunk_that_cannot_fit_is_refused_and_the_stream_goes_on(eager):
+    engine = VideoStreamingInference(*eager, eviction_config=EvictionConfig(120))
+    append_chunks(engine, FRAMES[:12], 4)
+    before = bits(engine)
+    with pytest.raises(ContextTooLong, match="the chunk and the sinks before it"):
+        engine.append_video_chunk(FRAMES)
+    assert all(torch.equal(a, b) for a, b in zip(bits(engine), before, strict=True))
+    engine.append_video_chunk(FRAMES[12:16])
+
+
+class _InstantRunner:
+    """Appends random keys and values without a model, so that ten thousand chunks take a second."""
+
+    longest_context, device = 1 << 30, torch.device("cpu")
+    model = type("Model", (), {"dtype": torch.float32})
+
+    def ids(self, text):
+        return torch.zeros(min(len(text), 4), dtype=torch.long)
+
+    def embed(self, ids):
+        return torch.zeros(len(ids), 2)
+
+    def extend(self, sequence, embeddings, positions, *, next_position, keep=1):
+        from transformers import DynamicCache
+
+        count = embeddings.shape[1]
+        assert positions.shape == (3, count)
+        sequence.cache = sequence.cache or DynamicCache()
+        sequence.cache.update(torch.zeros(1, 1, count, 2), torch.zeros(1, 1, count, 2), 0)
+        sequence.next_position, sequence.tokens_seen = next_position, sequence.tokens_seen + count
+        return torch.zeros(1, 1, 1)
+
+
+@pytest.mark.parametrize("wrapping", ["turns", "continuous"])
+def test_memory_is_flat_over_ten_thousand_chunks(wrapping):
+    sequence = VideoSequence(
+        _InstantRunner(),
+        wrapping=wrapping,
+        text_after_video="spatial",
+        eviction=EvictionConfig(120, window_size=90),
+    )
+    most = 0
+    for chunk in range(10_000):
+        sequence.append_video(torch.zeros(4, 2), [2 * chunk, 2 * chunk + 1], rows=1, columns=2)
+        held = {tensor.untyped_storage().nbytes() for pair in sequence.manager.tensors() for tensor in pair}
+        most = max(most, *held)
+        assert len(sequence.ledger._lengths) <= 120 // 4
+    assert most <= 120 * 2 * 4
+    stats = sequence.ledger.stats()
+    assert stats["peak_tokens"] <= 120
+    assert stats["chunks_evicted"] > 9_900
+    assert sequence.manager.tokens_seen == stats["tokens_evicted"] + sequence.manager.get_seq_length()

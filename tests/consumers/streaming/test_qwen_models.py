@@ -1,0 +1,127 @@
+"""Models load from checkpoints without torchvision, and the wrapper answers as stream and as one shot."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from consumers.streaming import QwenInferenceWrapper, StreamQwenModel, VideoStreamingInference, load_streaming_model
+from pipeline.errors import EncoderError
+from tests.consumers.streaming.streams import QUESTION, bits, same, video
+from tests.pipeline.encoders.checkpoints import save_qwen
+
+FRAMES = video(8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_qwen(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture
+def wrapper(eager):
+    return QwenInferenceWrapper(*eager, wrapping="continuous")
+
+
+def test_a_checkpoint_folder_loads_and_answers(folder):
+    model, processor = load_streaming_model(str(folder))
+    engine = VideoStreamingInference(model, processor)
+    engine.append_video_chunk(FRAMES)
+    assert engine.ask(QUESTION, max_new_tokens=3)[1]["output_tokens"] <= 3
+
+
+def test_the_model_of_earlier_scripts_loads_too_and_keeps_no_state(folder):
+    model, processor = load_streaming_model(str(folder))
+    old = StreamQwenModel.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa").eval()
+    assert type(old) is StreamQwenModel
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in old.state_dict().items())
+    engines = [VideoStreamingInference(each, processor) for each in (model, old)]
+    for engine in engines:
+        engine.append_video_chunk(FRAMES)
+    assert same(*map(bits, engines))
+    assert old.stream_state == {"last_cache_position": -1, "rope_deltas": None}
+    old.stream_state["last_cache_position"] = 3
+    old.reset_stream_state()
+    assert old.stream_state == {"last_cache_position": -1, "rope_deltas": None}
+    assert StreamQwenModel(old.config).stream_state == old.stream_state
+
+
+def test_video_bounds_of_the_checkpoint_are_used(folder):
+    file = folder / "video_preprocessor_config.json"
+    file.write_text('{"size": {"shortest_edge": 3136, "longest_edge": 6272}, "video_processor_type": "any"}')
+    try:
+        model, processor = load_streaming_model(str(folder))
+    finally:
+        file.unlink()
+    engine = VideoStreamingInference(model, processor)
+    resized = engine.runner.resize(np.zeros((280, 280, 3), np.uint8))
+    assert resized.shape[0] * resized.shape[1] <= 6272
+
+
+def test_folders_that_are_no_model_are_refused(folder, tmp_path):
+    with pytest.raises(EncoderError, match="no checkpoint folder"):
+        load_streaming_model(str(tmp_path / "nothing"))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(EncoderError, match=r"no Qwen2\.5-VL checkpoint"):
+        load_streaming_model(str(tmp_path))
+    with pytest.raises(EncoderError, match="dtype 'int3'"):
+        load_streaming_model("small", dtype="int3")
+
+
+def test_the_small_models_body_is_the_encoders():
+    from pipeline.encoders.qwen2_5_vl import _small_model
+
+    body = load_streaming_model("small")[0].model.state_dict()
+    wanted = _small_model("float32").state_dict()
+    assert body.keys() == wanted.keys()
+    assert all(torch.equal(body[name], tensor) for name, tensor in wanted.items())
+
+
+def test_the_wrapper_streams(wrapper, eager):
+    figures = wrapper.process_video_chunk(FRAMES[:4], fps=2.0, manual_time=3.0)
+    assert (figures["total_frames"], figures["chunks_encoded"]) == (4, 1)
+    assert figures["encode_latency"] > 0
+    assert wrapper.ask_question(QUESTION, max_new_tokens=3, manual_time=3.0)[1]["ttft"] > 0
+    assert wrapper.ask_choice(QUESTION, ["A", "B"])[0] in ("A", "B")
+    wrapper.reset()
+    assert wrapper.get_cache_info()["total_frames"] == 0
+    images = QwenInferenceWrapper(*eager)
+    assert images.process_frame(FRAMES[0], manual_time=0)["total_frames"] == 1
+
+
+def test_one_shot_inference_answers_as_the_stream_and_leaves_it_alone(wrapper):
+    wrapper.process_video_chunk(FRAMES[:4])
+    wrapper.process_video_chunk(FRAMES[4:])
+    before = bits(wrapper.engine)
+    native, metrics = wrapper.native_video_inference(FRAMES, QUESTION, max_new_tokens=12, manual_time=1)
+    assert native == wrapper.ask_question(QUESTION, max_new_tokens=12)[0]
+    assert 0 < metrics["ttft"] < metrics["total_latency"]
+    assert same(bits(wrapper.engine), before)
+
+
+def test_one_frame_alone(eager):
+    wrapper = QwenInferenceWrapper(*eager)
+    text, metrics = wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=5)
+    assert metrics["output_tokens"] <= 5
+    assert text == wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=5)[0]
+    with pytest.raises(ValueError, match="at least one frame"):
+        wrapper.native_video_inference([], QUESTION)
+    odd, _ = wrapper.native_video_inference(FRAMES[:3], QUESTION, max_new_tokens=5)
+    even, _ = wrapper.native_video_inference([*FRAMES[:3], FRAMES[2]], QUESTION, max_new_tokens=5)
+    assert odd == even
+
+
+def test_a_processor_with_a_video_part_gives_the_videos_bounds(eager):
+    """As transformers' own has, which needs torchvision."""
+    model, processor = eager
+    bounds = {"shortest_edge": 3136, "longest_edge": 6272}
+    settings = {**processor.image_processor.to_dict(), "size": bounds, "fps": 2.0, "do_sample_frames": False}
+    video_part = SimpleNamespace(size=bounds, to_dict=lambda: settings)
+    whole = SimpleNamespace(video_processor=video_part, **vars(processor))
+    engine = VideoStreamingInference(model, whole)
+    height, width, _ = engine.runner.resize(np.zeros((280, 280, 3), np.uint8)).shape
+    assert 3136 <= height * width <= 6272
+    assert engine._extract_vision_segment("none") == "none"
