@@ -34,7 +34,8 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
     does: a recipe, or a function from an item to its recipe where instructions differ.
 
     Raises:
-        ValueError: an offset is no multiple of 1 / fps, or neither `dataset.meta` nor arguments tell what is needed.
+        ValueError: an offset is no multiple of 1 / fps, neither `dataset.meta` nor arguments tell what is needed, or
+            items have no `frame_index` (some sets of version 2.0: there it is the row's number in its episode).
         FeatureMissing, RecipeMismatch, StoreReadError: from an item.
     """
 
@@ -80,6 +81,11 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         fetch = getattr(self.dataset, "__getitems__", None)
         items = [dict(item) for item in (fetch(indices) if fetch else [self.dataset[index] for index in indices])]
+        unnamed = {"episode_index", "frame_index"} - items[0].keys()
+        if unnamed:
+            raise ValueError(
+                f"items without {' and '.join(sorted(unnamed))} tell no frame; they have {sorted(items[0])}"
+            )
         placed = [self._frames(int(item["episode_index"]), int(item["frame_index"])) for item in items]
         wanted: dict[FeatureKey, Recipe | None] = {}
         for item, (keys, _) in zip(items, placed, strict=True):

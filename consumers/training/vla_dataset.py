@@ -104,7 +104,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
             num_samples = episode.num_samples()
         except MediaError as exc:
             raise MediaError(f"episode {self.data_dir}: {exc}") from exc
-        self._vlm_of = np.fromiter(map(episode.vlm_idx, range(num_samples)), np.int64, num_samples)
+        self._vlm_of = np.fromiter(map(episode.vlm_idx, range(num_samples)), np.int32, num_samples)
         self.steps = Steps(
             self.data_dir.name, np.unique(self._vlm_of), self.prompt_hash, prompt_hash_override is not None
         )
@@ -117,9 +117,9 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         self._found, self._nested = (none, none) if coverage is None else (coverage.found, coverage.nested)
         found = None if coverage is None else coverage.recipe
         self.recipe: Recipe | None = None if found is None else with_instruction(found, self.instruction)
-        self._samples = np.arange(len(self._vlm_of))
+        self._kept: np.ndarray | None = None  # the samples that the filter left; None: all
         if self._filter_by_cache and self.use_cache:
-            self._samples = np.flatnonzero(self._found[np.searchsorted(self.steps.indices, self._vlm_of)])
+            self._kept = np.flatnonzero(self._found[np.searchsorted(self.steps.indices, self._vlm_of)])
 
     @property
     def num_samples(self) -> int:
@@ -153,7 +153,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         return preflight([self])
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return self.num_samples if self._kept is None else len(self._kept)
 
     def __getitem__(self, index: int) -> Sample | None:
         return self.__getitems__([index])[0]
@@ -165,7 +165,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def key_of(self, index: int) -> StepKey:
         """Return the key of the feature that a sample uses. Raises IndexError beyond the last sample."""
-        return self.key_of_step(int(self._vlm_of[self._samples[index]]))
+        return self.key_of_step(int(self._vlm_of[self._number(index)]))
 
     def key_of_step(self, vlm_idx: int) -> StepKey:
         """Return the key of a step that the samples need."""
@@ -174,7 +174,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def sample(self, index: int, feature: Any) -> Sample | None:
         """Return a sample with its feature, None for a miss; what it then is, `on_miss` says."""
-        number = int(self._samples[index])
+        number = self._number(index)
         vlm_idx = int(self._vlm_of[number])
         if feature is None and self.use_cache and self.on_miss != "images":
             if self.on_miss == "skip":
@@ -204,6 +204,12 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         if self.format == "new":
             sample |= {"episode_id": self.steps.name, "timestamp": data.timestamp(vlm_idx)}
         return sample
+
+    def _number(self, index: int) -> int:
+        """The number of a sample in its episode, of its index among those that the filter left."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return index % len(self) if self._kept is None else int(self._kept[index])
 
     def data(self) -> EpisodeData:
         """Return the episode's arrays, open in this process. Raises `MediaError`."""
