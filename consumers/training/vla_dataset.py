@@ -94,22 +94,24 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         self.views_to_use = None if views_to_use is None else tuple(views_to_use)
         # Not the path: a folder may have changed since another data set opened it in this process.
         self._token = uuid.uuid4().hex
+        self.reader = FeatureReader(self.cache_root, on_stale=on_stale)
+        self._look_at_episode(instruction, prompt_hash_override)
+        self.has_sensor &= not disable_sensor
+        self.has_robot_states &= not disable_robot_state
+        self.covered_by(coverage_of(self.cache_root, [self.steps])[0] if look_up and use_cache else None)
 
+    def _look_at_episode(self, instruction: str | None, own_prompt_hash: str | None) -> None:
+        """Note what the samples are and which steps they need; the episode itself is dropped again."""
         episode = self._episode()
         self.instruction = instruction_of(episode, instruction)
-        self.prompt_hash = prompt_hash_override or prompt_hash(self.instruction)
-        self.has_sensor = not disable_sensor and has_sensor(episode)
-        self.has_robot_states = not disable_robot_state and has_robot_states(episode)
+        self.prompt_hash = own_prompt_hash or prompt_hash(self.instruction)
+        self.has_sensor, self.has_robot_states = has_sensor(episode), has_robot_states(episode)
         try:
             num_samples = episode.num_samples()
         except MediaError as exc:
             raise MediaError(f"episode {self.data_dir}: {exc}") from exc
         self._vlm_of = np.fromiter(map(episode.vlm_idx, range(num_samples)), np.int32, num_samples)
-        self.steps = Steps(
-            self.data_dir.name, np.unique(self._vlm_of), self.prompt_hash, prompt_hash_override is not None
-        )
-        self.reader = FeatureReader(self.cache_root, on_stale=on_stale)
-        self.covered_by(coverage_of(self.cache_root, [self.steps])[0] if look_up and use_cache else None)
+        self.steps = Steps(self.data_dir.name, np.unique(self._vlm_of), self.prompt_hash, own_prompt_hash is not None)
 
     def covered_by(self, coverage: Coverage | None) -> None:
         """Note what of the episode the store holds; None: nothing is known, and nothing is counted as cached."""
