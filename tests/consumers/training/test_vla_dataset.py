@@ -335,3 +335,22 @@ def test_each_feature_of_a_batch_is_read_once(episode, root):
     found.reader._store.close()
     with FeatureStore(root) as store:
         assert store.stats().hits == 2
+
+
+def test_real_robot_episodes_are_samples(real_media, tmp_path):
+    """Recordings of a real robot, in the old format: their own images, instructions and actions come out."""
+    recorded = sorted((real_media / "robots" / "raw_episodes_bridge").iterdir())
+    assert recorded
+    for folder in recorded:
+        told = json.loads((folder / "episode.json").read_text())
+        views = {path.name: sorted(map(str, path.iterdir())) for path in (folder / "images").iterdir()}
+        data = {"action": np.array(told["actions"]), "image": views, "instruction": told["instruction"]}
+        (tmp_path / folder.name).mkdir()
+        (tmp_path / folder.name / "data.pkl").write_bytes(pickle.dumps(data))
+        found = UnifiedVLADataset(tmp_path / folder.name, use_cache=False, horizon=2)
+        assert len(found) == told["n_steps"] - 2
+        for number, sample in enumerate(found):
+            assert sample["instruction"] == told["instruction"]
+            assert [os.path.isfile(path) for path in sample["images"]] == [True] * len(views)
+            moving = number < told["n_steps"] - 5
+            assert np.allclose(sample["actions"][0, :6], np.array(told["actions"])[number, :6] * moving)
