@@ -52,7 +52,8 @@ def coverage_of(root: Path, wanted: Sequence[Steps]) -> list[Coverage]:
     first = _found(store, [(steps, int(i), steps.is_nested) for steps in wanted for i in steps.indices])
     ends = np.cumsum([len(steps.indices) for steps in wanted])
     by_episode = [part.copy() for part in np.split(first, ends[:-1])] if len(wanted) else []
-    hashes = {entry.name for entry in root.iterdir() if entry.is_dir()} if store is not None else set()
+    # Asked by name: a flat store has a million entries to list.
+    hashes = {name for name in {steps.prompt_hash for steps in wanted} if (root / name).is_dir()}
     second = [
         (steps, int(i), True)
         for steps, found in zip(wanted, by_episode, strict=True)
