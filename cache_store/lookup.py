@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store import families, maintenance, naming, pins
+from cache_store.archive import Record, read_record
 from cache_store.books import View
-from cache_store.errors import RecipeMismatch
+from cache_store.errors import DamagedFeature, RecipeMismatch
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.reader import State, Wanted, mismatch, state
 from cache_store.reports import EntryInfo, Eviction, PinInfo
@@ -80,6 +81,17 @@ class Lookup:
             found = known.states(batch)
             for (key, wanted), told in zip(batch, found, strict=True):
                 yield state(self.root, key, wanted) if told is None else told
+
+    def record_of(self, key: FeatureKey) -> Record | None:
+        """What the store wrote beside the plain feature of a key; None if others wrote it, or nothing sound is there.
+
+        Raises:
+            StoreReadError: the disk.
+        """
+        try:
+            return read_record(self.root / naming.relative_path(key))
+        except (FileNotFoundError, DamagedFeature):
+            return None
 
     def mismatch_of(self, key: FeatureKey, *, recipe: Mapping[str, Any]) -> RecipeMismatch | None:
         """The error with which `get` would refuse the feature of another recipe that lies there; None: it would not."""

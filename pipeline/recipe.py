@@ -7,7 +7,7 @@ provenance: stored, shown, never compared.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.encoders.base import Json, StepEncoderSpec, VideoEncoderSpec
 from pipeline.vision import PartialFrames
@@ -41,5 +41,14 @@ def step_recipe(spec: StepEncoderSpec, *, instruction: str, views: Sequence[str]
         "version": RECIPE_VERSION,
         "encoder": dict(spec.recipe()),
         "images": {"views": list(views), "decoder": DECODER_POLICY if from_video else "PIL"},
-        "prompt": {"instruction_sha256": hashlib.sha256(instruction.encode()).hexdigest()},
+        "prompt": _prompt(instruction),
     }
+
+
+def with_instruction(recipe: Mapping[str, Json], instruction: str) -> dict[str, Json]:
+    """Return a step's recipe as it would be with this instruction: what a reader with one of its own compares with."""
+    return {**recipe, "prompt": _prompt(instruction)}
+
+
+def _prompt(instruction: str) -> Json:
+    return {"instruction_sha256": hashlib.sha256(instruction.encode()).hexdigest()}

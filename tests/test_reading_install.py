@@ -9,12 +9,16 @@ from pathlib import Path
 import torch
 
 from cache_store import FeatureStore, StepKey
+from tests.consumers.training.episodes import fill, write_new, write_old
 
 HIDE = """
 import sys
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "transformers", "decord", "av", "PIL", "safetensors", "tokenizers"):
+        if name.split(".")[0] in (
+            *("ray", "transformers", "decord", "av", "PIL", "safetensors", "tokenizers"),
+            *("scipy", "joblib", "pandas", "torchdata", "lerobot"),
+        ):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 sys.meta_path.insert(0, Hidden())
 """
@@ -41,6 +45,20 @@ def test_a_feature_is_read_and_stats_are_printed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "tensor(2.)" in done.stdout
     assert "1 features" in done.stdout
+
+
+def test_robot_episodes_are_trained_on(tmp_path):
+    write_new(tmp_path / "episode_1", sensor="compressed")
+    write_old(tmp_path / "recv_all_1")
+    fill(tmp_path / "cache", "episode_1", [0])
+    done = run_without_build_packages(
+        "from consumers.training import create_unified_dataloader\n"
+        f"loader = create_unified_dataloader([{str(tmp_path)!r} + '/recv_*'], [{str(tmp_path / 'episode_1')!r}],\n"
+        f"    cache_root={str(tmp_path / 'cache')!r}, num_workers=0)\n"
+        "print(sum(len(batch['actions']) for batch in loader), loader.dataset.preflight().needed)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["2 episodes, 52 samples, VL Cache: 1/18", "52 18"]
 
 
 def test_a_build_says_which_extra_is_missing(tmp_path):

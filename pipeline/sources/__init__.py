@@ -3,7 +3,7 @@
 from pipeline.sources.benchmark import Benchmark
 from pipeline.sources.benchmarks import BENCHMARKS
 from pipeline.sources.fetched_media import FETCH_LIMIT_BYTES, localise
-from pipeline.sources.lerobot import LeRobot
+from pipeline.sources.lerobot import LeRobot, lerobot_episode_name
 from pipeline.sources.media_path import MediaPath, UrlPath, absolute, data_set_name, parse_media_path
 from pipeline.sources.open_source import STEP_SOURCES, VIDEO_SOURCES, open_source
 from pipeline.sources.question_table import write_questions
@@ -44,6 +44,7 @@ __all__ = [
     "ViewImage",
     "absolute",
     "data_set_name",
+    "lerobot_episode_name",
     "localise",
     "open_source",
     "parse_media_path",

@@ -1,4 +1,4 @@
-"""What both formats of a VLA episode offer to the build, and later to the training data set."""
+"""What both formats of a VLA episode offer to the build and to the training data set."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ class Episode(Protocol):
 
     name: str
     folder: Path
-    views: tuple[str, ...]  # camera names, sorted
     own_instruction: str | None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Camera names, sorted."""
+        ...
 
     def num_samples(self) -> int:
         """Return how many samples the training data set makes of the episode."""
+        ...
+
+    def vlm_idx(self, sample: int) -> int:
+        """Return the step that a sample uses."""
         ...
 
     def vlm_indices(self) -> Iterator[int]:

@@ -14,6 +14,11 @@ from pipeline.sources.samples import IgnoredFile, StepSample, VideoFrame
 from pipeline.sources.vlm_index import lerobot_vlm_idx
 
 
+def lerobot_episode_name(dataset: str, episode_index: int) -> str:
+    """Return the name under which an episode's features are filed, for the build that writes and loaders that read."""
+    return f"{dataset}_episode_{episode_index:06d}"
+
+
 class LeRobot:
     """The steps of every episode, in episode order, named `<dataset>_episode_000007`.
 
@@ -62,7 +67,7 @@ class LeRobot:
 
     def __iter__(self) -> Iterator[StepSample]:
         for episode in self._layout.episodes:
-            name = f"{self.dataset}_episode_{int(episode['episode_index']):06d}"
+            name = lerobot_episode_name(self.dataset, int(episode["episode_index"]))
             try:
                 instructions = self._instructions(episode)
                 firsts = [self._layout.first_frame(episode, view) for view in self._views]

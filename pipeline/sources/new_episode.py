@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import MediaError
+from pipeline.sources.array_files import StoredArray, array_in
 from pipeline.sources.samples import ImageFile
 from pipeline.sources.vlm_index import action_interval, each_once, new_format_samples, new_format_vlm_idx
 
@@ -22,7 +23,10 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class NewEpisode:
-    """An episode folder with `metadata.json`. Raises `MediaError` if that cannot be read or is of the wrong shape."""
+    """An episode folder with `metadata.json`. Raises `MediaError` if that cannot be read or is of the wrong shape.
+
+    Its images are listed when they are first asked for: who reads cached features never does.
+    """
 
     def __init__(self, folder: Path, *, vlm_reuse_count: int, action_expert_hz: float) -> None:
         self.folder, self.name = folder, folder.name
@@ -35,13 +39,19 @@ class NewEpisode:
         self.interval = action_interval(robot_hz=self.robot_hz, action_expert_hz=action_expert_hz)
         instruction = metadata.get("instruction")
         self.own_instruction = str(instruction) if instruction else None
-        self._images = self._find_images(metadata.get("camera_views"))
-        self.views = tuple(sorted(self._images))
+        stated = metadata.get("camera_views")
+        self._stated_views = frozenset(map(str, stated)) if isinstance(stated, list) else None
 
-    def _find_images(self, stated_views: object) -> dict[str, tuple[np.ndarray, list[Path]]]:
-        """Return view -> (times in seconds, paths), both in time order; equal times in order of their names."""
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Camera names, sorted. Raises `MediaError` if a view that `metadata.json` lists has no images."""
+        return tuple(sorted(self._images))
+
+    @cached_property
+    def _images(self) -> dict[str, tuple[np.ndarray, list[Path]]]:
+        """View -> (times in seconds, paths), both in time order; equal times in order of their names."""
         parent = self.folder / "images" if (self.folder / "images").is_dir() else self.folder
-        wanted = {str(view) for view in stated_views} if isinstance(stated_views, list) else None
+        wanted = self._stated_views
         found = {}
         for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
             timed = sorted(
@@ -51,7 +61,7 @@ class NewEpisode:
             )
             if timed and (wanted is None or folder.name in wanted):
                 found[folder.name] = (np.array([time_s for time_s, _, _ in timed]), [path for _, _, path in timed])
-        missing = sorted((wanted or set()) - set(found))
+        missing = sorted((wanted or frozenset()) - set(found))
         if missing:
             raise MediaError(f"metadata.json lists the views {', '.join(missing)}, which have no images")
         return found
@@ -61,32 +71,41 @@ class NewEpisode:
         """How many robot states were recorded."""
         archive, table = self.folder / "robot_states.npz", self.folder / "robot_states.csv"
         if archive.is_file():
-            states = _read_array(archive, "robot_states")
-            return 0 if states is None else len(states)
+            states = array_in(archive, "robot_states")
+            if states is None:
+                raise MediaError("robot_states.npz has no array 'robot_states'")
+            return states.shape[0]
         if table.is_file():
             with table.open(newline="") as file:
                 return sum(1 for _ in csv.DictReader(file))
         raise MediaError("neither robot_states.npz nor robot_states.csv")
 
+    def sensor_files(self) -> list[Path]:
+        """Return the sensor's archives (`sensor_data_<ts>.npz`, `sensor_data.npz`), by name."""
+        return sorted(self.folder.glob("sensor_data*.npz"))
+
     @cached_property
     def start_s(self) -> float:
-        """The time of pose 0: the first sensor timestamp, else that of the earliest image."""
-        for path in sorted(self.folder.glob("sensor_data*.npz")):
-            times = _read_array(path, "timestamps", required=False)
-            if times is not None and times.size:
-                return float(times.ravel()[0])
-        return min(float(times[0]) for times, _ in self._images.values())
+        """The time of pose 0: the first sensor timestamp, else that of the earliest image. Raises `MediaError`."""
+        for path in self.sensor_files():
+            times: StoredArray | None = array_in(path, "timestamps")
+            if times is not None and all(times.shape):
+                return float(times.rows(0, 1).ravel()[0])
+        if not self._images:
+            raise MediaError("neither sensor timestamps nor images tell when the episode began")
+        return min(float(times_s[0]) for times_s, _ in self._images.values())
 
     def num_samples(self) -> int:
         """Return how many samples the training data set makes of the episode."""
         return new_format_samples(self.num_poses, interval=self.interval)
 
+    def vlm_idx(self, sample: int) -> int:
+        """Return the step (in poses) that a sample uses."""
+        return new_format_vlm_idx(sample, vlm_reuse_count=self._vlm_reuse_count, interval=self.interval)
+
     def vlm_indices(self) -> Iterator[int]:
-        """Yield the steps (in poses) that those samples need, ascending, each once."""
-        return each_once(
-            new_format_vlm_idx(sample, vlm_reuse_count=self._vlm_reuse_count, interval=self.interval)
-            for sample in range(self.num_samples())
-        )
+        """Yield the steps that the samples need, ascending, each once."""
+        return each_once(map(self.vlm_idx, range(self.num_samples())))
 
     def image(self, view: str, vlm_idx: int) -> ImageFile:
         """Return the image nearest in time to pose `vlm_idx`; of two equally near ones the earlier."""
@@ -104,16 +123,3 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise MediaError("metadata.json must hold an object")
     return metadata
-
-
-def _read_array(path: Path, name: str, *, required: bool = True) -> np.ndarray | None:
-    """Return one array of an archive; None if it is not there and not required."""
-    try:
-        # Objects in an archive are pickles, which run code.
-        with np.load(path, allow_pickle=False) as archive:
-            if name not in archive and not required:
-                return None
-            array: np.ndarray = archive[name]
-            return array
-    except Exception as exc:
-        raise MediaError(f"{path.name} cannot be read: {type(exc).__name__}: {exc}") from exc

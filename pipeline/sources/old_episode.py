@@ -20,10 +20,13 @@ class OldEpisode:
         self.folder, self.name = folder, folder.name
         self._vlm_reuse_count, self._horizon = vlm_reuse_count, horizon
         data = load_plain_pickle(folder / "data.pkl")
-        if not isinstance(data, dict) or "action" not in data or not isinstance(data.get("image"), dict):
+        images = data.get("image") or {} if isinstance(data, dict) else None
+        if not isinstance(data, dict) or data.get("action") is None or not isinstance(images, dict):
             raise MediaError("data.pkl needs a dict with `action` and `image {view: [path]}`")
-        self.num_rows = len(np.asarray(data["action"]))
-        self._images = {str(view): list(paths) for view, paths in data["image"].items()}
+        self.actions = np.asarray(data["action"])
+        self.sensor_data = data.get("sensor_data")  # None, an array, or {fpi, force}, as it was recorded
+        self.num_rows = len(self.actions)
+        self._images = {str(view): list(paths) for view, paths in images.items()}
         self.views = tuple(sorted(view for view, paths in self._images.items() if paths))
         instruction = data.get("instruction")
         self.own_instruction = str(instruction) if instruction else None
@@ -32,12 +35,13 @@ class OldEpisode:
         """Return how many samples the training data set makes of the episode."""
         return old_format_samples(self.num_rows, horizon=self._horizon)
 
+    def vlm_idx(self, sample: int) -> int:
+        """Return the step (in rows) that a sample uses."""
+        return old_format_vlm_idx(sample, vlm_reuse_count=self._vlm_reuse_count, num_rows=self.num_rows)
+
     def vlm_indices(self) -> Iterator[int]:
-        """Yield the steps that those samples need, ascending, each once."""
-        return each_once(
-            old_format_vlm_idx(sample, vlm_reuse_count=self._vlm_reuse_count, num_rows=self.num_rows)
-            for sample in range(self.num_samples())
-        )
+        """Yield the steps that the samples need, ascending, each once."""
+        return each_once(map(self.vlm_idx, range(self.num_samples())))
 
     def image(self, view: str, vlm_idx: int) -> ImageFile:
         """Return the image at the list index `vlm_idx`, clamped to the list."""

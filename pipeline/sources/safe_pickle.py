@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.errors import MediaError
 
 # numpy 2 moved `numpy.core` to `numpy._core`; files of both are around.
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
 _FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]  # numpy itself refuses object arrays here
 _SCALAR = np.float64(0).__reduce__()[0]
 
@@ -32,12 +32,24 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _dtype(*arguments: Any) -> np.dtype[Any]:
+    """Stand in for `numpy.dtype`, which would also take objects: their arrays are pickles in a pickle."""
+    dtype: np.dtype[Any] = np.dtype(*arguments)
+    if dtype.hasobject:
+        raise MediaError("an array of objects is not admitted")
+    return dtype
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], dtype: Any) -> Any:
+    return _RECONSTRUCT(kind, shape, _dtype(dtype))
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _latin1,
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
+    ("numpy", "dtype"): _dtype,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _FROM_BUFFER for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _SCALAR for core in ("core", "_core")},
 }
@@ -51,8 +63,11 @@ def load_plain_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            data = file.read()
-        return _Reader(io.BytesIO(_decompressed(data))).load()
+            data = _decompressed(file.read())
+        try:
+            return _PlainReader(io.BytesIO(data)).load()
+        except _WrittenByJoblib:
+            return _JoblibReader(io.BytesIO(data)).load()
     except MediaError as exc:
         raise MediaError(f"{path.name}: {exc}") from exc
     except Exception as exc:
@@ -88,8 +103,31 @@ class _JoblibArray:
         return flat.reshape(self.shape, order="F" if self.order == "F" else "C")
 
 
-# The unpickler in Python rather than in C, because joblib's arrays must be read out of the stream in the middle of it.
-class _Reader(pickle._Unpickler):
+def _admitted(module: str, name: str) -> Any:
+    if (module, name) in _ADMITTED:
+        return _ADMITTED[module, name]
+    # `numpy.dtypes.Float32DType` and its kin, as numpy 2 names its dtypes' classes.
+    if module == "numpy.dtypes" and name.endswith("DType") and name != "ObjectDType" and hasattr(np.dtypes, name):
+        return getattr(np.dtypes, name)
+    raise MediaError(f"names {module}.{name}, and only arrays and plain containers are admitted")
+
+
+_JOBLIB_MARKER = ("joblib.numpy_pickle", "NumpyArrayWrapper")
+
+
+class _WrittenByJoblib(Exception):
+    """The pickle has joblib's markers, so that arrays lie in the middle of it."""
+
+
+class _PlainReader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == _JOBLIB_MARKER:
+            raise _WrittenByJoblib
+        return _admitted(module, name)
+
+
+# The unpickler in Python, 20 times as slow, because joblib's arrays must be read out of the stream in the middle of it.
+class _JoblibReader(pickle._Unpickler):
     stack: list[Any]
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
@@ -98,20 +136,11 @@ class _Reader(pickle._Unpickler):
         self._stream = stream
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
-            return _JoblibArray
-        if (module, name) in _ADMITTED:
-            return _ADMITTED[module, name]
-        # `numpy.dtypes.Float32DType` and its kin, as numpy 2 names its dtypes' classes.
-        if module == "numpy.dtypes" and name.endswith("DType") and hasattr(np.dtypes, name):
-            return getattr(np.dtypes, name)
-        raise MediaError(f"names {module}.{name}, and only arrays and plain containers are admitted")
+        return _JoblibArray if (module, name) == _JOBLIB_MARKER else _admitted(module, name)
 
     def load_build(self) -> None:
         super().load_build()  # type: ignore[misc]  # typeshed does not know this method
         if isinstance(self.stack[-1], _JoblibArray):
             self.stack.append(self.stack.pop().read(self._stream))
-        elif isinstance(self.stack[-1], np.ndarray) and self.stack[-1].dtype.hasobject:
-            raise MediaError("an array of objects is not admitted")
 
     dispatch[pickle.BUILD[0]] = load_build

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import MediaError, SourceError
@@ -14,6 +14,22 @@ from pipeline.sources.samples import IgnoredFile, StepSample
 
 # The file that makes a folder an episode of its format.
 OLD_MARKER, NEW_MARKER = "data.pkl", "metadata.json"
+
+
+def refuse_doubles(folders: Iterable[Path]) -> None:
+    """Refuse two different episode folders of one name, which names their features.
+
+    Raises:
+        SourceError: names both.
+    """
+    first_with: dict[str, Path] = {}
+    for folder in folders:
+        other = first_with.setdefault(folder.name, folder)
+        if other != folder:
+            raise SourceError(
+                f"two episodes have the name {folder.name!r}, which names their features: {other} and {folder}; "
+                "rename one, or build them into two stores"
+            )
 
 
 class VLAEpisodes:
@@ -43,17 +59,7 @@ class VLAEpisodes:
         self._folders = list(dict.fromkeys(found))
         if not self._folders:
             raise SourceError(f"{self._root} holds no episode: no folder with {OLD_MARKER} or {NEW_MARKER}")
-        self._refuse_doubles()
-
-    def _refuse_doubles(self) -> None:
-        first_with: dict[str, Path] = {}
-        for folder in self._folders:
-            other = first_with.setdefault(folder.name, folder)
-            if other != folder:
-                raise SourceError(
-                    f"two episodes have the name {folder.name!r}, which names their features: {other} and {folder}; "
-                    "rename one, or build them into two stores"
-                )
+        refuse_doubles(self._folders)
 
     def open_episode(self, folder: Path) -> Episode:
         """Return the episode in `folder`. Raises `MediaError` if it cannot be read."""

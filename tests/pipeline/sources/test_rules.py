@@ -121,6 +121,14 @@ def test_nothing_is_ever_run(tmp_path, protocol, place):
         assert not bait.exists()
 
 
+@pytest.mark.parametrize("write", [pickle.dump, joblib.dump])
+def test_arrays_of_objects_are_refused_even_if_the_objects_are_plain(tmp_path, write):
+    with (tmp_path / "data.pkl").open("wb") as file:
+        write({"action": np.array([{"x": 1}, "y"], dtype=object)}, file)
+    with pytest.raises(MediaError, match=r"objects|names joblib"):
+        load_plain_pickle(tmp_path / "data.pkl")
+
+
 @given(st.binary(max_size=200))
 def test_noise_is_an_error_and_never_a_crash(tmp_path_factory, noise):
     path = tmp_path_factory.mktemp("noise") / "data.pkl"

@@ -1,0 +1,49 @@
+"""Reads features by key in whatever process it finds itself, each key of a batch once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from cache_store import FeatureKey, FeatureStore
+
+OnStale = Literal["error", "miss", "use"]
+Recipe = Mapping[str, Any]
+
+
+class FeatureMissing(LookupError):
+    """A key of the data set has no feature in the store. Never answered with another sample's feature."""
+
+    def __init__(self, key: FeatureKey, root: str) -> None:
+        super().__init__(key, root)
+        self.key, self.root = key, root
+
+    def __str__(self) -> str:
+        return f"{self.key} has no feature in {self.root}; build it, or take the key out of the list"
+
+
+class FeatureReader:
+    """Features under `root`. Nothing is opened before the first read, and nothing open is pickled."""
+
+    def __init__(self, root: str | Path, *, on_stale: OnStale = "error") -> None:
+        self.root, self._on_stale = str(root), on_stale
+        self._store: FeatureStore | None = None
+
+    def read(self, wanted: Mapping[FeatureKey, Recipe | None]) -> dict[FeatureKey, Any]:
+        """Return the feature of each key, None where the store has none that fits.
+
+        Raises:
+            RecipeMismatch: a feature was made otherwise than the recipe beside its key, and `on_stale` is "error".
+            StoreReadError: the disk.
+        """
+        if self._store is None:
+            # Opening a store makes its folder: a mistyped path would become an empty store.
+            if not Path(self.root).is_dir():
+                return dict.fromkeys(wanted)
+            self._store = FeatureStore(self.root)
+        store = self._store
+        return {key: store.get(key, recipe=recipe, on_stale=self._on_stale) for key, recipe in wanted.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_store": None}

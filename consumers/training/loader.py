@@ -1,0 +1,172 @@
+"""From patterns and paths of episodes to a `DataLoader`: all of them in one set, weighted, cut among processes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from consumers.training.collate import unified_collate_fn
+from consumers.training.open_episodes import Format
+from consumers.training.sampler import ResumableSampler
+from consumers.training.vla_dataset import UnifiedVLADataset
+from consumers.training.vla_episodes import VLAEpisodeSet
+from pipeline.errors import MediaError, SourceError
+from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER
+
+_NEW_NAMES = ("episode_", "data_collection_")
+Paths = Sequence[str | os.PathLike[str]]
+
+
+def create_unified_dataloader(
+    old_dataset_patterns: Paths | None = None,
+    new_dataset_paths: Paths | None = None,
+    *,
+    dataset_weights: Sequence[str] | None = None,
+    batch_size: int = 4,
+    num_workers: int = 4,
+    shuffle: bool = True,
+    seed: int = 0,
+    distributed: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    on_bad_episode: Literal["raise", "skip"] = "raise",
+    **options: Any,
+) -> DataLoader[Any]:
+    """Return a loader over all episodes found, a `VLAEpisodeSet`; rank 0 prints its coverage.
+
+    `old_dataset_patterns` are folders, or patterns of folders, with data.pkl. `new_dataset_paths` are episodes, tasks
+    (folders of `episode_*` or `data_collection_*`), roots of tasks, or patterns of these. `dataset_weights` are
+    `"path:weight"`: the weight of each sample of the episodes at or below the path or pattern, 1.0 without one; of
+    several paths the longest counts. `options` are those of `UnifiedVLADataset`. The sampler is a `ResumableSampler`,
+    so `loader.sampler.set_epoch` and its state work in all cases, and weights also with `distributed`.
+
+    Raises:
+        SourceError: nothing is found where a path or a weight points, two episodes have one name, no episode has a
+            sample, or, unless `on_bad_episode` is "skip", some cannot be read; each is named.
+        ValueError, TypeError: an option is none, or out of its range.
+    """
+    folders: list[tuple[Path, Format]] = [(folder, "old") for folder in _old_episodes(old_dataset_patterns or ())]
+    folders += [(folder, "new") for folder in _new_episodes(new_dataset_paths or ())]
+    episodes = VLAEpisodeSet(_opened(folders, options, skip=on_bad_episode == "skip", is_told=rank == 0))
+    if not len(episodes):
+        raise SourceError(f"no samples: {len(episodes.episodes)} episodes were found, and none has one")
+    if rank == 0:
+        print(episodes)
+    weights = None
+    if dataset_weights:
+        weights = episodes.sample_weights(
+            _weights([episode.data_dir for episode in episodes.episodes], dataset_weights)
+        )
+    sampler = ResumableSampler(
+        len(episodes),
+        weights=weights if shuffle else None,
+        shuffle=shuffle,
+        seed=seed,
+        rank=rank if distributed else 0,
+        world_size=world_size if distributed else 1,
+    )
+    return DataLoader(
+        episodes,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=unified_collate_fn,
+        prefetch_factor=4 if num_workers else None,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _opened(
+    folders: Iterable[tuple[Path, Format]], options: dict[str, Any], *, skip: bool, is_told: bool
+) -> list[UnifiedVLADataset]:
+    episodes, problems = [], []
+    for folder, kind in dict(folders).items():
+        try:
+            # The store is asked for all of them at once.
+            episodes.append(UnifiedVLADataset(folder, format=kind, look_up=False, **options))
+        except (MediaError, OSError) as exc:
+            problems.append(str(exc))
+    if problems and not skip:
+        raise SourceError(
+            f"{len(problems)} episodes cannot be read (on_bad_episode='skip' leaves them out):\n" + "\n".join(problems)
+        )
+    if is_told:
+        for problem in problems:
+            print(f"left out: {problem}")
+    return episodes
+
+
+def _matches(path: str | os.PathLike[str]) -> list[Path]:
+    """Return what a path or a pattern names, made absolute and sorted.
+
+    Raises:
+        SourceError: nothing.
+    """
+    text = os.path.abspath(path)
+    found = [text] if os.path.exists(text) else sorted(glob.glob(text))
+    if not found:
+        raise SourceError(f"{path} names nothing that is there")
+    return [Path(one) for one in found]
+
+
+def _old_episodes(patterns: Paths) -> list[Path]:
+    # What a pattern hits beside episodes is no episode; what is named alone is to be one.
+    found = []
+    for pattern in patterns:
+        matches = _matches(pattern)
+        episodes = [path for path in matches if (path / OLD_MARKER).is_file()]
+        if not episodes:
+            raise SourceError(f"{pattern}: no folder with {OLD_MARKER}")
+        found += episodes
+    return found
+
+
+def _new_episodes(paths: Paths) -> list[Path]:
+    found = []
+    for path in paths:
+        episodes = [episode for match in _matches(path) for episode in _episodes_at(match)]
+        if not episodes:
+            raise SourceError(f"{path}: no folder with {NEW_MARKER}, nor {' or '.join(_NEW_NAMES)} folders below")
+        found += episodes
+    return found
+
+
+def _episodes_at(path: Path) -> list[Path]:
+    if (path / NEW_MARKER).is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    of_task = [folder for folder in folders if folder.name.startswith(_NEW_NAMES)]
+    if of_task:
+        return of_task
+    return [
+        episode
+        for task in folders
+        for episode in sorted(task.iterdir())
+        if episode.is_dir() and episode.name.startswith(_NEW_NAMES)
+    ]
+
+
+def _weights(folders: Sequence[Path], stated: Sequence[str]) -> list[float]:
+    weight_of: dict[Path, float] = {}
+    for item in stated:
+        path, colon, weight = item.rpartition(":")
+        try:
+            value = float(weight)
+        except ValueError:
+            colon = ""
+        if not colon or not path:
+            raise ValueError(f"a weight is 'path:number', not {item!r}")
+        matches = _matches(path)
+        if not any(match == folder or match in folder.parents for match in matches for folder in folders):
+            raise SourceError(f"the weight {item!r} is of no episode of this set")
+        weight_of |= dict.fromkeys(matches, value)
+    return [next((weight_of[at] for at in (folder, *folder.parents) if at in weight_of), 1.0) for folder in folders]

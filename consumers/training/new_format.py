@@ -1,0 +1,116 @@
+"""What a sample of a new-format episode holds: windows around its pose, and actions made of poses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from consumers.training.actions import action_window, pose_actions
+from consumers.training.old_format import SENSOR_WIDTH
+from consumers.training.robot_states import require_finite, robot_states, zero_padded
+from pipeline.errors import MediaError
+from pipeline.sources.array_files import StoredArray, array_in
+from pipeline.sources.new_episode import NewEpisode
+
+
+class NewFormatData:
+    """Windows of an episode's arrays, float32, by sample. Raises `MediaError` where a file or a shape is wrong."""
+
+    def __init__(self, episode: NewEpisode) -> None:
+        self.episode = episode
+        robot = robot_states(episode.folder)
+        if robot is None:
+            raise MediaError("neither robot_states.npz nor robot_states.csv, of which the actions are made")
+        self._robot = robot.states
+        self._actions = pose_actions(robot.poses, interval=episode.interval, num_actions=episode.num_samples())
+        self._sensor = _sensor(episode)
+        self.has_sensor, self.has_robot_states = self._sensor is not None, True
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much memory the arrays take."""
+        sensor = 0 if self._sensor is None else self._sensor.kept_bytes
+        return self._actions.nbytes + self._robot.kept_bytes + sensor
+
+    def sensor_window(self, sample: int, size: int) -> np.ndarray:
+        """Return `[size, 1026]`, force last, around the sample's moment; zeros behind a recording shorter than that.
+
+        Windows that were preprocessed are as long as they were stored, if that is more.
+        """
+        if self._sensor is None:
+            return np.zeros((size, SENSOR_WIDTH), np.float32)
+        episode = self.episode
+        centre = int(sample * episode.interval * episode.sensor_hz / episode.robot_hz)
+        return require_finite(self._sensor.window(sample, centre, size), f"{episode.name}: the sensor")
+
+    def robot_window(self, sample: int, size: int) -> np.ndarray:
+        """Return `[size, 12]`: rows from half a window before the sample's pose on, then zeros."""
+        start = max(0, sample * self.episode.interval - size // 2)
+        rows = zero_padded(self._robot.rows(start, start + size), size)
+        return require_finite(rows, f"{self.episode.name}: the robot's state")
+
+    def actions(self, sample: int, horizon: int) -> np.ndarray:
+        """Return `[horizon, 7]`: actions from the sample's own on; behind the end the last is repeated."""
+        return require_finite(action_window(self._actions, sample, horizon), f"{self.episode.name}: a pose, so action")
+
+    def timestamp(self, vlm_idx: int) -> float | None:
+        """Return the moment of a step, in the seconds of the image names; NaN where nothing tells when it began."""
+        try:
+            return self.episode.start_s + vlm_idx / self.episode.robot_hz
+        except MediaError:
+            return float("nan")
+
+
+class _RawSensor:
+    """A-lines `[N, 1025]` and forces `[N]` at the sensor's rate."""
+
+    def __init__(self, alines: StoredArray, forces: StoredArray) -> None:
+        lengths = alines.shape[0], forces.shape[0]
+        if len(alines.shape) != 2 or alines.shape[1] != SENSOR_WIDTH - 1 or lengths[0] != lengths[1]:
+            raise MediaError(
+                f"{alines.path.name}: alines are {list(alines.shape)} and forces {list(forces.shape)}; "
+                f"[N, {SENSOR_WIDTH - 1}] and [N] belong together"
+            )
+        self._alines, self._forces = alines, forces
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._alines.kept_bytes + self._forces.kept_bytes
+
+    def window(self, sample: int, centre: int, size: int) -> np.ndarray:
+        end = min(max(0, centre - size // 2) + size, self._alines.shape[0])
+        start = max(0, end - size)
+        alines, forces = self._alines.rows(start, end), self._forces.rows(start, end)
+        return zero_padded(np.concatenate([alines, forces.reshape(len(alines), 1)], axis=1), size)
+
+
+class _PreparedSensor:
+    """Windows that were cut beforehand, `[samples, rows, 1026]`."""
+
+    def __init__(self, windows: StoredArray, num_samples: int) -> None:
+        if len(windows.shape) != 3 or windows.shape[2] != SENSOR_WIDTH or windows.shape[0] < num_samples:
+            raise MediaError(
+                f"{windows.path.name}: data is {list(windows.shape)}; one window [rows, {SENSOR_WIDTH}] belongs to "
+                f"each of {num_samples} samples"
+            )
+        self._windows = windows
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._windows.kept_bytes
+
+    def window(self, sample: int, centre: int, size: int) -> np.ndarray:
+        rows = self._windows.rows(sample, sample + 1)[0]
+        return zero_padded(rows, max(size, len(rows)))
+
+
+def _sensor(episode: NewEpisode) -> _RawSensor | _PreparedSensor | None:
+    paths = episode.sensor_files()
+    for path in paths:
+        alines, forces, windows = (array_in(path, name) for name in ("alines", "forces", "data"))
+        if alines is not None and forces is not None:
+            return _RawSensor(alines, forces)
+        if windows is not None:
+            return _PreparedSensor(windows, episode.num_samples())
+    if paths:
+        raise MediaError(f"{paths[0].name} has neither alines and forces nor data")
+    return None

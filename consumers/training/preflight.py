@@ -1,0 +1,129 @@
+"""Looks for every feature that samples need, and at their episodes' arrays, before a training begins."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cache_store import ReadOnlyStore
+from pipeline.errors import MediaError
+
+if TYPE_CHECKING:
+    from consumers.training.vla_dataset import UnifiedVLADataset
+
+# Features of one build differ in the same way from what is asked for: so many are told in full.
+_MOST_REASONS = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A feature or an episode that training would stumble over."""
+
+    name: str  # `<episode>_vlm<idx>`, or an episode's folder
+    reason: str
+
+
+class CacheIncomplete(LookupError):
+    """What `Preflight.require` raises; `report` has every problem."""
+
+    def __init__(self, report: Preflight) -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a look at everything found: `needed` steps, and what is wrong with some."""
+
+    needed: int
+    missing: tuple[Problem, ...]  # no feature is there
+    mismatched: tuple[Problem, ...]  # made with another instruction, model or view than the data set's others
+    unreadable: tuple[Problem, ...]  # episodes whose arrays are damaged, of wrong shapes, or not finite
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sample has its feature and its arrays."""
+        return not (self.missing or self.mismatched or self.unreadable)
+
+    def require(self) -> Preflight:
+        """Return the report itself.
+
+        Raises:
+            CacheIncomplete: something is missing; the message names it.
+        """
+        if not self.is_complete:
+            raise CacheIncomplete(self)
+        return self
+
+    def __str__(self) -> str:
+        lines = [f"VL Cache: {self.needed - len(self.missing) - len(self.mismatched)}/{self.needed}"]
+        for word in ("missing", "mismatched", "unreadable"):
+            lines += [f"{word}: {problem.name}: {problem.reason}" for problem in getattr(self, word)]
+        return "\n".join(lines)
+
+
+def preflight(datasets: Sequence[UnifiedVLADataset]) -> Preflight:
+    """Return what is missing, mismatched or unreadable in data sets of one cache.
+
+    The store is listed once. A feature is mismatched if its recipe is not that of its episode's first feature with the
+    data set's instruction, and so are all of an episode whose model is not that of the most episodes.
+    """
+    missing: list[Problem] = []
+    mismatched: list[Problem] = []
+    cached = [dataset for dataset in datasets if dataset.use_cache]
+    usual, names_of_model = _usual_model(cached)
+    for dataset, vlm_idx, state in _states(cached):
+        key = dataset.key_of_step(vlm_idx)
+        name = f"{key.dataset}_vlm{vlm_idx}"
+        if state == "missing":
+            missing.append(Problem(name, f"no feature in {dataset.cache_root}"))
+        elif state == "stale":
+            told = len(mismatched) < _MOST_REASONS and dataset.recipe is not None
+            found = ReadOnlyStore(dataset.cache_root).mismatch_of(key, recipe=dataset.recipe or {}) if told else None
+            mismatched.append(Problem(name, str(found) if found is not None else "another recipe, as above"))
+        elif _model(dataset) not in (None, usual):
+            mismatched.append(Problem(name, f"of another model than {names_of_model} other episodes of this set"))
+    unreadable = [problem for dataset in datasets for problem in _array_problems(dataset)]
+    needed = sum(len(dataset.steps.indices) for dataset in cached)
+    return Preflight(needed, tuple(missing), tuple(mismatched), tuple(unreadable))
+
+
+def _states(datasets: Sequence[UnifiedVLADataset]) -> Iterator[tuple[UnifiedVLADataset, int, str]]:
+    steps = [(dataset, int(vlm_idx)) for dataset in datasets for vlm_idx in dataset.steps.indices]
+    if not steps:
+        return
+    root = steps[0][0].cache_root
+    if not root.is_dir():
+        yield from ((dataset, vlm_idx, "missing") for dataset, vlm_idx in steps)
+        return
+    asked = ((dataset.key_of_step(vlm_idx), dataset.recipe) for dataset, vlm_idx in steps)
+    for (dataset, vlm_idx), state in zip(steps, ReadOnlyStore(root).states(asked), strict=True):
+        yield dataset, vlm_idx, state
+
+
+def _usual_model(datasets: Sequence[UnifiedVLADataset]) -> tuple[str | None, int]:
+    counted = Counter(model for model in map(_model, datasets) if model is not None)
+    return counted.most_common(1)[0] if counted else (None, 0)
+
+
+def _model(dataset: UnifiedVLADataset) -> str | None:
+    """What the features of different episodes must have in common: all of their recipe but the instruction."""
+    if dataset.recipe is None:
+        return None
+    return json.dumps({name: part for name, part in dataset.recipe.items() if name != "prompt"}, sort_keys=True)
+
+
+def _array_problems(dataset: UnifiedVLADataset) -> Iterator[Problem]:
+    if not len(dataset):
+        return
+    try:
+        # All of its actions at once: of the other arrays only the shapes are looked at.
+        dataset.data().actions(0, dataset.num_samples + dataset.horizon)
+    except MediaError as exc:
+        yield Problem(str(dataset.data_dir), str(exc))

@@ -1,0 +1,115 @@
+"""The order of samples, a pure function of seed and epoch: cut among processes, resumed in the middle of an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class ResumableSampler(Sampler[int]):
+    """Indices below `num_samples` for process `rank` of `world_size`, in an order that seed and epoch alone decide.
+
+    Without `weights` every index comes once an epoch, shuffled or in order; with them (one for each sample, not
+    negative) as many are drawn with replacement, index i in proportion to `weights[i]`. All processes get equally many:
+    as `DistributedSampler` does, the order's first indices come once more where it does not divide.
+
+    Each iteration after the first begins the next epoch, unless `set_epoch` said which. `state_dict` tells epoch and
+    position, as torchdata's `StatefulDataLoader` asks for them; a plain `DataLoader` fetches ahead, so ask `state_at`.
+
+    Raises:
+        ValueError: no samples, weights that are none, or a rank outside of its world.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        weights: Sequence[float] | np.ndarray | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if num_samples < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"{num_samples} samples for process {rank} of {world_size}: there must be some of each")
+        self._limits = None if weights is None else _cumulated(np.asarray(weights, np.float64), num_samples)
+        self._num_samples, self._shuffle, self._seed = num_samples, shuffle, seed
+        self._rank, self._world_size = rank, world_size
+        self._epoch, self._position = 0, 0
+        self._is_fresh = True  # the next iteration goes on from `_position` of `_epoch`
+
+    def __len__(self) -> int:
+        """How many indices a whole epoch gives to this process."""
+        return -(-self._num_samples // self._world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be that of `epoch`, from where a loaded state left it if that is the same epoch."""
+        if epoch != self._epoch or not self._is_fresh:
+            self._epoch, self._position = epoch, 0
+        self._is_fresh = True
+
+    def __iter__(self) -> Iterator[int]:
+        if not self._is_fresh:
+            self._epoch, self._position = self._epoch + 1, 0
+        self._is_fresh = False
+        return self._indices(self._order(self._epoch), self._epoch, self._position)
+
+    def _indices(self, order: np.ndarray, epoch: int, start: int) -> Iterator[int]:
+        for position in range(start, len(order)):
+            # Of an iteration that was given up nothing is noted once another has begun.
+            if self._epoch == epoch:
+                self._position = position + 1
+            yield int(order[position])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, epoch])))
+        if self._limits is not None:
+            drawn = chance.random(self._num_samples) * self._limits[-1]
+            order = np.searchsorted(self._limits, drawn, side="right")
+        else:
+            order = np.arange(self._num_samples)
+            if self._shuffle:
+                chance.shuffle(order)
+        return np.resize(order, len(self) * self._world_size)[self._rank :: self._world_size]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the current iteration is: the indices that were taken from it are behind."""
+        return self.state_at(self._position, epoch=self._epoch)
+
+    def state_at(self, position: int, *, epoch: int | None = None) -> dict[str, Any]:
+        """Return the state in which this process has trained on `position` samples of an epoch, by default the current.
+
+        With a plain `DataLoader` that is the number of batches that came out of it, times the batch size.
+        """
+        return {"epoch": self._epoch if epoch is None else epoch, "position": position, "order": self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration go on from a state.
+
+        Raises:
+            ValueError: it is that of another order: of other samples, weights, seed, shuffling or world size.
+        """
+        if state["order"] != self._identity():
+            raise ValueError(f"the state is of another order, {state['order']}; this one is {self._identity()}")
+        self._epoch, self._position, self._is_fresh = int(state["epoch"]), int(state["position"]), True
+
+    def _identity(self) -> dict[str, Any]:
+        weights = None if self._limits is None else hashlib.sha256(self._limits.tobytes()).hexdigest()[:16]
+        return {
+            "num_samples": self._num_samples,
+            "weights": weights,
+            "shuffle": self._shuffle,
+            "seed": self._seed,
+            "world_size": self._world_size,
+        }
+
+
+def _cumulated(weights: np.ndarray, num_samples: int) -> np.ndarray:
+    if weights.shape != (num_samples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ValueError(f"weights must be {num_samples} finite numbers, none below 0 and one above")
+    cumulated: np.ndarray = np.cumsum(weights)
+    return cumulated

@@ -1,0 +1,243 @@
+"""One robot episode as a map-style data set: samples with cached features, or with image paths where there are none."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cache_store import ReadOnlyStore, StepKey, prompt_hash
+from consumers.training.coverage import Coverage, Steps, coverage_of
+from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
+from consumers.training.old_format import SENSOR_WIDTH
+from consumers.training.open_episodes import (
+    OF_THIS_PROCESS,
+    EpisodeData,
+    data_of,
+    format_of,
+    has_robot_states,
+    has_sensor,
+    opened_episode,
+)
+from consumers.training.preflight import Preflight, preflight
+from consumers.training.robot_states import STATE_WIDTH
+from pipeline.errors import MediaError
+from pipeline.recipe import with_instruction
+from pipeline.sources.episode import Episode, chosen_views, instruction_of
+
+OnMiss = Literal["images", "raise", "skip"]
+Sample = dict[str, Any]
+
+
+class UnifiedVLADataset(Dataset[Sample | None]):
+    """Samples of the episode in `data_dir`, in order; the keys of a sample are those of contract 2.
+
+    `vl_cache` is the feature of the sample's step and `images` is empty; or `vl_cache` is None and `images` has the
+    path of each view's image. A sample never gets another step's feature. On a miss: "images" gives the paths, "raise"
+    raises, "skip" makes the sample None, which `unified_collate_fn` leaves out. `filter_by_cache` leaves out, at the
+    opening, the samples whose step is not cached then. `use_cache=False` always gives images.
+
+    Features lie under their flat names, or, where those are not there, below the hash of the instruction;
+    `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature is noted at the
+    opening (`recipe`), with this data set's instruction in it; `on_stale` says what a feature of any other recipe means
+    later: an error, a miss, or use it.
+
+    `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`). `cache_root` is
+    `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are float32: `sensor_data` `[sensor_window_size, 1026]`,
+    `robot_states` `[robot_window_size, 12]`, `actions` `[horizon, 7]`. `timestamp` (new format) is the step's moment in
+    the seconds of the image names. Nothing is opened before the first sample; copies go to any kind of worker.
+
+    Raises:
+        MediaError: the episode cannot be read; from a sample: its arrays are damaged, of wrong shapes, or not finite.
+        FeatureMissing, RecipeMismatch, StoreReadError: from a sample.
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str],
+        format: Literal["auto", "old", "new"] = "auto",
+        horizon: int = 8,
+        vlm_reuse_count: int = 3,
+        sensor_window_size: int = 65,
+        robot_window_size: int = 100,
+        action_expert_hz: float = 10,
+        instruction: str | None = None,
+        cache_root: str | os.PathLike[str] | None = None,
+        use_cache: bool = True,
+        views_to_use: Sequence[str | int] | None = None,
+        disable_sensor: bool = False,
+        disable_robot_state: bool = False,
+        prompt_hash_override: str | None = None,
+        filter_by_cache: bool = False,
+        on_miss: OnMiss = "images",
+        *,
+        on_stale: OnStale = "error",
+        look_up: bool = True,
+    ) -> None:
+        sizes = (horizon, vlm_reuse_count, sensor_window_size, robot_window_size, action_expert_hz)
+        if min(sizes) <= 0 or on_miss not in ("images", "raise", "skip"):
+            raise ValueError(f"horizon, reuse, windows and rate must be above 0, found {sizes}; on_miss is {on_miss!r}")
+        self.data_dir = Path(os.path.abspath(data_dir))
+        self.format = format_of(self.data_dir) if format == "auto" else format
+        self.horizon, self.vlm_reuse_count, self.action_expert_hz = horizon, vlm_reuse_count, action_expert_hz
+        self.sensor_window_size, self.robot_window_size = sensor_window_size, robot_window_size
+        self.cache_root = Path(os.path.abspath(cache_root or os.environ.get("VLM_CACHE_DIR") or "./vlm_cache"))
+        self.use_cache, self.on_miss, self._filter_by_cache = use_cache, on_miss, filter_by_cache
+        self.views_to_use = None if views_to_use is None else tuple(views_to_use)
+        # Not the path: a folder may have changed since another data set opened it in this process.
+        self._token = uuid.uuid4().hex
+        self.reader = FeatureReader(self.cache_root, on_stale=on_stale)
+        self._look_at_episode(instruction, prompt_hash_override)
+        self.has_sensor &= not disable_sensor
+        self.has_robot_states &= not disable_robot_state
+        self.covered_by(coverage_of(self.cache_root, [self.steps])[0] if look_up and use_cache else None)
+
+    def _look_at_episode(self, instruction: str | None, own_prompt_hash: str | None) -> None:
+        """Note what the samples are and which steps they need; the episode itself is dropped again."""
+        episode = self._episode()
+        self.instruction = instruction_of(episode, instruction)
+        self.prompt_hash = own_prompt_hash or prompt_hash(self.instruction)
+        self.has_sensor, self.has_robot_states = has_sensor(episode), has_robot_states(episode)
+        try:
+            num_samples = episode.num_samples()
+        except MediaError as exc:
+            raise MediaError(f"episode {self.data_dir}: {exc}") from exc
+        self._vlm_of = np.fromiter(map(episode.vlm_idx, range(num_samples)), np.int32, num_samples)
+        self.steps = Steps(self.data_dir.name, np.unique(self._vlm_of), self.prompt_hash, own_prompt_hash is not None)
+
+    def covered_by(self, coverage: Coverage | None) -> None:
+        """Note what of the episode the store holds; None: nothing is known, and nothing is counted as cached."""
+        none = np.zeros(len(self.steps.indices), bool)
+        self._found, self._nested = (none, none) if coverage is None else (coverage.found, coverage.nested)
+        found = None if coverage is None else coverage.recipe
+        self.recipe: Recipe | None = None if found is None else with_instruction(found, self.instruction)
+        self._kept: np.ndarray | None = None  # the samples that the filter left; None: all
+        if self._filter_by_cache and self.use_cache:
+            self._kept = np.flatnonzero(self._found[np.searchsorted(self.steps.indices, self._vlm_of)])
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the episode has, cached or not."""
+        return len(self._vlm_of)
+
+    @property
+    def vl_cache_files(self) -> dict[int, Path | None]:
+        """Each step that the samples need, with the file of its feature, None where there was none at the opening."""
+        if not self.use_cache or not self._found.any():
+            return {int(vlm_idx): None for vlm_idx in self.steps.indices}
+        store = ReadOnlyStore(self.cache_root)
+        return {
+            int(vlm_idx): store.path_of(self.key_of_step(int(vlm_idx))) if is_found else None
+            for vlm_idx, is_found in zip(self.steps.indices, self._found, strict=True)
+        }
+
+    @property
+    def cache_found_count(self) -> int:
+        """How many of the needed steps were cached at the opening."""
+        return int(self._found.sum())
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.data_dir.name} ({self.format} format): {len(self)} samples, sensor: {self.has_sensor}, "
+            f"VL Cache: {self.cache_found_count}/{len(self.steps.indices)}"
+        )
+
+    def preflight(self) -> Preflight:
+        """Look for every feature that the samples need, and at the arrays, before anything is trained."""
+        return preflight([self])
+
+    def __len__(self) -> int:
+        return self.num_samples if self._kept is None else len(self._kept)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        keys = [self.key_of(index) for index in indices]
+        features = self.reader.read(dict.fromkeys(keys, self.recipe)) if self.use_cache else dict.fromkeys(keys)
+        return [self.sample(index, features[key]) for index, key in zip(indices, keys, strict=True)]
+
+    def key_of(self, index: int) -> StepKey:
+        """Return the key of the feature that a sample uses. Raises IndexError beyond the last sample."""
+        return self.key_of_step(int(self._vlm_of[self._number(index)]))
+
+    def key_of_step(self, vlm_idx: int) -> StepKey:
+        """Return the key of a step that the samples need."""
+        nested = bool(self._nested[np.searchsorted(self.steps.indices, vlm_idx)]) or self.steps.is_nested
+        return self.steps.key(vlm_idx, nested=nested)
+
+    def sample(self, index: int, feature: Any) -> Sample | None:
+        """Return a sample with its feature, None for a miss; what it then is, `on_miss` says."""
+        number = self._number(index)
+        vlm_idx = int(self._vlm_of[number])
+        if feature is None and self.use_cache and self.on_miss != "images":
+            if self.on_miss == "skip":
+                return None
+            raise FeatureMissing(self.key_of_step(vlm_idx), str(self.cache_root))
+        data = self.data()
+        sensor = robot = None
+        if self.has_sensor:
+            sensor = torch.from_numpy(data.sensor_window(number, self.sensor_window_size))
+        if self.has_robot_states:
+            robot = torch.from_numpy(data.robot_window(number, self.robot_window_size))
+        sample: Sample = {
+            "instruction": self.instruction,
+            "images": [] if feature is not None else self._images(data.episode, vlm_idx),
+            "vl_cache": feature,
+            "sensor_data": torch.zeros(self.sensor_window_size, SENSOR_WIDTH) if sensor is None else sensor,
+            "robot_states": torch.zeros(self.robot_window_size, STATE_WIDTH) if robot is None else robot,
+            "actions": torch.from_numpy(data.actions(number, self.horizon)),
+            "has_sensor": self.has_sensor,
+            "has_robot_states": self.has_robot_states,
+            "cache_key": f"{self.steps.name}_vlm{vlm_idx}",
+            "vlm_idx": vlm_idx,
+            "reuse_step": number % self.vlm_reuse_count,
+            "confidence": 1.0 if self.has_sensor or self.format == "new" else 0.5,
+            "prompt_hash": self.prompt_hash,
+        }
+        if self.format == "new":
+            sample |= {"episode_id": self.steps.name, "timestamp": data.timestamp(vlm_idx)}
+        return sample
+
+    def _number(self, index: int) -> int:
+        """The number of a sample in its episode, of its index among those that the filter left."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return index % len(self) if self._kept is None else int(self._kept[index])
+
+    def data(self) -> EpisodeData:
+        """Return the episode's arrays, open in this process. Raises `MediaError`."""
+        return OF_THIS_PROCESS.get(self._token, lambda: data_of(self._episode()))
+
+    def _episode(self) -> Any:
+        return opened_episode(
+            self.data_dir,
+            self.format,
+            vlm_reuse_count=self.vlm_reuse_count,
+            action_expert_hz=self.action_expert_hz,
+            horizon=self.horizon,
+        )
+
+    def _images(self, episode: Episode, vlm_idx: int) -> list[str]:
+        try:
+            wanted = None if self.views_to_use is None else _named_views(episode, self.views_to_use)
+            return [str(episode.image(view, vlm_idx).path) for view in chosen_views(episode, wanted)]
+        except MediaError as exc:
+            raise MediaError(f"episode {self.data_dir}: no feature of step {vlm_idx}, and {exc}") from exc
+
+
+def _named_views(episode: Episode, wanted: Sequence[str | int]) -> list[str]:
+    """Names as they are; for a number every view whose name has it as a whole number."""
+    names: list[str] = []
+    for view in wanted:
+        with_number = [name for name in episode.views if str(view) in re.findall(r"\d+", name)]
+        names += [view] if isinstance(view, str) else with_number or [f"with the number {view}"]
+    return names

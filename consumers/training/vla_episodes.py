@@ -1,0 +1,82 @@
+"""Many robot episodes as one map-style data set, opened with one listing of the store and read batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from consumers.training.coverage import coverage_of
+from consumers.training.preflight import Preflight, preflight
+from consumers.training.vla_dataset import Sample, UnifiedVLADataset
+from pipeline.sources.vla_episodes import refuse_doubles
+
+
+class VLAEpisodeSet(Dataset[Sample | None]):
+    """The samples of `episodes`, episode after episode; all of them read one cache.
+
+    Raises:
+        SourceError: two episodes have one name, which names their features.
+        ValueError: episodes of different caches.
+    """
+
+    def __init__(self, episodes: Iterable[UnifiedVLADataset]) -> None:
+        self.episodes = list(episodes)
+        refuse_doubles(episode.data_dir for episode in self.episodes)
+        roots = {episode.cache_root for episode in self.episodes}
+        if len(roots) > 1:
+            raise ValueError(f"episodes of one set read one cache; found {', '.join(sorted(map(str, roots)))}")
+        cached = [episode for episode in self.episodes if episode.use_cache]
+        if cached:
+            covered = coverage_of(cached[0].cache_root, [episode.steps for episode in cached])
+            for episode, coverage in zip(cached, covered, strict=True):
+                episode.covered_by(coverage)
+        self._ends = np.cumsum([len(episode) for episode in self.episodes], dtype=np.int64)
+
+    @property
+    def cache_found_count(self) -> int:
+        """How many of the needed steps were cached at the opening."""
+        return sum(episode.cache_found_count for episode in self.episodes)
+
+    @property
+    def cache_needed_count(self) -> int:
+        """How many steps the samples need."""
+        return sum(len(episode.steps.indices) for episode in self.episodes if episode.use_cache)
+
+    def __repr__(self) -> str:
+        return (
+            f"{len(self.episodes)} episodes, {len(self)} samples, "
+            f"VL Cache: {self.cache_found_count}/{self.cache_needed_count}"
+        )
+
+    def preflight(self) -> Preflight:
+        """Look for every feature that the samples need, and at the arrays, before anything is trained."""
+        return preflight(self.episodes)
+
+    def sample_weights(self, weights: Sequence[float]) -> np.ndarray:
+        """Return each sample's weight, that of its episode."""
+        return np.repeat(np.asarray(weights, np.float64), [len(episode) for episode in self.episodes])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Sample | None:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        places = [self._place(index) for index in indices]
+        wanted: dict[Any, Any] = {
+            episode.key_of(index): episode.recipe for episode, index in places if episode.use_cache
+        }
+        features = places[0][0].reader.read(wanted) if wanted else {}
+        return [episode.sample(index, features.get(episode.key_of(index))) for episode, index in places]
+
+    def _place(self, index: int) -> tuple[UnifiedVLADataset, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        episode = self.episodes[number]
+        return episode, index - int(self._ends[number]) + len(episode)

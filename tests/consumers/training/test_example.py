@@ -1,0 +1,69 @@
+"""The example trains: the loss falls on two processes, and a training that was cut off ends as if it had not been."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache_store import FeatureStore, StepKey
+from consumers.training import CacheIncomplete, UnifiedVLADataset
+from tests.consumers.training.episodes import write_new
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "examples" / "train" / "train_action_head.py"
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Three episodes whose features tell, through a fixed random matrix, how the robot will move."""
+    mixing = np.random.default_rng(0).normal(size=(3 * 8 * 7, 48)) / 5
+    with FeatureStore(tmp_path / "cache") as store:
+        for number in range(3):
+            folder = tmp_path / "task" / f"episode_{number}"
+            write_new(folder, poses=300, sensor=None, seed=number)
+            episode = UnifiedVLADataset(folder, use_cache=False)
+            for first in range(0, len(episode), 3):
+                told = [episode[min(first + n, len(episode) - 1)]["actions"].numpy().ravel() for n in range(3)]
+                feature = torch.from_numpy(np.concatenate(told) @ mixing).to(torch.float16)
+                store.put(StepKey(folder.name, first * 10), feature.reshape(1, 1, 48))
+    return ["--new", str(tmp_path / "task"), "--cache", str(tmp_path / "cache")]
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("train_action_head", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_loss_falls_on_two_processes(arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments, "--epochs", "20"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "3 episodes, 87 samples, VL Cache: 30/30\nVL Cache: 30/30\n" in done.stdout
+    losses = [float(loss) for loss in re.findall(r"epoch \d+: loss (\S+)", done.stdout)]
+    assert len(losses) == 20
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_training_cut_off_in_the_middle_of_an_epoch_ends_like_a_whole_one(arguments, example, tmp_path):
+    whole = example.main([*arguments, "--epochs", "3"])
+    resumable = [*arguments, "--epochs", "3", "--checkpoint", str(tmp_path / "head.pt"), "--save-every", "5"]
+    assert len(example.main([*resumable, "--stop-after", "17"])) == 1  # eleven batches an epoch
+    assert example.main(resumable) == whole
+
+
+def test_it_does_not_begin_without_a_feature(arguments, example, tmp_path):
+    (tmp_path / "cache" / "episode_1_vlm30.pt").unlink()
+    with pytest.raises(CacheIncomplete, match="missing: episode_1_vlm30"):
+        example.main(arguments)

@@ -1,0 +1,203 @@
+"""Many episodes in one loader: what is found, weighed, cut among processes and refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils.data import DistributedSampler
+
+from cache_store import FeatureStore
+from consumers.training import VLAEpisodeSet, create_unified_dataloader, unified_collate_fn
+from consumers.training.open_episodes import MOST_OPEN, OF_THIS_PROCESS
+from consumers.training.vla_dataset import UnifiedVLADataset
+from pipeline.errors import SourceError
+from pipeline.recipe import with_instruction
+from tests.consumers.training.episodes import RECIPE, feature_of, fill, write_new, write_old
+
+NEW = {"episode_1": 20, "episode_2": 8, "data_collection_3": 3}  # samples
+OLD = {"recv_all_1": 12, "recv_all_2": 2}
+
+
+@pytest.fixture
+def data(tmp_path):
+    for seed, (name, samples) in enumerate(NEW.items()):
+        task = "red" if name == "data_collection_3" else "blue"
+        write_new(tmp_path / "new" / task / name, poses=(samples + 1) * 10, sensor=None, seed=seed)
+    for name, samples in OLD.items():
+        write_old(tmp_path / "old" / name, rows=samples + 8)
+    (tmp_path / "old" / "notes.txt").touch()
+    for name, samples in NEW.items():
+        fill(tmp_path / "cache", name, range(0, samples * 10, 30))
+    fill(tmp_path / "cache", "recv_all_1", range(0, 12, 3))
+    return tmp_path
+
+
+def make(data, **options):
+    options = {"num_workers": 0, "cache_root": data / "cache", **options}
+    return create_unified_dataloader([str(data / "old" / "*")], [data / "new"], **options)
+
+
+def names(batches):
+    return [key.rpartition("_vlm")[0] for batch in batches for key in batch["cache_keys"]]
+
+
+def test_every_sample_of_every_episode_comes_once_an_epoch_with_its_own_feature(data, capsys):
+    loader = make(data)
+    assert capsys.readouterr().out == "5 episodes, 45 samples, VL Cache: 15/16\n"
+    for _ in range(2):
+        batches = list(loader)
+        assert Counter(names(batches)) == NEW | OLD
+        for batch in batches:
+            for key, step, feature in zip(batch["cache_keys"], batch["vlm_indices"], batch["vl_cache"], strict=True):
+                episode = key.rpartition("_vlm")[0]
+                assert (feature is None) == (episode == "recv_all_2")
+                if feature is not None:
+                    assert torch.equal(feature, feature_of(episode, step))
+
+
+def test_tasks_episodes_and_patterns_are_found_alike(data):
+    roots = [[data / "new"], [data / "new" / "blue", data / "new" / "red"], [data / "new" / "*"], [data / "new/*/*_*"]]
+    for paths in roots:
+        loader = create_unified_dataloader(None, paths, num_workers=0, use_cache=False, rank=1, shuffle=False)
+        assert list(dict.fromkeys(names(loader))) == ["episode_1", "episode_2", "data_collection_3"]
+
+
+def test_weights_are_of_the_longest_path(data):
+    weights = [f"{data}/new/blue:0", f"{data}/new/blue/episode_2:2.5", f"{data}/old/*:0.5"]
+    loader = make(data, dataset_weights=weights)
+    (episodes,) = {id(loader.dataset): loader.dataset}.values()
+    weight_of = dict(zip((e.data_dir.name for e in episodes.episodes), episode_weights(loader), strict=True))
+    assert weight_of == {
+        "recv_all_1": 0.5,
+        "recv_all_2": 0.5,
+        "episode_1": 0.0,
+        "episode_2": 2.5,
+        "data_collection_3": 1.0,
+    }
+    assert "episode_1" not in names(loader)
+
+
+def episode_weights(loader):
+    """Read back from the sampler's cumulated weights: those of each episode's first sample."""
+    limits = [0.0, *loader.sampler._limits.tolist()]
+    starts = [0, *loader.dataset._ends.tolist()[:-1]]
+    return [limits[start + 1] - limits[start] for start in starts]
+
+
+def test_processes_share_an_epoch_in_equal_parts(data):
+    parts = [make(data, distributed=True, rank=rank, world_size=2, seed=5) for rank in range(2)]
+    assert [len(list(part.sampler)) for part in parts] == [23, 23]
+    for part in parts:
+        part.sampler.set_epoch(4)
+    shared = [index for part in parts for index in part.sampler]
+    assert set(shared) == set(range(45))
+    plain = DistributedSampler(parts[0].dataset, 2, 0, shuffle=False)
+    assert [parts[0].dataset[index]["vlm_idx"] for index in plain][:3] == [0, 0, 3]
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(data):
+    expected = [batch["cache_keys"] for batch in make(data, batch_size=4)]
+    first, batches = make(data, batch_size=4), []
+    for batch in first:
+        batches.append(batch["cache_keys"])
+        if len(batches) == 3:
+            break
+    second = make(data, batch_size=4)
+    second.sampler.load_state_dict(first.sampler.state_at(3 * 4))
+    assert batches + [batch["cache_keys"] for batch in second] == expected
+
+
+def test_two_episodes_of_one_name_are_both_named(data):
+    shutil.copytree(data / "new" / "blue" / "episode_1", data / "new" / "red" / "episode_1")
+    with pytest.raises(SourceError, match=r"'episode_1'.*blue.*red"):
+        make(data)
+
+
+def test_a_bad_episode_is_named_or_left_out_by_name(data, capsys):
+    (data / "old" / "recv_all_1" / "data.pkl").write_bytes(b"\x80\x04junk")
+    (data / "new" / "blue" / "episode_2" / "metadata.json").unlink()
+    with pytest.raises(SourceError, match=r"(?s)2 episodes.*recv_all_1.*episode_2"):
+        make(data)
+    loader = make(data, on_bad_episode="skip")
+    assert "left out: episode" in capsys.readouterr().out
+    assert Counter(names(loader)) == {"episode_1": 20, "data_collection_3": 3, "recv_all_2": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"old_dataset_patterns": ["{}/nowhere/*"]}, "nowhere"),
+        ({"old_dataset_patterns": ["{}/new/blue"]}, "data.pkl"),
+        ({"new_dataset_paths": ["{}/old"]}, "no folder with metadata.json"),
+        ({"new_dataset_paths": ["{}/new"], "dataset_weights": ["{}/old:2"]}, "no episode"),
+        ({"new_dataset_paths": ["{}/new"], "dataset_weights": ["{}/new"]}, "path:number"),
+        ({}, "no samples"),
+    ],
+)
+def test_what_leads_nowhere_is_refused(data, options, said):
+    filled = {name: [path.format(data) for path in paths] for name, paths in options.items()}
+    with pytest.raises((SourceError, ValueError), match=said):
+        create_unified_dataloader(**filled)
+
+
+def test_an_unknown_option_is_refused(data):
+    with pytest.raises(TypeError, match="horizont"):
+        make(data, horizont=3)
+
+
+def test_preflight_of_a_set_names_episodes_of_another_model(data):
+    for name in ("episode_1", "episode_2", "recv_all_1"):
+        instruction = "Insert it." if name == "recv_all_1" else "Perform blue insertion task."
+        model = {"model": "large" if name == "episode_2" else "small"}
+        steps = range(0, 12, 3) if name == "recv_all_1" else range(0, NEW[name] * 10, 30)
+        recipe = with_instruction({**RECIPE, "encoder": model}, instruction)
+        fill(data / "cache", name, steps, recipe=recipe)
+    report = make(data).dataset.preflight()
+    assert [problem.name for problem in report.missing] == ["recv_all_2_vlm0"]
+    assert [problem.name for problem in report.mismatched] == [f"episode_2_vlm{n}" for n in (0, 30, 60)]
+
+
+def test_large_sets_ask_the_store_in_one_listing_with_the_same_answers(data, monkeypatch):
+    one_by_one = {e.data_dir: e.vl_cache_files for e in make(data).dataset.episodes}
+    monkeypatch.setattr("consumers.training.coverage._LIST_ABOVE", 0)
+    assert {e.data_dir: e.vl_cache_files for e in make(data).dataset.episodes} == one_by_one
+
+
+def test_a_batch_reads_each_feature_once_and_few_episodes_stay_open(data):
+    loader = make(data, batch_size=45, shuffle=False)
+    (batch,) = loader
+    assert len(batch["cache_keys"]) == 45
+    loader.dataset.episodes[0].reader._store.close()
+    with FeatureStore(data / "cache") as store:
+        assert store.stats().hits == 15
+    assert len(OF_THIS_PROCESS._open) <= MOST_OPEN
+
+
+def test_indices_count_from_the_end_too_and_end(data):
+    episodes = make(data).dataset
+    assert episodes[-1]["cache_key"] == episodes[44]["cache_key"] == "data_collection_3_vlm0"
+    for beyond in (45, -46):
+        with pytest.raises(IndexError):
+            episodes[beyond]
+
+
+def test_episodes_of_two_caches_are_no_set(data):
+    with pytest.raises(ValueError, match="one cache"):
+        VLAEpisodeSet(
+            UnifiedVLADataset(data / "old" / name, cache_root=data / name) for name in ("recv_all_1", "recv_all_2")
+        )
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_set_works_in_workers(data, context):
+    loader = torch.utils.data.DataLoader(
+        make(data).dataset,
+        batch_size=9,
+        num_workers=2,
+        collate_fn=unified_collate_fn,
+        multiprocessing_context=context,
+    )
+    assert Counter(names(loader)) == NEW | OLD

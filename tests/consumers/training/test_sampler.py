@@ -1,0 +1,138 @@
+"""Orders are a function of seed and epoch, are cut as DistributedSampler cuts, and are resumed exactly."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, DistributedSampler
+
+from consumers.training import ResumableSampler
+
+
+@given(st.integers(1, 60), st.integers(1, 7), st.booleans())
+def test_processes_share_every_index_evenly(num_samples, world_size, shuffle):
+    parts = [
+        list(ResumableSampler(num_samples, shuffle=shuffle, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert {len(part) for part in parts} == {-(-num_samples // world_size)}
+    assert set().union(*parts) == set(range(num_samples))
+    if not shuffle:
+        theirs = [
+            list(DistributedSampler(range(num_samples), world_size, rank, shuffle=False)) for rank in range(world_size)
+        ]
+        assert parts == theirs
+
+
+def test_epochs_differ_and_repeat_by_number():
+    sampler = ResumableSampler(50, seed=3)
+    first, second = list(sampler), list(sampler)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(50))
+    for epoch, expected in ((1, second), (0, first), (0, first)):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == expected
+    assert list(ResumableSampler(50, seed=4)) != first
+
+
+def test_weights_draw_in_proportion_and_never_what_weighs_nothing():
+    weights = [0, 1, 3, 0] * 500
+    drawn = Counter(index % 4 for index in ResumableSampler(2000, weights=weights, seed=1))
+    assert set(drawn) == {1, 2}
+    assert sum(drawn.values()) == 2000
+    # Five standard deviations of a binomial around 1500.
+    assert abs(drawn[2] - 1500) < 100
+
+
+@given(st.integers(1, 40), st.integers(0, 50), st.integers(1, 3), st.booleans())
+def test_a_resumed_sampler_gives_the_rest_and_then_the_next_epoch(num_samples, taken, world_size, is_weighted):
+    options = {"weights": range(1, num_samples + 1) if is_weighted else None, "world_size": world_size}
+    whole = ResumableSampler(num_samples, **options)
+    epochs = [list(whole), list(whole), list(whole)]
+    running = ResumableSampler(num_samples, **options)
+    list(running)
+    indices = iter(running)
+    taken = min(taken, len(running))
+    for _ in range(taken):
+        next(indices)
+    resumed = ResumableSampler(num_samples, **options)
+    resumed.load_state_dict(running.state_dict())
+    resumed.set_epoch(1)
+    assert list(resumed) == epochs[1][taken:]
+    assert list(resumed) == epochs[2]
+
+
+def test_an_iteration_that_was_given_up_leaves_nothing_behind():
+    sampler, whole = ResumableSampler(20), ResumableSampler(20)
+    epochs = [list(whole), list(whole)]
+    given_up = iter(sampler)
+    next(given_up)
+    indices = iter(sampler)
+    assert next(indices) == epochs[1][0]
+    next(given_up)
+    assert sampler.state_dict()["position"] == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_loader_is_resumed_by_the_batches_that_came_out(workers):
+    sampler = ResumableSampler(50, seed=7)
+    expected = [batch.tolist() for batch in DataLoader(range(50), batch_size=4, sampler=ResumableSampler(50, seed=7))]
+    loader = DataLoader(range(50), batch_size=4, sampler=sampler, num_workers=workers)
+    batches = iter(loader)
+    seen = [next(batches).tolist() for _ in range(5)]
+    state = sampler.state_at(5 * 4)
+    del batches
+    resumed = ResumableSampler(50, seed=7)
+    resumed.load_state_dict(state)
+    rest = DataLoader(range(50), batch_size=4, sampler=resumed, num_workers=workers)
+    assert seen + [batch.tolist() for batch in rest] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("taken", [0, 1, 5, 13])
+def test_torchdatas_stateful_loader_resumes_exactly(workers, taken):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def loader():
+        sampler = ResumableSampler(50, seed=7)
+        return stateful.StatefulDataLoader(list(range(50)), batch_size=4, sampler=sampler, num_workers=workers)
+
+    whole = loader()
+    epochs = [[batch.tolist() for batch in whole] for _ in range(2)]
+    running = loader()
+    batches = iter(running)
+    seen = [next(batches).tolist() for _ in range(taken)]
+    state = running.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert seen + [batch.tolist() for batch in resumed] == epochs[0]
+    assert [batch.tolist() for batch in resumed] == epochs[1]
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"num_samples": 21}, {"shuffle": False}, {"world_size": 2}, {"weights": [1.0] * 20}]
+)
+def test_the_state_of_another_order_is_refused(other):
+    state = ResumableSampler(20).state_dict()
+    sampler = ResumableSampler(**{"num_samples": 20, **other})
+    with pytest.raises(ValueError, match="another order"):
+        sampler.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_samples": 0},
+        {"rank": 2, "world_size": 2},
+        {"weights": [1.0]},
+        {"weights": [0.0, 0.0]},
+        {"weights": [1.0, -1.0]},
+        {"weights": [1.0, float("nan")]},
+    ],
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError):
+        ResumableSampler(**{"num_samples": 2, **options})

@@ -1,0 +1,356 @@
+"""Misses, mismatches, odd input and all kinds of workers: clear errors or declared fallbacks, never wrong data."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from cache_store import FeatureStore, RecipeMismatch, StepKey, prompt_hash
+from consumers.training import CacheIncomplete, EmptyBatch, FeatureMissing, UnifiedVLADataset, unified_collate_fn
+from pipeline.errors import MediaError
+from pipeline.recipe import with_instruction
+from pipeline.sources import VLAEpisodes
+from tests.consumers.training.episodes import RECIPE, feature_of, fill, write_new, write_old
+
+STEPS = range(0, 200, 30)
+
+
+@pytest.fixture
+def episode(tmp_path):
+    folder = tmp_path / "blue_point" / "episode_1"
+    write_new(folder, sensor=None)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path, episode):
+    fill(tmp_path / "cache", "episode_1", STEPS, recipe=recipe())
+    return tmp_path / "cache"
+
+
+def recipe(instruction="Perform blue point insertion task.", **changes):
+    return with_instruction({**RECIPE, **changes}, instruction)
+
+
+def delete(root, *steps):
+    with FeatureStore(root) as store:
+        for step in steps:
+            assert store.delete(StepKey("episode_1", step))
+
+
+class TestMisses:
+    def test_the_steps_are_those_that_the_build_makes(self, episode, tmp_path):
+        write_old(tmp_path / "blue_point" / "recv_all_1")
+        built = {(sample.dataset, sample.vlm_idx) for sample in VLAEpisodes(tmp_path / "blue_point")}
+        folders = [episode, tmp_path / "blue_point" / "recv_all_1"]
+        read = {(d.data_dir.name, n) for d in map(UnifiedVLADataset, folders) for n in d.vl_cache_files}
+        assert read == built
+
+    def test_images_raise_and_skip(self, episode, root):
+        delete(root, 60)
+        images, strict, sparse = (
+            UnifiedVLADataset(episode, cache_root=root, on_miss=on_miss) for on_miss in ("images", "raise", "skip")
+        )
+        assert images.cache_found_count == 6
+        assert images.vl_cache_files[60] is None
+        assert images[6]["vl_cache"] is None
+        assert len(images[6]["images"]) == 3
+        with pytest.raises(FeatureMissing, match="vlm_idx=60"):
+            strict[7]
+        assert sparse[8] is None
+        for found in (images, strict, sparse):
+            assert torch.equal(found[9]["vl_cache"], feature_of("episode_1", 90))
+
+    def test_skipped_samples_leave_the_batch_and_an_empty_batch_is_an_error(self, episode, root):
+        delete(root, 60, 90)
+        sparse = UnifiedVLADataset(episode, cache_root=root, on_miss="skip")
+        batch = unified_collate_fn([sparse[index] for index in (5, 6, 12)])
+        assert batch["vlm_indices"] == [30, 120]
+        assert len(batch["actions"]) == 2
+        with pytest.raises(EmptyBatch, match="none of the 2 samples"):
+            unified_collate_fn([sparse[6], sparse[11]])
+
+    def test_the_filter_leaves_out_what_was_not_cached_at_the_opening(self, episode, root):
+        delete(root, 60)
+        found = UnifiedVLADataset(episode, cache_root=root, filter_by_cache=True, on_miss="raise")
+        assert len(found) == 20 - 3
+        assert [found[index]["vlm_idx"] for index in (5, 6)] == [30, 90]
+        assert found[-1]["vlm_idx"] == 180
+        with pytest.raises(IndexError):
+            found[17]
+
+    def test_an_eviction_while_training_is_a_miss_of_that_step_alone(self, episode, root):
+        found = UnifiedVLADataset(episode, cache_root=root)
+        assert found[0]["vl_cache"] is not None
+        delete(root, 0)
+        assert found[0]["vl_cache"] is None
+        assert len(found[0]["images"]) == 3
+        assert torch.equal(found[3]["vl_cache"], feature_of("episode_1", 30))
+
+    def test_a_damaged_file_is_a_miss(self, episode, root):
+        path = root / "episode_1_vlm30.pt"
+        content = bytearray(path.read_bytes())
+        content[content.find(feature_of("episode_1", 30).numpy().tobytes())] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(FeatureMissing):
+            UnifiedVLADataset(episode, cache_root=root, on_miss="raise")[3]
+
+    def test_a_cache_that_is_not_there_is_not_made(self, episode, tmp_path):
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "typo")
+        assert repr(found).endswith("VL Cache: 0/7")
+        assert found[0]["vl_cache"] is None
+        assert "typo" in str(found.preflight())
+        assert not (tmp_path / "typo").exists()
+
+
+class TestRecipes:
+    def test_a_cache_rebuilt_with_another_model_while_training_is_refused(self, episode, root):
+        found = UnifiedVLADataset(episode, cache_root=root)
+        assert found[3]["vl_cache"] is not None
+        fill(root, "episode_1", [30], recipe=recipe(encoder={"model": "large"}))
+        with pytest.raises(RecipeMismatch, match="large"):
+            found[3]
+
+    def test_on_stale_says_what_another_recipe_means(self, episode, root):
+        missing, used = (UnifiedVLADataset(episode, cache_root=root, on_stale=means) for means in ("miss", "use"))
+        fill(root, "episode_1", [30], recipe=recipe(encoder={"model": "large"}))
+        assert missing[3]["vl_cache"] is None
+        assert used[3]["vl_cache"] is not None
+
+    def test_another_instruction_than_the_builds_is_refused_and_can_be_used(self, episode, root):
+        with pytest.raises(RecipeMismatch, match="instruction"):
+            UnifiedVLADataset(episode, cache_root=root, instruction="Do it.")[0]
+        assert (
+            UnifiedVLADataset(episode, cache_root=root, instruction="Do it.", on_stale="use")[0]["vl_cache"] is not None
+        )
+
+    def test_features_without_a_record_fit_any_instruction(self, episode, tmp_path):
+        fill(tmp_path / "old", "episode_1", [0])
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "old", instruction="Do it.")
+        assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+
+    def test_the_instructions_folder_is_looked_in_where_the_flat_name_is_not(self, episode, tmp_path):
+        digest = prompt_hash("Perform blue point insertion task.")
+        fill(tmp_path / "c", "episode_1", [0, 30], prompt_hash=digest)
+        fill(tmp_path / "c", "episode_1", [60], prompt_hash="0" * 8)
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "c")
+        assert [path and str(path.relative_to(tmp_path / "c")) for path in found.vl_cache_files.values()][:3] == [
+            f"{digest}/episode_1_vlm0.pt",
+            f"{digest}/episode_1_vlm30.pt",
+            None,
+        ]
+        assert [found[index]["vl_cache"] is None for index in (0, 3, 6)] == [False, False, True]
+        assert found[0]["prompt_hash"] == digest
+        other = UnifiedVLADataset(episode, cache_root=tmp_path / "c", prompt_hash_override="0" * 8)
+        assert [other[index]["vl_cache"] is None for index in (0, 3, 6)] == [True, True, False]
+        assert other[0]["prompt_hash"] == "0" * 8
+
+
+class TestPreflight:
+    def test_a_whole_cache_has_no_problems(self, episode, root):
+        report = UnifiedVLADataset(episode, cache_root=root).preflight()
+        assert report.require().is_complete
+        assert str(report) == "VL Cache: 7/7"
+
+    def test_every_missing_and_mismatched_key_is_named(self, episode, root):
+        delete(root, 60, 180)
+        fill(root, "episode_1", [90], recipe=recipe(encoder={"model": "large"}))
+        fill(root, "episode_1", [120], recipe=recipe("Do it."))
+        report = UnifiedVLADataset(episode, cache_root=root).preflight()
+        assert [problem.name for problem in report.missing] == ["episode_1_vlm60", "episode_1_vlm180"]
+        assert [problem.name for problem in report.mismatched] == ["episode_1_vlm90", "episode_1_vlm120"]
+        assert "large" in report.mismatched[0].reason
+        with pytest.raises(CacheIncomplete, match="VL Cache: 3/7") as caught:
+            report.require()
+        assert pickle.loads(pickle.dumps(caught.value)).report == report
+
+    def test_arrays_are_looked_at(self, episode, root):
+        np.savez(episode / "robot_states.npz", robot_states=np.full((214, 12), np.nan))
+        report = UnifiedVLADataset(episode, cache_root=root).preflight()
+        assert [problem.name for problem in report.unreadable] == [str(episode)]
+
+
+class TestOddInput:
+    def test_a_malicious_pickle_runs_nothing_and_is_named(self, tmp_path):
+        class Hostile:
+            def __reduce__(self):
+                return os.system, (f"touch '{tmp_path}/it ran'",)
+
+        write_old(tmp_path / "recv_all_1", note=Hostile())
+        with pytest.raises(MediaError, match=r"recv_all_1.*system"):
+            UnifiedVLADataset(tmp_path / "recv_all_1")
+        assert not (tmp_path / "it ran").exists()
+
+    def test_missing_views_are_named(self, episode):
+        with pytest.raises(MediaError, match="no view View9; this episode has View1, View10, View2"):
+            UnifiedVLADataset(episode, use_cache=False, views_to_use=["View9"])[0]
+        shutil.rmtree(episode / "images" / "View2")
+        with pytest.raises(MediaError, match=r"episode_1.*lists the views View2"):
+            UnifiedVLADataset(episode, use_cache=False)[0]
+
+    def test_views_are_chosen_by_name_or_by_whole_number(self, episode):
+        for wanted in (["View1"], [1]):
+            sample = UnifiedVLADataset(episode, use_cache=False, views_to_use=wanted)[0]
+            assert ["images/View1/" in path for path in sample["images"]] == [True]
+
+    def test_an_episode_without_images_serves_hits_and_refuses_misses(self, episode, root, tmp_path):
+        shutil.rmtree(episode / "images")
+        (episode / "metadata.json").write_text("{}")
+        found = UnifiedVLADataset(episode, cache_root=root)
+        delete(root, 30)
+        assert found[0]["vl_cache"] is not None
+        assert np.isnan(found[0]["timestamp"])
+        with pytest.raises(MediaError, match="no feature of step 30, and the episode has no images"):
+            found[3]
+        write_old(tmp_path / "recv_all_1", image=None)
+        with pytest.raises(MediaError, match="no images"):
+            UnifiedVLADataset(tmp_path / "recv_all_1", use_cache=False)[0]
+
+    @pytest.mark.parametrize("where", ["npz", "csv"])
+    def test_nan_poses_are_an_error_of_the_samples_that_use_them(self, tmp_path, where):
+        arrays = write_new(tmp_path / "episode_1", sensor=None, states=where)
+        path = tmp_path / "episode_1" / f"robot_states.{where}"
+        arrays["robot_states"][210, 8] = np.nan
+        if where == "npz":
+            np.savez(path, robot_states=arrays["robot_states"])
+        else:
+            lines = path.read_text().splitlines()
+            lines[211] = "0," + ",".join(map(repr, arrays["robot_states"][210].tolist()))
+            path.write_text("\n".join(lines))
+        found = UnifiedVLADataset(tmp_path / "episode_1", use_cache=False)
+        assert found[2] is not None
+        with pytest.raises(MediaError, match=r"episode_1: the robot's state has NaN"):
+            found[19]
+        short = UnifiedVLADataset(tmp_path / "episode_1", use_cache=False, disable_robot_state=True)
+        assert torch.isfinite(short[19]["actions"]).all()  # the robot stands still by then
+
+    def test_nan_in_the_middle_reaches_no_action(self, tmp_path):
+        arrays = write_new(tmp_path / "episode_1", sensor=None)
+        arrays["robot_states"][100, 11] = np.nan
+        np.savez(tmp_path / "episode_1" / "robot_states.npz", robot_states=arrays["robot_states"])
+        found = UnifiedVLADataset(tmp_path / "episode_1", use_cache=False, disable_robot_state=True, horizon=2)
+        assert found[7] is not None
+        for sample in (8, 9, 10):
+            with pytest.raises(MediaError, match="a pose"):
+                found[sample]
+
+    def test_a_horizon_longer_than_the_episode_has_no_samples(self, tmp_path):
+        write_old(tmp_path / "recv_all_1", rows=6)
+        write_new(tmp_path / "episode_1", poses=19, sensor=None)
+        found = [UnifiedVLADataset(tmp_path / name) for name in ("recv_all_1", "episode_1")]
+        assert [len(one) for one in found] == [0, 0]
+        assert [one.preflight().needed for one in found] == [0, 0]
+        write_new(tmp_path / "episode_2", poses=40, sensor=None)
+        sample = UnifiedVLADataset(tmp_path / "episode_2", horizon=50, use_cache=False)[1]
+        assert sample["actions"].tolist() == [[0.0] * 6 + [1.0]] * 50
+
+    @pytest.mark.parametrize(
+        ("arrays", "said"),
+        [
+            ({"alines": np.zeros((9, 1025)), "forces": np.zeros(8)}, r"\[9, 1025\] and forces \[8\]"),
+            ({"alines": np.zeros((9, 1024)), "forces": np.zeros(9)}, r"\[9, 1024\]"),
+            ({"data": np.zeros((3, 65, 1026))}, "each of 20 samples"),
+            ({"data": np.zeros((20, 1026))}, r"data is \[20, 1026\]"),
+            ({"readings": np.zeros(9)}, "neither alines and forces nor data"),
+        ],
+    )
+    def test_sensors_of_unequal_lengths_or_wrong_shapes_are_named(self, episode, arrays, said):
+        np.savez(episode / "sensor_data.npz", timestamps=np.zeros(9), **arrays)
+        with pytest.raises(MediaError, match=said):
+            UnifiedVLADataset(episode, use_cache=False)[0]
+
+    @pytest.mark.parametrize(
+        ("sensor", "said"),
+        [
+            (np.zeros((40, 1025)), r"\[40, 1025\]"),
+            ({"fpi": np.zeros((40, 1025)), "force": np.zeros((39, 1))}, "stacked"),
+            ({"fpi": np.zeros((40, 1025))}, "force"),
+        ],
+    )
+    def test_old_sensors_of_wrong_shapes_are_named(self, tmp_path, sensor, said):
+        write_old(tmp_path / "recv_all_1", sensor=sensor)
+        with pytest.raises(MediaError, match=said):
+            UnifiedVLADataset(tmp_path / "recv_all_1", use_cache=False)[0]
+
+    def test_a_separate_sensor_of_another_length_gives_way_to_the_recorded_one(self, tmp_path, caplog):
+        write_old(tmp_path / "recv_all_1", sensor=np.ones((40, 1026)))
+        np.save(tmp_path / "recv_all_1" / "sensor_data.npy", np.zeros((39, 1026)))
+        assert UnifiedVLADataset(tmp_path / "recv_all_1", use_cache=False)[0]["sensor_data"][:40].all()
+        assert "data.pkl's sensor is taken" in caplog.text
+        write_old(tmp_path / "recv_all_1", sensor=None)
+        with pytest.raises(MediaError, match=r"\[39, 1026\]"):
+            UnifiedVLADataset(tmp_path / "recv_all_1", use_cache=False)[0]
+
+    def test_what_is_no_episode_or_no_option_is_refused(self, tmp_path, episode):
+        with pytest.raises(MediaError, match="no episode"):
+            UnifiedVLADataset(tmp_path)
+        with pytest.raises(ValueError, match="on_miss"):
+            UnifiedVLADataset(episode, on_miss="zeros")
+        with pytest.raises(ValueError, match="above 0"):
+            UnifiedVLADataset(episode, horizon=0)
+        (episode / "robot_states.npz").unlink()
+        with pytest.raises(MediaError, match=r"episode_1.*neither robot_states"):
+            UnifiedVLADataset(episode)
+
+    def test_rates_of_the_metadata_are_used(self, tmp_path):
+        write_new(tmp_path / "episode_1", sensor=None)
+        (tmp_path / "episode_1" / "metadata.json").write_text(json.dumps({"robot_hz": 50}))
+        assert [*UnifiedVLADataset(tmp_path / "episode_1").vl_cache_files][:3] == [0, 15, 30]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_of_every_kind_return_every_sample_in_order(episode, root, context):
+    found = UnifiedVLADataset(episode, cache_root=root)
+    assert found[0]["vl_cache"] is not None  # what is open by now stays here
+    loader = DataLoader(
+        found, batch_size=6, num_workers=2, collate_fn=unified_collate_fn, multiprocessing_context=context
+    )
+    batches = list(loader)
+    assert [step for batch in batches for step in batch["vlm_indices"]] == [n // 3 * 30 for n in range(20)]
+    for batch in batches:
+        for feature, step in zip(batch["vl_cache"], batch["vlm_indices"], strict=True):
+            assert torch.equal(feature, feature_of("episode_1", step))
+
+
+def test_opening_opens_nothing_and_a_used_copy_is_small(episode, root):
+    before = os.listdir("/proc/self/fd")
+    found = UnifiedVLADataset(episode, cache_root=root)
+    assert os.listdir("/proc/self/fd") == before
+    size = len(pickle.dumps(found))
+    found[0]
+    assert len(pickle.dumps(found)) == size < 10_000
+
+
+def test_each_feature_of_a_batch_is_read_once(episode, root):
+    found = UnifiedVLADataset(episode, cache_root=root)
+    samples = found.__getitems__([0, 1, 2, 9])
+    assert [sample["vlm_idx"] for sample in samples] == [0, 0, 0, 90]
+    found.reader._store.close()
+    with FeatureStore(root) as store:
+        assert store.stats().hits == 2
+
+
+def test_real_robot_episodes_are_samples(real_media, tmp_path):
+    """Recordings of a real robot, in the old format: their own images, instructions and actions come out."""
+    recorded = sorted((real_media / "robots" / "raw_episodes_bridge").iterdir())
+    assert recorded
+    for folder in recorded:
+        told = json.loads((folder / "episode.json").read_text())
+        views = {path.name: sorted(map(str, path.iterdir())) for path in (folder / "images").iterdir()}
+        data = {"action": np.array(told["actions"]), "image": views, "instruction": told["instruction"]}
+        (tmp_path / folder.name).mkdir()
+        (tmp_path / folder.name / "data.pkl").write_bytes(pickle.dumps(data))
+        found = UnifiedVLADataset(tmp_path / folder.name, use_cache=False, horizon=2)
+        assert len(found) == told["n_steps"] - 2
+        for number, sample in enumerate(found):
+            assert sample["instruction"] == told["instruction"]
+            assert [os.path.isfile(path) for path in sample["images"]] == [True] * len(views)
+            moving = number < told["n_steps"] - 5
+            assert np.allclose(sample["actions"][0, :6], np.array(told["actions"])[number, :6] * moving)
