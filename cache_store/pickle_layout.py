@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+MAIN_FIELD = "vision_features"  # of a dict: the tensor that a reader's options mean
 STORAGE_OF = {
     "float32": "FloatStorage",
     "float64": "DoubleStorage",
