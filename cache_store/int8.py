@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cache_store.pickle_layout import MAIN_FIELD
+from cache_store.archive import open_archive
+from cache_store.errors import DamagedFeature, StoreReadError
+from cache_store.pickle_layout import MAIN_FIELD, float_behind
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,7 @@ DTYPES = ("float16", "bfloat16", "float32")  # that can be kept so, and be given
 _SCHEME = "int8, one scale for each token"
 _MOST = 127  # -128 is left out, so that the range is symmetric
 _SCALE_BYTES = 4
+_HEAD_BYTES = 1 << 12  # holds what a file says of itself in front of its tensors, unless its path is very long
 # Torch gives more to several threads, which beside a busy encoder wait for each other a hundred times as long as this.
 _PIECE_VALUES = 1 << 15
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -69,6 +73,24 @@ def loss_of(value: object) -> Loss | None:
     figures = [(mark or {}).get(name) for name in Loss._fields]
     floats = [figure for figure in figures if isinstance(figure, float)]
     return Loss(*floats) if len(floats) == len(figures) else None
+
+
+def loss_in(path: str) -> Loss | None:
+    """As `loss_of` for a file, from its head alone where that tells. For listings: damage is not noticed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head = os.pread(fd, _HEAD_BYTES, 0)
+        finally:
+            os.close(fd)
+        told = [figure for name in Loss._fields if (figure := float_behind(head, name)) is not None]
+        if len(told) == len(Loss._fields):
+            return Loss(*told)
+        with open_archive(path) as archive:
+            return loss_of(archive.tree())
+    except (OSError, DamagedFeature, StoreReadError):
+        # Evicted this moment, or a problem that `verify` names.
+        return None
 
 
 def payload_bytes(shape: Sequence[int]) -> int:
@@ -216,7 +238,8 @@ class _Measured:
         self._tokens += len(cosines)
 
     def loss(self) -> Loss:
-        """The figures, to nine digits: the last ones depend on the processor's instructions, and files would too."""
+        """The figures; sums to nine digits, because their last ones depend on the processor, and files would too."""
         mean = min(1.0, self._cosines / self._tokens) if self._tokens else 1.0
         relative = math.sqrt(self._squared_errors / self._squares) if self._squares else 0.0
-        return Loss(*(float(f"{figure:.9g}") for figure in (self._worst_cosine, mean, self._max_error, relative)))
+        worst, mean, relative = (float(f"{figure:.9g}") for figure in (self._worst_cosine, mean, relative))
+        return Loss(worst, mean, self._max_error, relative)
