@@ -180,8 +180,12 @@ def test_a_dtype_or_buffer_that_does_not_fit_is_refused(video):
     exact = VideoKey("exact", "a", 8, "0" * 8)
     video.put(exact, entry(FEATURES.half()))
     assert video.get(exact, dtype=torch.float16) is not None
-    with pytest.raises(ValueError, match="exact float16"):
-        video.get(exact, dtype=torch.float32)
+    step = StepKey("episode", 0)
+    video.put(step, FEATURES[:1, :1].half())
+    video.get(step)  # so that the fast way knows it
+    for key in (exact, step):
+        with pytest.raises(ValueError, match="exact float16"):
+            video.get(key, dtype=torch.float32)
     for options in (
         {"dtype": torch.float64},
         {"out": torch.empty(8, 36, 80, dtype=torch.float64)},
@@ -301,6 +305,44 @@ def test_what_was_read_from_int8_is_not_put_back_as_exact_or_quantised_twice(vid
         video.get(step)
         with pytest.raises(InexactFeature):
             video.get(step, exact=True)
+
+
+def test_int8_made_of_stored_exact_features_is_what_a_build_would_have_written(video, open_store):
+    built = video.path_of(KEY, recipe=RECIPE).read_bytes()
+    store = open_store("exact")
+    path = store.put(KEY, entry(FEATURES.half()), recipe=EXACT, provenance={"decoder": "none"})
+    record = describe(path).record
+    recipe = {**record.recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)}
+    made = store.put(KEY, store.get(KEY, exact=True), recipe=recipe, provenance=record.provenance, is_second=True)
+    assert made != path
+    assert made.read_bytes() == built
+
+
+def test_stats_add_up_what_was_lost_and_read_each_file_once(open_store, tmp_path, monkeypatch):
+    store = open_store()
+    features = [FEATURES.half(), FEATURES.half() * 3 + 1]
+    for number, one in enumerate(features):
+        store.put(VideoKey("videos", str(number), 8, "0" * 8), entry(one), recipe=RECIPE)
+    store.put(VideoKey("exact", "a", 8, "0" * 8), entry(FEATURES.half()), recipe=EXACT)
+    store.put(VideoKey("steps", "a", 8, "0" * 8), entry(FEATURES.half() + 5), recipe=RECIPE)
+    one, other = (kept(feature)[2] for feature in features)
+    read, loss_in = [], int8.loss_in
+    monkeypatch.setattr(int8, "loss_in", lambda path: read.append(path) or loss_in(path))
+    for _ in range(3):
+        found = store.stats().datasets["videos"].int8
+    assert len(set(read)) == len(read) == 3
+    assert store.stats().datasets["exact"].int8 is None
+    assert (found.entries, found.worst_cosine) == (2, min(one.worst_cosine, other.worst_cosine))
+    assert found.mean_cosine == pytest.approx((one.mean_cosine + other.mean_cosine) / 2)
+    assert found.max_error == max(one.max_error, other.max_error)
+    assert found.worst_relative_error == max(one.relative_error, other.relative_error)
+    assert found.mean_relative_error == pytest.approx((one.relative_error + other.relative_error) / 2)
+    replaced = store.put(VideoKey("videos", "0", 8, "0" * 8), entry(features[1]), recipe=RECIPE)
+    assert store.stats().datasets["videos"].int8.worst_cosine == other.worst_cosine
+    raw = torch.load(replaced, weights_only=True)
+    torch.save(raw, tmp_path / "plain.pt")  # whose pickle is written another way
+    assert int8.loss_in(str(tmp_path / "plain.pt")) == other
+    assert int8.loss_in(str(tmp_path / "gone.pt")) is None
 
 
 def test_a_plain_reader_is_told_once_of_each_data_set(video, caplog):
