@@ -132,7 +132,8 @@ class FeatureStore(Upkeep):
         """Store a feature, replacing what the key holds, and return its file; on any error the old one stays.
 
         Of a video family the first recipe owns the plain folder, another one gets `<dataset>@<fingerprint8>`, and so
-        does one that the caller says `is_second`.
+        does one that the caller says `is_second`. Where the recipe's `storage` says int8, `vision_features` are kept as
+        int8 with their scales and their loss; NaN and infinity cannot be.
 
         Raises:
             InvalidKey, TypeError, ValueError: key, value, recipe or provenance cannot be stored.

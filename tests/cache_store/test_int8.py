@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 
 from cache_store import FeatureStore, InexactFeature, RecipeMismatch, StepKey, VideoKey, describe, int8
 from cache_store.codec import decode
+from cache_store.migration import migrate
+from cache_store.migration_sources import moves_of_aliases
 
 KEY = VideoKey("videos", "a", 8, "0" * 8)
 EXACT = {"encoder": {"weights": "a"}}
@@ -316,6 +319,20 @@ def test_int8_made_of_stored_exact_features_is_what_a_build_would_have_written(v
     made = store.put(KEY, store.get(KEY, exact=True), recipe=recipe, provenance=record.provenance, is_second=True)
     assert made != path
     assert made.read_bytes() == built
+
+
+def test_int8_under_an_alias_is_migrated_as_it_is(open_store):
+    old, store = open_store("old"), open_store()
+    key = VideoKey("Video-MME_128frame", "a", 8, "0" * 8)
+    fields = {"nframe": 8, "dataset": key.dataset, "model_signature": key.model_signature}
+    path = old.put(key, entry(FEATURES.half(), **fields), recipe=RECIPE)
+    (moved,) = migrate(store, moves_of_aliases(old.root), recipe=None, dry_run=False)
+    assert moved.outcome == "copied"
+    before, after = decode(path), decode(store.root / moved.target)
+    assert after["quantisation"] == before["quantisation"]
+    for part in ("vision_features", "vision_features_scale"):
+        assert torch.equal(before[part], after[part])
+    assert store.get(replace(key, dataset="Video-MME"), recipe=RECIPE)["dtype"] == "int8"
 
 
 def test_stats_add_up_what_was_lost_and_read_each_file_once(open_store, tmp_path, monkeypatch):
