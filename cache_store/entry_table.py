@@ -182,6 +182,13 @@ def by_name(table: pa.Table) -> Iterator[tuple[list[Any], ...]]:
         yield part["name"].to_pylist(), part["bytes"].to_pylist(), *times, list(fingerprints)
 
 
+def written(table: pa.Table, fingerprint8: str) -> Iterator[tuple[str, int, int]]:
+    """Names, bytes and times of writing in microseconds of the entries of one recipe."""
+    rows = table.filter(pc.equal(table["fingerprint8"], fingerprint8))
+    for batch in rows.select(["name", "bytes", "written_us"]).to_batches(max_chunksize=GROUP_ROWS):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
 class Group(NamedTuple):
     """Entries of one folder or episode that one recipe made; times in microseconds since 1970."""
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cache_store import naming
+from cache_store import int8, naming
 from cache_store.archive import Record, open_archive, read_record
 from cache_store.books import Books
 from cache_store.dataset_names import names_to_search
-from cache_store.errors import DamagedFeature, RecipeMismatch, StoreReadError, StoreWriteError
+from cache_store.errors import DamagedFeature, InexactFeature, RecipeMismatch, StoreReadError, StoreWriteError
 from cache_store.fast_read import FastReader
 from cache_store.feature_file import PLAINLY, How, load
 from cache_store.keys import FeatureKey, VideoKey
@@ -41,6 +41,11 @@ class Wanted:
             return True
         return record.recipe_fingerprint == self.fingerprint
 
+    def needs_a_look_inside(self, record: Record | None) -> bool:
+        """Whether the file has to say itself that it is exact, because no recipe of its own does."""
+        is_told = record is not None and record.recipe_fingerprint is not None
+        return self.recipe is not None and not is_told and not int8.is_asked_for(self.recipe)
+
 
 ANY = Wanted(None, None)
 
@@ -54,6 +59,7 @@ class _Found:
 class _Stale:
     name: str
     record: Record
+    inexact: InexactFeature | None = None  # there may be no recipe to blame
 
 
 class Reader:
@@ -66,6 +72,7 @@ class Reader:
         self._usage = books.usage
         self._fast = FastReader()
         self._hinted: set[str] = set()
+        self._told_inexact: set[str] = set()
 
     def read_step(self, name: str, fingerprint: str | None) -> object | None:
         """The feature of this relative path in the shortest way; None where `read` has to look with care."""
@@ -82,6 +89,7 @@ class Reader:
 
         Raises:
             RecipeMismatch: only another recipe's feature is there, and `on_stale` is "error".
+            InexactFeature: only an int8 one is there, where exact ones are asked for; as RecipeMismatch.
             StoreReadError: the disk.
             ValueError, IndexError: `how` does not fit what is stored.
         """
@@ -93,12 +101,14 @@ class Reader:
                 return outcome.value
             stale = stale or outcome
         if stale is not None and on_stale == "error":
-            raise _mismatch(self._root, stale, key, wanted)
+            raise stale.inexact or _mismatch(self._root, stale, key, wanted)
         if stale is not None and on_stale == "use":
             outcome = self._read_one(stale.name, ANY, how)
             if isinstance(outcome, _Found):
                 self._usage.hit(stale.name)
                 return outcome.value
+            if outcome is not None and outcome.inexact is not None:
+                raise outcome.inexact
         self._usage.missed(naming.relative_path(key))
         if wanted.fingerprint is None and isinstance(key, VideoKey):
             self._hint_at_second_recipes(key)
@@ -115,10 +125,15 @@ class Reader:
                     record = archive.record() if wanted.fingerprint is not None else None
                     if record is not None and not wanted.fits(record):
                         return _Stale(name, record)
-                    value = load(archive, how)
-                    if how is PLAINLY:
+                    is_unsure = wanted.needs_a_look_inside(record)
+                    value = load(archive, replace(how, exact=True) if is_unsure else how)
+                    if how is PLAINLY and int8.mark_of(value) is None:
                         self._fast.learn(archive)
+                    if wanted.fingerprint is None:
+                        self._tell_if_inexact(value, name)
                     return _Found(value)
+            except InexactFeature as exc:
+                return _Stale(name, Record(), exc)
             except FileNotFoundError:
                 return None
             except OSError as exc:
@@ -137,6 +152,20 @@ class Reader:
         except StoreWriteError as exc:
             # A read-only store; a miss all the same.
             logger.warning("%s is damaged (%s); it stays where it is: %s", name, reason, exc)
+
+    def _tell_if_inexact(self, value: object, name: str) -> None:
+        # Once for each data set: who says nothing about recipes may not know that somebody built it as int8.
+        loss, folder = int8.loss_of(value), name.rpartition("/")[0]
+        if loss is None or folder in self._told_inexact:
+            return
+        self._told_inexact.add(folder)
+        logger.warning(
+            "%s is kept as int8 (cosine %.6f in its worst token), and so may be others of %s; get(..., exact=True) "
+            "refuses them, a recipe asks for what it says",
+            name,
+            loss.worst_cosine,
+            folder or "this store",
+        )
 
     def _hint_at_second_recipes(self, key: VideoKey) -> None:
         # Once per data set: a plain reader of a store that holds only second recipes would miss without a
@@ -180,10 +209,21 @@ def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[bool, _Sta
         except (FileNotFoundError, DamagedFeature):
             # A damaged file is as good as none: the build makes it again.
             continue
-        if record is None or wanted.fits(record):
+        inexact = _inexactness(root / name) if wanted.needs_a_look_inside(record) else None
+        if inexact is None and (record is None or wanted.fits(record)):
             return True, None
-        stale = stale or _Stale(name, record)
+        stale = stale or _Stale(name, record or Record(), inexact)
     return False, stale
+
+
+def _inexactness(path: Path) -> InexactFeature | None:
+    """What `load` would raise for a reader of exact features, by the layout alone."""
+    try:
+        with open_archive(path) as archive:
+            tree = archive.tree()
+    except (FileNotFoundError, DamagedFeature):
+        return None
+    return None if int8.mark_of(tree) is None else InexactFeature(str(path), int8.loss_of(tree))
 
 
 def _mismatch(root: Path, stale: _Stale, key: FeatureKey, wanted: Wanted) -> RecipeMismatch:

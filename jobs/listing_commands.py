@@ -109,6 +109,8 @@ def show(args: argparse.Namespace) -> int:
     for tensor in info["tensors"]:
         where = escape(printable(tensor["path"] or "tensor"))
         console.print(f"  {where}: {tensor['dtype']} {tensor['shape']}", soft_wrap=True, markup=True)
+    if info["int8_loss"] is not None:
+        console.print(f"  kept as int8, which cost {_loss_in_words(info['int8_loss'])}", soft_wrap=True)
     for part in ("key", "recipe", "provenance"):
         if info[part] is None:
             why = " (written by a plain torch.save)" if info["key"] is None else ""
@@ -118,6 +120,13 @@ def show(args: argparse.Namespace) -> int:
         console.print(f"[bold]{part}[/]{fingerprint}")
         console.print_json(json.dumps(_short_lists(info[part])))
     return 0
+
+
+def _loss_in_words(loss: dict[str, float]) -> str:
+    return (
+        f"a cosine of {loss['worst_cosine']:.6f} in the worst token and {loss['mean_cosine']:.6f} in the mean, "
+        f"errors up to {loss['max_error']:.3g}, {100 * loss['relative_error']:.2f} % of the norm"
+    )
 
 
 def _path_shown(args: argparse.Namespace) -> Path:

@@ -12,12 +12,14 @@ import torch
 from cache_store import (
     EntryExists,
     FeatureStore,
+    InexactFeature,
     InvalidKey,
     PutItem,
     RecipeMismatch,
     StepKey,
     StoreFull,
     VideoKey,
+    int8,
 )
 from tests.cache_store.conftest import tensor
 
@@ -170,6 +172,24 @@ def test_parts_buffers_and_maps_give_the_bits_of_the_whole(backend):
         assert torch.equal(out, whole)
         assert torch.equal(store.get(VIDEO, frames=[3, 0])["vision_features"], whole[[3, 0]])
         assert torch.equal(store.get(VIDEO, mmap=True)["vision_features"], whole)
+
+
+def test_int8_is_read_in_any_dtype_in_parts_and_never_as_exact(backend):
+    recipe = {**RECIPE, "storage": dict(int8.STORAGE)}
+    exact = value_of(VIDEO, 1)["vision_features"]
+    with backend.open() as store:
+        store.put_many([PutItem(VIDEO, value_of(VIDEO, 1), recipe)])
+        backend.disturb()
+        found = store.get(VIDEO, recipe=recipe)["vision_features"]
+        assert torch.allclose(found.float(), exact.float(), atol=exact.abs().max().item() / 250)
+        assert not torch.equal(found, exact)
+        out = torch.empty(2, 16)
+        assert torch.equal(store.get(VIDEO, frames=[3, 0], out=out)["vision_features"].half(), found[[3, 0]])
+        assert same(store.get(VIDEO, dtype=torch.float16)["vision_features"], found)
+        with pytest.raises(InexactFeature):
+            store.get(VIDEO, exact=True)
+        with pytest.raises(RecipeMismatch, match="storage"):
+            store.get(VIDEO, recipe=RECIPE)
 
 
 def test_the_limit_holds_and_the_newest_entries_stay(backend):
