@@ -70,6 +70,10 @@ class FastReader:
         if length == len(buffer):
             self._buffer_bytes = min(2 * length, LARGEST_BYTES)
             return None
+        return self.value_in(buffer, length, fingerprint)
+
+    def value_in(self, buffer: bytearray, length: int, fingerprint: str | None) -> object | None:
+        """The feature whose file is the first `length` bytes of `buffer`, which it keeps; None as in `read`."""
         head = self._latest
         if head is None or not buffer.startswith(head.content):
             head = self._head_of(buffer)

@@ -54,7 +54,7 @@ class ReadOnlyStore(Lookup):
         ledger = Ledger(self.root)
         table, silences_s = looked_at(self.root, ledger, self._now_s())
         changes = ledger.changes
-        view = View(table, changes, changes.active_runs(silences_s))
+        view = View.of(table, changes, changes.active_runs(silences_s))
         # Contained in the table by now, and hundreds of thousands of objects where a build has just ended.
         for noted in (changes.entries, changes.used, changes.runs):
             noted.clear()

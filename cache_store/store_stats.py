@@ -9,10 +9,11 @@ from typing import Any
 
 from cache_store import entry_table, plans
 from cache_store.accounts import Counters
-from cache_store.archive import Record, read_record
+from cache_store.archive import Record
 from cache_store.books import View
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.naming import dataset_shown
+from cache_store.opening import read_record
 from cache_store.reports import DatasetStats, ModelStats, PinInfo, StoreStats
 from cache_store.settings import Settings
 
@@ -34,7 +35,7 @@ def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo]) -> 
         fingerprint8 = group.fingerprint8
         of_dataset = datasets.setdefault(dataset_shown(group.name), _Dataset())
         if fingerprint8 not in models or not fingerprint8:
-            models[fingerprint8] = _model_of(root / group.name)
+            models[fingerprint8] = _model_of(root, group.name)
         of_dataset.models.append(ModelStats(models[fingerprint8], fingerprint8 or None, group.entries, group.bytes))
         of_dataset.oldest_write_us = min(of_dataset.oldest_write_us, group.first_written_us)
         of_dataset.newest_write_us = max(of_dataset.newest_write_us, group.last_written_us)
@@ -87,10 +88,10 @@ def _sum(counters: Iterable[Counters]) -> Counters:
     return total
 
 
-def _model_of(path: Path) -> str | None:
+def _model_of(root: Path, name: str) -> str | None:
     """How a file's record names its model; None when it does not."""
     try:
-        return model_in(read_record(path))
+        return model_in(read_record(root, name))
     except (FileNotFoundError, DamagedFeature, StoreReadError):
         # Evicted this moment, or a problem that `verify` names.
         return None
