@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cache_store import naming, shards
 from cache_store.archive import Record
@@ -15,9 +15,14 @@ from cache_store.dataset_names import names_to_search
 from cache_store.errors import DamagedFeature, RecipeMismatch, StoreReadError, StoreWriteError
 from cache_store.fast_read import FastReader
 from cache_store.feature_file import PLAINLY, How, load
-from cache_store.keys import FeatureKey, VideoKey
+from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.opening import identity, is_file, open_feature, read_record
 from cache_store.recipes import differences, recipe_fingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+    from cache_store.batch_read import Batch, BatchReader
 
 OnStale = Literal["error", "miss", "use"]
 State = Literal["missing", "present", "stale"]
@@ -66,6 +71,7 @@ class Reader:
         self._usage = books.usage
         self._fast = FastReader()
         self._shards = shards.of(root)
+        self._batches: BatchReader | None = None
         self._hinted: set[str] = set()
 
     def read_step(self, name: str, fingerprint: str | None) -> object | None:
@@ -114,6 +120,21 @@ class Reader:
         if wanted.fingerprint is None and isinstance(key, VideoKey):
             self._hint_at_second_recipes(key)
         return None
+
+    def read_batch(
+        self, keys: Sequence[FeatureKey], wanted: Wanted, on_stale: OnStale, out: torch.Tensor | None
+    ) -> Batch:
+        """As `FeatureStore.get_batch`."""
+        from cache_store.batch_read import BatchReader
+
+        if self._batches is None:
+            self._batches = BatchReader(self._root, self._fast, self._usage)
+
+        def read_one(key: FeatureKey) -> object | None:
+            value = self.read_step(naming.step_path(key), wanted.fingerprint) if isinstance(key, StepKey) else None
+            return self.read(key, wanted, on_stale) if value is None else value
+
+        return self._batches.read(keys, wanted.fingerprint, out, read_one)
 
     def _read_one(self, name: str, wanted: Wanted, how: How) -> _Found | _Stale | None:
         path = self._root / name

@@ -8,6 +8,7 @@ need no Arrow, which can read the file all the same.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import mmap
@@ -195,6 +196,20 @@ class Shard:
         if len(text) == len(self._name_bytes):
             return [text[start:end] for start, end in itertools.pairwise(offsets)]
         return [self.name(row) for row in range(self.rows)]
+
+    def names_of(self, rows: np.ndarray[Any, Any]) -> list[str]:
+        """The names of these rows, at a fraction of `name`'s cost."""
+        text = self._text
+        if text is None:
+            return [self.name(row) for row in rows.tolist()]
+        starts, ends = self._name_offsets[rows].tolist(), self._name_offsets[rows + 1].tolist()
+        return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    @functools.cached_property
+    def _text(self) -> str | None:
+        """All names in one; None where offsets in bytes are none in characters."""
+        text = str(self._name_bytes, "utf-8")
+        return text if len(text) == len(self._name_bytes) else None
 
     def name(self, row: int) -> str:
         return str(self._name_bytes[self._name_offsets[row] : self._name_offsets[row + 1]], "utf-8")

@@ -85,6 +85,10 @@ class View:
         found = np.where(is_one, numbers[at], -1)
         return found, rows[at]
 
+    def hashes(self) -> frozenset[int]:
+        """The hash values of all names."""
+        return frozenset(self._index[0].tolist())
+
     @cached_property
     def _index(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Hash values of all names, sorted, with the shard and the row of each; a dictionary would take ten times."""
