@@ -33,6 +33,7 @@ BATCH_SIZES = f"{STORE_FOLDER}/batch_sizes.json"
 META = "cache_meta.json"
 # Not under the store's folder, which anyone may delete: what lies here is features.
 PACKED = "packed"
+SHARD_INDEX = f"{PACKED}/index.parquet"
 TAKEN_SUFFIX = ".taken"
 
 SUFFIX = ".pt"

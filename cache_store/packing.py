@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cache_store import archive, naming, shards
+from cache_store import archive, naming, shard_index, shards
 from cache_store.books import Books
 from cache_store.dataset_patterns import DatasetPatterns
 from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
@@ -97,6 +97,7 @@ def pack(
                 progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
         if not dry_run:
             report.freed_bytes = tidy(root, books)
+            shard_index.write(root)
     return report
 
 
@@ -221,19 +222,26 @@ class _Packing:
                     shards.supersede(older)
         finally:
             # Also after an error: what has been taken is packed, what has not is left alone.
-            shard.mark("live", taken, flush=True)
-            shard.mark("dead", sorted(set(range(len(found))).difference(taken)))
-            is_in_place, counting = shard.has_its_name(), shard.counting()
-            packed = [row for row in taken if is_in_place and counting[row]]
-            for row in taken:
-                name = found[row].name
-                if is_in_place and counting[row]:
-                    _unlink(folder / name)
-                else:
-                    # Put or deleted meanwhile, and then the taken file is gone too; else nothing may be lost.
-                    with contextlib.suppress(FileNotFoundError):
-                        put_back(self._root, name, folder)
-            remove_folders(folder)
+            packed = self._settled(shard, found, taken, folder)
+        return packed
+
+    def _settled(self, shard: Shard, found: list[_Found], taken: list[int], folder: Path) -> list[int]:
+        """Make the rows of taken files count, and then remove these; what cannot be done is left to the next packer."""
+        shard.mark("live", taken, flush=True)
+        shard.mark("dead", sorted(set(range(len(found))).difference(taken)))
+        is_in_place, counting = shard.has_its_name(), shard.counting()
+        packed = [row for row in taken if is_in_place and counting[row]]
+        try:
+            for row in packed:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(folder / found[row].name)
+            for row in sorted(set(taken).difference(packed)):
+                # Put or deleted meanwhile, and then the taken file is gone too; else nothing may be lost.
+                with contextlib.suppress(FileNotFoundError):
+                    put_back(self._root, found[row].name, folder)
+        except OSError as exc:
+            raise StoreWriteError(str(folder), exc) from exc
+        remove_folders(folder)
         return packed
 
     def _kept(self, shard: Shard, found: list[_Found]) -> list[int]:
@@ -278,11 +286,6 @@ def _read_back(path: Path, rows: list[Row]) -> Shard:
     except OSError as exc:
         reason = exc.strerror or str(exc)
     raise StoreWriteError(str(path), OSError(None, reason))
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def remove_folders(folder: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,6 @@ from cache_store.shard_file import Shard
 
 # A folder that changed this recently may change again without another time stamp.
 _SETTLED_AFTER_NS = 50_000_000
-_MOST_ROOTS = 64
 
 logger = logging.getLogger("cache_store")
 
@@ -200,17 +200,13 @@ class Shards:
         return before if same else View(shards, taken, damaged)
 
 
-_known: dict[str, Shards] = {}
+_known: weakref.WeakValueDictionary[str, Shards] = weakref.WeakValueDictionary()
 
 
 def of(root: Path) -> Shards:
-    """The shards of a store, the same object for everyone in this process."""
+    """The shards of a store, the same object for everyone in this process as long as someone holds it."""
     found = _known.get(str(root))
-    if found is None:
-        if len(_known) >= _MOST_ROOTS:
-            _known.clear()
-        found = _known.setdefault(str(root), Shards(root))
-    return found
+    return _known.setdefault(str(root), Shards(root)) if found is None else found
 
 
 class Killed(NamedTuple):

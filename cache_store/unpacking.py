@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_store import naming, shards
+from cache_store import naming, shard_index, shards
 from cache_store.atomic import publish_new
 from cache_store.books import Books
 from cache_store.dataset_patterns import DatasetPatterns
@@ -52,8 +52,7 @@ def unpack(
                 report.freed_bytes += shard.file_bytes
         if not dry_run:
             report.freed_bytes += tidy(root, books)
-            with contextlib.suppress(OSError):
-                os.rmdir(root / naming.PACKED)
+            shard_index.write(root)
     return report
 
 

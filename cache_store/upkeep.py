@@ -186,9 +186,10 @@ class Upkeep(Lookup):
     def _delete_all(self, chosen: maintenance.Chosen, *, dry_run: bool) -> PruneReport:
         deleted = chosen.entries if dry_run else [one for one in chosen.entries if self._books.delete(one.name)]
         if not dry_run and deleted and shards.of(self.root).view().shards:
-            from cache_store import packing
+            from cache_store import packing, shard_index
 
             packing.tidy(self.root, self._books)
+            shard_index.write(self.root)
         if not dry_run:
             families.release_empty(self.root, {entry.dataset for entry in deleted})
         return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run, chosen.pinned)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cache_store import EntryExists, FeatureStore, ReadOnlyStore, StepKey, VideoKey, packing, rewriting, shards, taking
+from cache_store import (
+    EntryExists,
+    FeatureStore,
+    ReadOnlyStore,
+    StepKey,
+    VideoKey,
+    packing,
+    recipe_fingerprint,
+    rewriting,
+    shards,
+    taking,
+)
 from cache_store.errors import StoreFormatError, StoreWriteError
 from cache_store.ledger import Ledger
 from cache_store.migration import migrate
@@ -73,6 +86,19 @@ def test_a_shard_is_an_arrow_file_whose_contents_are_the_files(store):
     assert {name: content[:size] for name, content, size in rows} == before
     (shard,) = shards.of(store.root).view().shards
     assert not (shard.content_starts % 64).any()
+
+
+def test_the_index_tells_any_program_where_each_file_lies(store):
+    before = files(store.root)
+    store.pack()
+    store.prune(datasets=["e2"])
+    for row in pq.read_table(store.root / "packed" / "index.parquet").to_pylist():
+        shard = (store.root / "packed" / row["shard"]).read_bytes()
+        content = shard[row["offset"] : row["offset"] + row["bytes"]]
+        assert content == before.pop(row["name"])
+        assert zlib.crc32(content) == row["crc32"]
+        assert row["fingerprint8"] == recipe_fingerprint(RECIPE)[:8]
+    assert {name[:2] for name in before} == {"e2"}
 
 
 def test_unpack_gives_the_very_files_back(store):
