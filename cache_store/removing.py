@@ -29,7 +29,7 @@ def is_there(root: Path, name: str) -> bool:
 def remove(root: Path, name: str) -> Removed | None:
     """Delete a feature: its rows first, because an older row would come to light behind a loose file.
 
-    None where there is none. What another process puts meanwhile may be deleted as well.
+    None where there is none. What is put once it is gone stays.
 
     Raises:
         StoreReadError, StoreWriteError: the operating system refused.
@@ -39,11 +39,12 @@ def remove(root: Path, name: str) -> Removed | None:
     while True:
         killed = shards.kill(root, name)
         size = _unlinked(path)
-        if killed is None and size is None:
+        if removed is None and (killed is not None or size is not None):
+            removed = _removed(killed, size)
+        # Packed, or put back by a packer, between the two? A file that comes after one was removed is a new one.
+        is_left = opening.identity(root, name) is not None if removed is None else opening.is_packed(root, name)
+        if not is_left:
             return removed
-        removed = removed or _removed(killed, size)
-        if shards.of(root).view() is shards.EMPTY:
-            return removed  # else packed or unpacked, perhaps, between the two: look again
 
 
 def _removed(killed: Killed | None, loose_bytes: int | None) -> Removed:
