@@ -47,7 +47,7 @@ class _Kind(NamedTuple):
 
 
 class BatchReader:
-    """Reads batches from one store. For one thread at a time."""
+    """Reads batches from one store. Safe for threads: a lost race costs a second look at a row."""
 
     def __init__(self, root: Path, fast: FastReader, usage: Usage) -> None:
         self._root = root

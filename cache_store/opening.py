@@ -94,8 +94,7 @@ def identity(root: Path, name: str) -> Identity | None:
 
 def is_file(root: Path, name: str) -> bool:
     """Whether a file of this name, or a row of a shard, is there."""
-    path = f"{root}/{name}"
-    return os.path.isfile(path) or (not os.path.exists(path) and identity(root, name) is not None)
+    return entry_of(root, name) is not None
 
 
 def is_packed(root: Path, name: str) -> bool:

@@ -119,8 +119,11 @@ class Shard:
         self.id = path.name
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the shard
-            self.file_bytes = os.fstat(self._file.fileno()).st_size
+            self._status = os.fstat(self._file.fileno())
+            self.file_bytes = self._status.st_size
             self._map = self._mapped()
+            if self._map is not None:
+                self._file.close()  # the map holds it open
             told = self._description()
             self.rows: int = told["rows"]
             self._places: dict[str, list[int]] = told["places"]
@@ -278,7 +281,7 @@ class Shard:
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                if not os.path.samestat(os.fstat(fd), os.fstat(self._file.fileno())):
+                if not os.path.samestat(os.fstat(fd), self._status):
                     return  # another file by now
                 for row in rows:
                     os.pwrite(fd, b"\1", self._places[column][0] + row)
@@ -294,6 +297,6 @@ class Shard:
     def has_its_name(self) -> bool:
         """Whether the shard is still one of the store's: else marks are set in vain."""
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+            return os.path.samestat(os.stat(self.path), self._status)
         except OSError:
             return False
