@@ -36,7 +36,10 @@ def feature_names(root: Path) -> Iterator[str]:
             loose.add(name)
         yield name
     # Looked at again: what has been packed since the listing began is in a shard by now.
-    yield from (name for name in shards.of(root).view().names() if name not in loose)
+    view = shards.of(root).view()
+    taken = _taken_names(view).difference(loose)
+    yield from taken
+    yield from (name for name in view.names() if name not in loose and name not in taken)
 
 
 def names_on_disk(root: Path) -> ChunkedArray:
@@ -64,6 +67,15 @@ def loose_names(root: Path) -> Iterator[str]:
                 yield relative
 
 
+def _taken_names(view: shards.View) -> set[str]:
+    """Features that a packer has taken and, if it died, not put back."""
+    found = set()
+    for folder in view.taken:
+        for place, _, names in os.walk(folder):
+            found |= {os.path.relpath(f"{place}/{name}", folder) for name in names}
+    return {name for name in found if naming.is_feature(name)}
+
+
 def packed_on_disk(root: Path, loose: ChunkedArray) -> tuple[list[pa.Array], dict[str, Entry]]:
     """Names of the packed features beside which no loose file lies, and the shards as entries of their own.
 
@@ -74,12 +86,13 @@ def packed_on_disk(root: Path, loose: ChunkedArray) -> tuple[list[pa.Array], dic
     from cache_store import entry_table
 
     view = shards.of(root).view()
-    names: list[pa.Array] = []
+    taken = pa.array(sorted(_taken_names(view)), pa.string())
+    names = [taken.filter(pa.array(~entry_table.is_among(taken, loose)))] if len(taken) else []
     entries: dict[str, Entry] = {}
     for shard, counts in zip(view.shards, view.winners(), strict=True):
         rows = counts.nonzero()[0]
         present = pa.array(list(map(shard.names().__getitem__, rows)), pa.string())
-        is_hidden = entry_table.is_among(present, loose)
+        is_hidden = entry_table.is_among(present, loose) | entry_table.is_among(present, pa.chunked_array([taken]))
         names.append(present.filter(pa.array(~is_hidden)))
         waste_bytes = shard.file_bytes - int(shard.bytes[rows[~is_hidden]].sum())
         entries[f"{naming.PACKED}/{shard.id}"] = Entry(waste_bytes, 0, 0, "", "")

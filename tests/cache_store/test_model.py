@@ -196,7 +196,15 @@ def names_there(root):
 
 
 def bytes_there(root):
-    return published_bytes(root) + sum(path.stat().st_size for path in root.glob("packed/*.arrow"))
+    # What a packer had taken when it died, and a newer file hides, is an abandoned temporary file.
+    hidden = [
+        path
+        for folder in root.glob("packed/*.taken")
+        for path in folder.rglob("*.pt")
+        if (root / path.relative_to(folder)).exists()
+    ]
+    shards_bytes = sum(path.stat().st_size for path in root.glob("packed/*.arrow"))
+    return published_bytes(root) + shards_bytes - sum(path.stat().st_size for path in hidden)
 
 
 TestStoreAgainstDict = StoreAgainstDict.TestCase
