@@ -81,6 +81,9 @@ def set_aside(root: Path, name: str, moved_to: str) -> Removed | None:
             if (place.bytes, int(place.shard.written_ns[place.row])) != (status.st_size, status.st_mtime_ns)
         ]
         shards.supersede(older)
+        for folder in shards.of(root).view().taken:
+            # What a packer had taken is older than the file that hides it, or the same file.
+            shards.remove_file(folder / name)
         make_folder(target.parent)
         os.rename(path, target)
         return Removed(status.st_size, {})

@@ -235,7 +235,7 @@ def kill(root: Path, name: str) -> Killed | None:
                 shown = f"{naming.PACKED}/{place.shard.id}"
                 killed[shown] = killed.get(shown, 0) + place.bytes
             place.shard.mark("dead", [place.row])
-        removed = [taken for folder in view.taken if (taken := _removed(folder / name)) is not None]
+        removed = [taken for folder in view.taken if (taken := remove_file(folder / name)) is not None]
         if removed:
             size, is_found = removed[0], True
         if not all(place.shard.has_its_name() for place in places):
@@ -244,7 +244,12 @@ def kill(root: Path, name: str) -> Killed | None:
             return Killed(size, killed) if is_found else None
 
 
-def _removed(path: Path) -> int | None:
+def remove_file(path: Path) -> int | None:
+    """Unlink a file and return its size; None where there was none.
+
+    Raises:
+        StoreWriteError: the operating system refused.
+    """
     try:
         size = os.stat(path).st_size
         os.unlink(path)

@@ -154,7 +154,8 @@ class PackedAgainstDict(StoreAgainstDict):
     @rule(keep=st.booleans())
     def unpack(self, keep):
         assert self.store.unpack(keep=keep).problems == []
-        assert keep or not list(self.store.root.glob("packed/*"))
+        # But for the rows of a packer that died, which count for nothing.
+        assert keep or not any(Shard(path).counting().any() for path in self.store.root.glob("packed/*.arrow"))
 
     @rule(at=st.sampled_from([1, 3, 7]), unpacks=st.booleans())
     def die_while_packing(self, at, unpacks):
