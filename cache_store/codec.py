@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from cache_store import int8, pickle_layout, zip_layout
-from cache_store.archive import RECORD_NAME, Record, append_record, open_archive
+from cache_store.archive import RECORD_NAME, Archive, Record, append_record, open_archive
 from cache_store.feature_file import AS_STORED, load
 from cache_store.pickle_layout import TensorPlace
 
@@ -192,11 +192,16 @@ def describe(path: str | os.PathLike[str]) -> FeatureInfo:
         FileNotFoundError, DamagedFeature, StoreReadError: as `decode`.
     """
     with open_archive(path) as archive:
-        archive.verify()
-        tree = archive.tree()
-        found = load(archive, AS_STORED) if tree is None else tree
-        size = os.fstat(archive.file.fileno()).st_size
-        return FeatureInfo(archive.path, size, list(_tensors(found, "")), archive.record(), int8.loss_of(found))
+        return described(archive)
+
+
+def described(archive: Archive) -> FeatureInfo:
+    """As `describe`, of an open file."""
+    archive.verify()
+    tree = archive.tree()
+    found = load(archive, AS_STORED) if tree is None else tree
+    size = os.fstat(archive.file.fileno()).st_size
+    return FeatureInfo(archive.path, size, list(_tensors(found, "")), archive.record(), int8.loss_of(found))
 
 
 def _tensors(value: object, path: str) -> Iterable[TensorInfo]:

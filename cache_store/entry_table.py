@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache_store.accounts import Changes, Entry, joined
-from cache_store.naming import GROUP_SUFFIX, SMALL_BELOW_BYTES
+from cache_store.naming import GROUP_SUFFIX, SHARD_PATTERN, SMALL_BELOW_BYTES
 
 SCHEMA = pa.schema(
     [
@@ -104,6 +105,26 @@ def _not_in(names: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
         found = pc.is_in(names, value_set=others.slice(start, _HASHED_AT_ONCE))
         is_there = pc.or_(is_there, found.combine_chunks())
     return names.take(pc.indices_nonzero(pc.invert(is_there)))
+
+
+def is_among(names: pa.Array, others: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """For each name whether it is one of the others; memory for the hash table of the names alone."""
+    found = np.zeros(len(names), bool)
+    for chunk in others.chunks:
+        at = pc.index_in(chunk, value_set=names).drop_null()
+        found[at.to_numpy(zero_copy_only=False)] = True
+    return found
+
+
+def apart_from_shards(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The features alone, and the bytes of each shard that are no feature's."""
+    is_shard = pc.match_substring_regex(table["name"], pattern=SHARD_PATTERN)
+    if not pc.any(is_shard).as_py():
+        return table, {}
+    rest = table.filter(is_shard)
+    return table.filter(pc.invert(is_shard)), dict(
+        zip(rest["name"].to_pylist(), rest["bytes"].to_pylist(), strict=True)
+    )
 
 
 def keep_runs(table: pa.Table, active: set[str]) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
 from time import monotonic
@@ -26,6 +26,8 @@ from cache_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
     import torch
+
+    from cache_store.batch_read import Batch
 
 _TICK_EVERY_S = 5.0
 
@@ -225,6 +227,33 @@ class FeatureStore(Upkeep):
         if not (out is None and frames is None and not mmap and check == "once" and dtype is None and not exact):
             how = How(out, frames, check, mmap, None if dtype is None else str(dtype).removeprefix("torch."), exact)
         return self._reader.read(key, Wanted.of(recipe), on_stale, how)
+
+    def get_batch(
+        self,
+        keys: Sequence[FeatureKey],
+        *,
+        out: torch.Tensor | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        on_stale: OnStale = "error",
+    ) -> Batch:
+        """The features of several keys, all of one dtype and shape, as rows of one tensor `[len(keys), *shape]`.
+
+        Each is as `get` would read it; of dicts the main tensor. Rows of `missing` positions are undefined. `out`, a
+        contiguous CPU tensor, is filled and returned. Packed features are copied straight from their shard; the
+        checksum of each is verified the first time that this process reads it.
+
+        Raises:
+            RecipeMismatch, InvalidKey, StoreReadError: as `get`.
+            ValueError: the features, or `out`, do not fit together.
+        """
+        self._begin()
+        if on_stale != "error" and on_stale not in ("miss", "use"):
+            raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
+        if out is not None and (out.device.type != "cpu" or not out.is_contiguous() or out.shape[:1] != (len(keys),)):
+            raise ValueError(
+                f"out is {list(out.shape)} on {out.device}; give a contiguous CPU tensor, a row for each key"
+            )
+        return self._reader.read_batch(keys, Wanted.of(recipe), on_stale, out)
 
     def delete(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
         """Delete the file at `path_of(key)`; False when there was none."""

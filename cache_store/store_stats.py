@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store import entry_table, int8, naming, plans
 from cache_store.accounts import Counters
-from cache_store.archive import Record, read_record
+from cache_store.archive import Record
 from cache_store.books import View
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.naming import dataset_shown
+from cache_store.opening import is_packed, open_feature, read_record
 from cache_store.reports import DatasetStats, Int8Stats, ModelStats, PinInfo, StoreStats
 from cache_store.settings import Settings
 
@@ -40,7 +41,7 @@ def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo]) -> 
         fingerprint8 = group.fingerprint8
         of_dataset = datasets.setdefault(dataset_shown(group.name), _Dataset())
         if fingerprint8 not in records or not fingerprint8:
-            records[fingerprint8] = _record_of(root / group.name)
+            records[fingerprint8] = _record_of(root, group.name)
         record = records[fingerprint8]
         of_dataset.models.append(ModelStats(model_in(record), fingerprint8 or None, group.entries, group.bytes))
         if _is_int8(record):
@@ -112,15 +113,23 @@ def _losses(root: Path, table: Table, group: entry_table.Group) -> Iterable[int8
     """What the features of a group lost, of those that tell."""
     prefix = naming.group_of(group.name)
     for name, *identity in entry_table.written(table, group.fingerprint8):
-        loss = _loss_of(f"{root}/{name}", *identity) if naming.group_of(name) == prefix else None
+        loss = _loss_of(root, name, *identity) if naming.group_of(name) == prefix else None
         if loss is not None:
             yield loss
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def _loss_of(path: str, size: int, written_us: int) -> int8.Loss | None:
+def _loss_of(root: Path, name: str, size: int, written_us: int) -> int8.Loss | None:
     # Kept, because who watches the statistics looks every two seconds.
-    return int8.loss_in(path)
+    loss = int8.loss_in(f"{root}/{name}")
+    if loss is not None or not is_packed(root, name):
+        return loss
+    try:
+        with open_feature(root, name) as archive:
+            return int8.loss_of(archive.tree())
+    except (FileNotFoundError, DamagedFeature, StoreReadError):
+        # Evicted this moment, or a problem that `verify` names.
+        return None
 
 
 def _sum(counters: Iterable[Counters]) -> Counters:
@@ -130,9 +139,9 @@ def _sum(counters: Iterable[Counters]) -> Counters:
     return total
 
 
-def _record_of(path: Path) -> Record | None:
+def _record_of(root: Path, name: str) -> Record | None:
     try:
-        return read_record(path)
+        return read_record(root, name)
     except (FileNotFoundError, DamagedFeature, StoreReadError):
         # Evicted this moment, or a problem that `verify` names.
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -83,11 +82,8 @@ def _payload_bytes(task: BuildTask, frames: int) -> int:
 
 
 def _stored_bytes(sample: VideoSample, task: BuildTask, store: Lookup) -> int:
-    try:
-        return os.stat(store.path_of(task.key(sample), recipe=task.recipe(sample))).st_size
-    except OSError:
-        # Under an alias, or just evicted.
-        return _file_bytes(task, task.nframe)
+    # None under an alias, or when just evicted.
+    return store.bytes_of(task.key(sample), recipe=task.recipe(sample)) or _file_bytes(task, task.nframe)
 
 
 def _frames_of(sample: VideoSample, task: BuildTask) -> int | None:

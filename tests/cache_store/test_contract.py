@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Backend:
 
     root: Path
     loses_books: bool = False
+    repacks: Callable[[FeatureStore], object] | None = None
 
     def open(self, **options) -> FeatureStore:
         self.disturb()
@@ -43,6 +45,9 @@ class Backend:
     def disturb(self) -> None:
         if self.loses_books:
             shutil.rmtree(self.root / ".vlm-cache", ignore_errors=True)
+        if self.repacks is not None:
+            with FeatureStore(self.root) as store:
+                self.repacks(store)
 
 
 def on_disk(tmp_path, monkeypatch):
@@ -71,7 +76,43 @@ def written_by_plain_torch_save(tmp_path, monkeypatch):
     return Backend(tmp_path / "store")
 
 
-BACKENDS = [on_disk, without_working_locks, without_any_locks, that_loses_its_books, written_by_plain_torch_save]
+def packed(tmp_path, monkeypatch):
+    return Backend(tmp_path / "store", repacks=FeatureStore.pack)
+
+
+def packed_with_its_files_kept(tmp_path, monkeypatch):
+    return Backend(tmp_path / "store", repacks=lambda store: store.pack(keep=True))
+
+
+def packed_and_unpacked_in_turns(tmp_path, monkeypatch):
+    return Backend(tmp_path / "store", repacks=lambda store: (store.unpack if packed_in(store) else store.pack)())
+
+
+def packed_where_nothing_may_be_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr("cache_store.shard_file.is_on_local_disk", lambda *_: False)
+    return Backend(tmp_path / "store", repacks=FeatureStore.pack)
+
+
+def packed_that_loses_its_books(tmp_path, monkeypatch):
+    return Backend(tmp_path / "store", repacks=FeatureStore.pack, loses_books=True)
+
+
+def packed_in(store):
+    return list(store.root.glob("packed/*.arrow"))
+
+
+BACKENDS = [
+    on_disk,
+    without_working_locks,
+    without_any_locks,
+    that_loses_its_books,
+    written_by_plain_torch_save,
+    packed,
+    packed_with_its_files_kept,
+    packed_and_unpacked_in_turns,
+    packed_where_nothing_may_be_mapped,
+    packed_that_loses_its_books,
+]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda make: make.__name__)

@@ -389,3 +389,28 @@ def test_pieces_are_small_however_large_the_feature(monkeypatch):
     kept(features)
     assert max(seen) <= 1 << 15
     assert sum(seen) == features.numel()
+
+
+def test_packed_int8_is_what_it_was_as_a_file(store):
+    exact = {"weights": "b"}
+    wanted = {**exact, "storage": {"dtype": "int8", "scale": "token"}}
+    keys = [StepKey("e", number) for number in range(3)]
+    for number, key in enumerate(keys):
+        store.put(key, entry(torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(number))), recipe=wanted)
+    loose = [store.get(key, recipe=wanted)["vision_features"] for key in keys]
+    told = store.stats().datasets["e"].int8
+    store.pack()
+    assert not list(store.root.glob("*.pt"))
+    for _ in range(3):
+        assert all(
+            torch.equal(store.get(key, recipe=wanted)["vision_features"], was)
+            for key, was in zip(keys, loose, strict=True)
+        )
+        assert torch.equal(store.get_batch(keys, recipe=wanted).features, torch.stack(loose))
+    assert store.stats().datasets["e"].int8 == told
+    with pytest.raises(InexactFeature):
+        store.get(keys[0], exact=True)
+    with pytest.raises(RecipeMismatch):
+        store.get_batch(keys, recipe=exact)
+    store.unpack()
+    assert store.stats().datasets["e"].int8 == told
