@@ -31,8 +31,8 @@ _SMALL_RECORD_BYTES = 1 << 20
 _LOCAL_BYTES = 30
 _END_BYTES = 22
 _encoded = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-_RECORD_END = re.compile(rb'"recipe_fingerprint":"([0-9a-f]{8})[0-9a-f]{56}"}')
-_RECORD_END_BYTES = len('"recipe_fingerprint":""}') + 64
+RECORD_END = re.compile(rb'"recipe_fingerprint":"([0-9a-f]{64})"}')
+RECORD_END_BYTES = len('"recipe_fingerprint":""}') + 64
 # What zipfile raises on bytes that are no sound archive; it has no common class for them.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -283,8 +283,8 @@ def recorded_fingerprint8(path: str) -> str:
         if len(end) != _END_BYTES or end[:4] != b"PK\x05\x06":
             return ""
         directory_at = struct.unpack_from("<I", end, 16)[0]
-        found = _RECORD_END.fullmatch(os.pread(fd, _RECORD_END_BYTES, max(0, directory_at - _RECORD_END_BYTES)))
-        return found[1].decode("ascii") if found else ""
+        found = RECORD_END.fullmatch(os.pread(fd, RECORD_END_BYTES, max(0, directory_at - RECORD_END_BYTES)))
+        return found[1][:8].decode("ascii") if found else ""
     except OSError:
         return ""
     finally:

@@ -87,6 +87,40 @@ def publish_many(files: Sequence[tuple[Iterable[Bytes], str]], *, published: Cal
             _remove_quietly(temp)
 
 
+def publish_new(files: Sequence[tuple[Bytes, str, int]]) -> list[bool]:
+    """Publish files (content, path, time of writing in ns) unless their names are taken; for each whether it was.
+
+    One flush for all contents, one for each folder.
+
+    Raises:
+        StoreWriteError: the operating system refused; some may be published.
+    """
+    temps: list[tuple[str, int]] = []
+    path = ""
+    made: list[bool] = []
+    try:
+        for content, path, written_ns in files:
+            temps.append(_open_temp(os.path.dirname(path)))
+            _write_all(temps[-1][1], [content])
+            os.utime(temps[-1][1], ns=(written_ns, written_ns))
+        _flush_all([fd for _, fd in temps])
+        for (temp, _), (_, path, _) in zip(temps, files, strict=True):
+            try:
+                os.link(temp, path)
+                made.append(True)
+            except FileExistsError:
+                made.append(False)
+        for path in sorted({os.path.dirname(path) for _, path, _ in files}):
+            flush_folder(path)
+    except OSError as exc:
+        raise StoreWriteError(path, exc) from exc
+    finally:
+        for temp, fd in temps:
+            os.close(fd)
+            _remove_quietly(temp)
+    return made
+
+
 def create_only(content: bytes, path: Path) -> bool:
     """Publish a small file unless one is there already; False when another writer was first.
 

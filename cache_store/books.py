@@ -11,17 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cache_store import naming
+from cache_store import naming, opening, removing, shards
 from cache_store.accounts import Changes
-from cache_store.atomic import Bytes, make_folder, publish, publish_many
+from cache_store.atomic import Bytes, publish, publish_many
 from cache_store.budget import Budget, Growth
 from cache_store.clock import file_system_now_s
-from cache_store.errors import StoreWriteError
+from cache_store.errors import EntryExists, StoreWriteError
 from cache_store.journal import Journal, Line, deletion, line, now_us
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
+from cache_store.removing import waste_lines
 from cache_store.scan import reconcile, table_for_folding
 from cache_store.settings import Settings, mark_format
+from cache_store.shards import Place
 from cache_store.usage import Usage
 
 if TYPE_CHECKING:
@@ -43,9 +45,18 @@ class NewFile(NamedTuple):
 class View(NamedTuple):
     """The store as the files are: all entries, and the counters and runs of the journals."""
 
-    table: Table
+    table: Table  # the features
     changes: Changes
     active_runs: set[str]
+    waste_bytes: int = 0  # of shards, beside the features in them
+
+    @classmethod
+    def of(cls, table: Table, changes: Changes, active_runs: set[str]) -> View:
+        """The view of a table that has the shards as well."""
+        from cache_store import entry_table
+
+        features, waste = entry_table.apart_from_shards(table)
+        return cls(features, changes, active_runs, sum(waste.values()))
 
 
 class Books:
@@ -76,6 +87,8 @@ class Books:
             StoreFull, StoreWriteError: nothing was published.
         """
         with self._published([file]) as published:
+            if create_only and opening.is_packed(self._root, file.name):
+                raise EntryExists(self._prefix + file.name)
             publish(file.buffers, self._prefix + file.name, create_only=create_only)
             published.add(file.name)
 
@@ -97,6 +110,9 @@ class Books:
             self._is_format_known = True
         sizes = [sum(map(len, file.buffers)) for file in files]  # the buffers are one-dimensional and of bytes
         olds = [size_of(self._prefix + file.name) for file in files]
+        # Before anything is published: what is packed under these names later may be newer.
+        view = shards.of(self._root).view()
+        packed = {file.name: places for file in files if (places := view.places(file.name))}
         growths: list[Growth] = []
         if self.budget.limits.limit_bytes is not None:
             growing = zip(files, sizes, olds, strict=True)
@@ -111,6 +127,9 @@ class Books:
             yield published
         finally:
             claimed = dict(growths)
+            waste = self._superseded(
+                packed, published, olds=dict(zip((file.name for file in files), olds, strict=True))
+            )
             lines = [
                 self._line_of(file, size, old_bytes, claimed.pop(file.name, 0))
                 for file, size, old_bytes in zip(files, sizes, olds, strict=True)
@@ -120,13 +139,43 @@ class Books:
                 with self._lock:
                     self.budget.release([Growth(*growth) for growth in claimed.items()])
             if lines:
-                self.journal.append(*lines)
+                self.journal.append(*waste, *lines)
                 self._count_puts(len(lines))
+
+    def _superseded(self, packed: dict[str, list[Place]], published: set[str], *, olds: dict[str, int]) -> list[Line]:
+        """Take the packed versions of published names out of the count; the lines that say what that wastes."""
+        lines: list[Line] = []
+        for name, places in packed.items():
+            killed = shards.supersede(places) if name in published else {}
+            if killed and not olds[name]:
+                # The row was the entry until now: its bytes leave the entry, and stay in the shard's file.
+                lines += [deletion({name: sum(killed.values())}), *waste_lines(self._root, killed)]
+        return lines
 
     def _line_of(self, file: NewFile, size: int, old_bytes: int, claimed_bytes: int) -> Line:
         change, time_us = size - old_bytes - claimed_bytes, now_us()
         fields = f"{size}\t{time_us}\t{file.fingerprint8}\t{self._run_id or ''}\t{claimed_bytes}\t{file.name}"
         return Line("p", change, fields, time_us)
+
+    def publish_shard(self, name: str, buffers: Sequence[Bytes], frame_bytes: int) -> int:
+        """Publish a shard whose files exist already and will go: only its frame has to find room; returns what did.
+
+        Raises:
+            StoreFull, StoreWriteError: nothing was published.
+        """
+        growths: list[Growth] = []
+        if self.budget.limits.limit_bytes is not None:
+            growths = [Growth(name, frame_bytes)]
+            with self._lock:
+                self._know_files()
+                self.budget.claim(growths)
+        try:
+            publish(buffers, self._root / name)
+        except BaseException:
+            with self._lock:
+                self.budget.release(growths)
+            raise
+        return sum(growth.bytes for growth in growths)
 
     def change_limits(self, limits: Settings) -> None:
         """Take other limits from the next put on; room granted under the old ones is given back.
@@ -146,22 +195,21 @@ class Books:
         Raises:
             StoreWriteError: the operating system refused.
         """
-        path = self._root / name
-        try:
-            size = os.stat(path).st_size
-        except OSError:
+        if not removing.is_there(self._root, name):
             return False
         # Announced, so that whoever lists the files meanwhile does not take it for lost: the `d` line follows.
         self._note(line("w", 0, name))
         try:
-            os.unlink(path)
-        except (FileNotFoundError, NotADirectoryError):
+            removed = removing.remove(self._root, name)
+        except BaseException:
+            self._note(line("x", 0, name))
+            raise
+        if removed is None:
             self._note(line("x", 0, name))
             return False
-        except OSError as exc:
-            self._note(line("x", 0, name))
-            raise StoreWriteError(str(path), exc) from exc
-        self._note(deletion({name: size}))
+        self._note(deletion({name: removed.bytes}))
+        for one in waste_lines(self._root, removed.shards):
+            self._note(one)
         return True
 
     def _note(self, one: Line) -> None:
@@ -175,17 +223,14 @@ class Books:
         Raises:
             StoreWriteError: the operating system refused.
         """
-        path, moved_to = self._root / name, naming.quarantine_name(name)
-        size = size_of(path)
-        try:
-            make_folder((self._root / moved_to).parent)
-            os.rename(path, self._root / moved_to)
-        except FileNotFoundError:
+        moved_to = naming.quarantine_name(name)
+        removed = removing.set_aside(self._root, name, moved_to)
+        if removed is None:
             return None
-        except OSError as exc:
-            raise StoreWriteError(str(path), exc) from exc
         logger.warning("%s is damaged (%s); set aside as %s", name, reason, moved_to)
-        self._note(deletion({name: size}))
+        self._note(deletion({name: removed.bytes}))
+        for one in waste_lines(self._root, removed.shards):
+            self._note(one)
         return moved_to
 
     def protect(self, names: Iterable[str], run_id: str) -> None:
@@ -202,7 +247,7 @@ class Books:
             table = reconcile(self._root, self._ledger, self.journal)
             changes = self._ledger.changes
             silences_s = self._ledger.silences_s(file_system_now_s(self._root))
-            yield View(table, changes, changes.active_runs(silences_s))
+            yield View.of(table, changes, changes.active_runs(silences_s))
 
     def close(self) -> None:
         """Write what is in memory and say that this process is done; a later event opens a new journal."""

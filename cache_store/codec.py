@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from cache_store import pickle_layout, zip_layout
-from cache_store.archive import RECORD_NAME, Record, append_record, open_archive
-from cache_store.feature_file import load
+from cache_store import int8, pickle_layout, zip_layout
+from cache_store.archive import RECORD_NAME, Archive, Record, append_record, open_archive
+from cache_store.feature_file import AS_STORED, load
 from cache_store.pickle_layout import TensorPlace
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class FeatureInfo:
     bytes: int  # st_size of the file
     tensors: list[TensorInfo]
     record: Record | None  # None for files that others wrote
+    loss: int8.Loss | None = None  # of a feature that is kept as int8, what that cost it
 
     def to_json(self) -> dict[str, Any]:
         record = self.record or Record()
@@ -52,6 +53,7 @@ class FeatureInfo:
             "recipe": record.recipe,
             "recipe_fingerprint": record.recipe_fingerprint,
             "provenance": record.provenance,
+            "int8_loss": None if self.loss is None else self.loss._asdict(),
         }
 
 
@@ -174,13 +176,13 @@ class _Preparation:
 
 
 def decode(path: str | os.PathLike[str]) -> object:
-    """The feature in a `.pt` file, every checksum verified.
+    """The feature in a `.pt` file as it is stored, int8 with its scales too; every checksum is verified.
 
     Raises:
         FileNotFoundError, DamagedFeature, StoreReadError: as `archive.open_archive` and `feature_file.load`.
     """
     with open_archive(path) as archive:
-        return load(archive)
+        return load(archive, AS_STORED)
 
 
 def describe(path: str | os.PathLike[str]) -> FeatureInfo:
@@ -190,11 +192,16 @@ def describe(path: str | os.PathLike[str]) -> FeatureInfo:
         FileNotFoundError, DamagedFeature, StoreReadError: as `decode`.
     """
     with open_archive(path) as archive:
-        archive.verify()
-        tree = archive.tree()
-        tensors = list(_tensors(load(archive) if tree is None else tree, ""))
-        size = os.fstat(archive.file.fileno()).st_size
-        return FeatureInfo(archive.path, size, tensors, archive.record())
+        return described(archive)
+
+
+def described(archive: Archive) -> FeatureInfo:
+    """As `describe`, of an open file."""
+    archive.verify()
+    tree = archive.tree()
+    found = load(archive, AS_STORED) if tree is None else tree
+    size = os.fstat(archive.file.fileno()).st_size
+    return FeatureInfo(archive.path, size, list(_tensors(found, "")), archive.record(), int8.loss_of(found))
 
 
 def _tensors(value: object, path: str) -> Iterable[TensorInfo]:

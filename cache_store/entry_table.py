@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache_store.accounts import Changes, Entry, joined
-from cache_store.naming import GROUP_SUFFIX, SMALL_BELOW_BYTES
+from cache_store.naming import GROUP_SUFFIX, SHARD_PATTERN, SMALL_BELOW_BYTES
 
 SCHEMA = pa.schema(
     [
@@ -106,6 +107,26 @@ def _not_in(names: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
     return names.take(pc.indices_nonzero(pc.invert(is_there)))
 
 
+def is_among(names: pa.Array, others: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """For each name whether it is one of the others; memory for the hash table of the names alone."""
+    found = np.zeros(len(names), bool)
+    for chunk in others.chunks:
+        at = pc.index_in(chunk, value_set=names).drop_null()
+        found[at.to_numpy(zero_copy_only=False)] = True
+    return found
+
+
+def apart_from_shards(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The features alone, and the bytes of each shard that are no feature's."""
+    is_shard = pc.match_substring_regex(table["name"], pattern=SHARD_PATTERN)
+    if not pc.any(is_shard).as_py():
+        return table, {}
+    rest = table.filter(is_shard)
+    return table.filter(pc.invert(is_shard)), dict(
+        zip(rest["name"].to_pylist(), rest["bytes"].to_pylist(), strict=True)
+    )
+
+
 def keep_runs(table: pa.Table, active: set[str]) -> pa.Table:
     """The table without marks of runs that are over, whose entries anyone may evict."""
     marked = pc.unique(table["runs"]).to_pylist()
@@ -180,6 +201,13 @@ def by_name(table: pa.Table) -> Iterator[tuple[list[Any], ...]]:
         times = ((part[column].to_numpy() / 1e6).tolist() for column in ("written_us", "used_us"))
         fingerprints = (fingerprint8 or None for fingerprint8 in part["fingerprint8"].to_pylist())
         yield part["name"].to_pylist(), part["bytes"].to_pylist(), *times, list(fingerprints)
+
+
+def written(table: pa.Table, fingerprint8: str) -> Iterator[tuple[str, int, int]]:
+    """Names, bytes and times of writing in microseconds of the entries of one recipe."""
+    rows = table.filter(pc.equal(table["fingerprint8"], fingerprint8))
+    for batch in rows.select(["name", "bytes", "written_us"]).to_batches(max_chunksize=GROUP_ROWS):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 class Group(NamedTuple):

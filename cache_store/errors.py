@@ -3,6 +3,7 @@
     CacheStoreError
     ├── InvalidKey          (also a ValueError)  the key cannot be a file name
     ├── RecipeMismatch                           the file was made another way than this run asks for
+    ├── InexactFeature                           it is kept as int8, and exact values were asked for
     ├── StoreFull                                the size limit leaves no room
     ├── EntryExists         (also a FileExistsError)  create-only, and the name is taken
     ├── StoreWriteError                          the disk failed while writing: a bad disk stops the run
@@ -15,7 +16,10 @@ All keep their data as fields and survive pickling, because they travel between 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cache_store.int8 import Loss
 
 
 class CacheStoreError(Exception):
@@ -67,6 +71,27 @@ class RecipeMismatch(CacheStoreError):
             found=found,
             wanted=wanted,
             differences=differences,
+        )
+
+
+class InexactFeature(CacheStoreError):
+    """The feature was kept as int8, and the reader asks for the tower's own values.
+
+    `loss` is what that cost it, measured when it was put; None where the file does not tell.
+    """
+
+    path: str
+    loss: Loss | None
+
+    def __init__(self, path: str, loss: Loss | None) -> None:
+        cost = (
+            f" (cosine {loss.worst_cosine:.6f} in its worst token, errors up to {loss.max_error:.3g})" if loss else ""
+        )
+        super().__init__(
+            f"{path} is kept as int8{cost}, and exact values are asked for; read it without exact=True or with the "
+            "recipe that it was built with, or build the exact ones beside it, without --store-dtype int8",
+            path=path,
+            loss=loss,
         )
 
 

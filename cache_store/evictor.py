@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,12 @@ from cache_store.accounts import joined
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal, deletion, line
-from cache_store.ledger import Ledger, entry_on_disk
-from cache_store.naming import is_small
+from cache_store.ledger import Ledger
+from cache_store.naming import is_shard, is_small
+from cache_store.opening import entry_of
 from cache_store.pins import Protected, active
+from cache_store.removing import remove, waste_lines
+from cache_store.rewriting import Rewriter
 from cache_store.scan import table_for_folding
 from cache_store.snapshot import Snapshot
 from cache_store.usage import Usage
@@ -57,6 +60,7 @@ class _Freed:
 
     sizes: dict[str, int] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    shards: dict[str, int] = field(default_factory=dict)  # of them, bytes that stay in shards
 
 
 class Queue:
@@ -98,6 +102,7 @@ class Evictor:
         self._run_id = run_id
         self._queues: dict[str, Queue] = {}
         self._queues_of: Snapshot | None = None
+        self._rewriter = Rewriter(root, journal)
         self._evicted = self._unread = 0
         self._warn_at = _WARN_FROM
 
@@ -126,6 +131,7 @@ class Evictor:
             ledger.changes.being_written.union(writing),
             Protected(active(self._root, now_s)),
         )
+        self._rewriter = Rewriter(self._root, self._journal)
         self._pass(limit_bytes, low_water_bytes, guard, is_last=False)
         if ledger.total_bytes > limit_bytes and may_fold:
             # The snapshot's order is used up: bring what was written and read since then into it.
@@ -147,11 +153,14 @@ class Evictor:
                 self._tell(rows, freed)
             self._open_queues()
         self._correct_total()
+        # What was evicted from shards makes room only when these are rewritten; the worst of them first.
+        while self._ledger.total_bytes > limit_bytes and self._rewriter.rewrite_worst():
+            self._ledger.read()
 
     def _chosen(self, limit_bytes: int, low_water_bytes: int, guard: Guard, *, is_last: bool) -> list[Row]:
         """The next entries to unlink, a few at a time; none when enough is free or nothing may go."""
         changes = self._ledger.changes
-        rest_bytes = changes.published_bytes + changes.granted_bytes
+        rest_bytes = changes.published_bytes + changes.granted_bytes - self._rewriter.dead_bytes()
         small_bytes = changes.small_bytes
         rows: list[Row] = []
         while rest_bytes > low_water_bytes and len(rows) < _AT_ONCE:
@@ -178,7 +187,7 @@ class Evictor:
         queue = self._queues[pool]
         while (row := queue.pop()) is not None:
             name = row.name
-            if name in changes.entries or changes.used.get(name, 0) > row.used_us:
+            if is_shard(name) or name in changes.entries or changes.used.get(name, 0) > row.used_us:
                 continue  # gone, or used since: the next snapshot has it in its new place
             runs = joined(row.runs, changes.runs.get(name, "")) if changes.runs else row.runs
             if not guard.keeps(name, runs):
@@ -193,29 +202,32 @@ class Evictor:
     def _unlink(self, row: Row, freed: _Freed) -> None:
         path = f"{self._root}/{row.name}"
         try:
-            status = os.stat(path)
-            if status.st_size != row.bytes or status.st_mtime_ns // 1000 > row.written_us + 1_000_000:
+            found = entry_of(self._root, row.name)
+            if found is not None and (found.bytes != row.bytes or found.written_us > row.written_us + 1_000_000):
                 # Rewritten by a program that keeps no journal: no longer the least recently used.
-                self._ledger.changes.entries[row.name] = entry_on_disk(Path(path))
+                self._ledger.changes.entries[row.name] = found
                 return
-            os.unlink(path)
-        except FileNotFoundError:
+            removed = remove(self._root, row.name)
+        except StoreWriteError as exc:
+            if exc.errno not in (errno.EACCES, errno.EPERM):
+                raise
+            # Another user's file in a folder that only its owner may empty: the next one has to go instead.
+            logger.warning("%s may not be evicted by this user: %s", path, exc.reason)
+            return
+        if removed is None:
             # Removed by hand or by another process whose line is still to come: only the books are wrong.
             self._ledger.changes.entries[row.name] = None
             return
-        except PermissionError as exc:
-            # Another user's file in a folder that only its owner may empty: the next one has to go instead.
-            logger.warning("%s may not be evicted by this user: %s", path, exc.strerror)
-            return
-        except OSError as exc:
-            raise StoreWriteError(path, exc) from exc
         freed.sizes[row.name] = row.bytes
+        for shard, size in removed.shards.items():
+            freed.shards[shard] = freed.shards.get(shard, 0) + size
         if row.used_us <= row.written_us:
             freed.unread.append(row.name)
 
     def _tell(self, rows: list[Row], freed: _Freed) -> None:
         kept = [row.name for row in rows if row.name not in freed.sizes]
         lines = [deletion(freed.sizes)] if freed.sizes else []
+        lines += waste_lines(self._root, freed.shards)
         self._journal.append(*lines, *([line("x", 0, *kept)] if kept else []))
         self._usage.evicted(freed.sizes, unread=freed.unread)
         self._ledger.read()

@@ -11,8 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cache_store import naming
-from cache_store.archive import read_record
+from cache_store import naming, opening
 from cache_store.atomic import create_only
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.keys import FeatureKey, VideoKey
@@ -68,7 +67,7 @@ def release_empty(root: Path, datasets: Iterable[str]) -> None:
     For `prune` and `clear`, which a person starts: a writer that claimed a family and has not yet published
     its first file would lose the claim.
     """
-    emptied = {dataset for dataset in datasets if not _features(root / dataset)}
+    emptied = {dataset for dataset in datasets if not _features(root, dataset)}
     try:
         markers = sorted((root / naming.RECIPES).iterdir())
     except OSError:
@@ -93,9 +92,9 @@ def _marked(marker: Path) -> str | None:
 
 
 def _first_in_folder(root: Path, key: VideoKey) -> str | None:
-    for name in _features(root / key.dataset):
+    for name in _features(root, key.dataset):
         try:
-            record = read_record(root / key.dataset / name)
+            record = opening.read_record(root, f"{key.dataset}/{name}")
         except (FileNotFoundError, DamagedFeature, StoreReadError):
             # Evicted meanwhile, or unreadable: the next file tells the same.
             continue
@@ -107,9 +106,10 @@ def _first_in_folder(root: Path, key: VideoKey) -> str | None:
     return None
 
 
-def _features(folder: Path) -> list[str]:
+def _features(root: Path, folder: str) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(naming.SUFFIX))
+        loose = [name for name in os.listdir(root / folder) if name.endswith(naming.SUFFIX)]
     except OSError:
         # No folder: nothing was stored yet.
-        return []
+        loose = []
+    return sorted({*loose, *opening.names_in(root, folder)})

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cache_store import pickle_layout
-from cache_store.archive import Archive
+from cache_store.archive import RECORD_END, RECORD_END_BYTES, Archive
 from cache_store.checksum import crc32
-from cache_store.pickle_layout import TensorPlace
+from cache_store.pickle_layout import MAIN_FIELD, TensorPlace
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ _END = struct.Struct("<I8xIIH").unpack_from  # a marker, the directory's size an
 _END_MARKER = 0x06054B50
 
 
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """What all files of one model and shape begin with."""
 
     content: bytes
@@ -44,14 +44,16 @@ class _Head(NamedTuple):
     end: bytes
     directory_at: int
     finish: Callable[[bytearray], object]  # makes the feature of a file's whole content
+    place: TensorPlace
+    is_main: bool  # the tensor is the feature itself, or its main field
 
 
 class FastReader:
     """Remembers the heads of verified files. Safe for threads: a lost race costs one slow read."""
 
     def __init__(self) -> None:
-        self._latest: _Head | None = None
-        self._heads: dict[bytes, _Head] = {}
+        self._latest: Head | None = None
+        self._heads: dict[bytes, Head] = {}
         self._lengths: tuple[int, ...] = ()
         self._buffer_bytes = _FIRST_BUFFER_BYTES
 
@@ -70,12 +72,16 @@ class FastReader:
         if length == len(buffer):
             self._buffer_bytes = min(2 * length, LARGEST_BYTES)
             return None
+        return self.value_in(buffer, length, fingerprint)
+
+    def value_in(self, buffer: bytearray, length: int, fingerprint: str | None) -> object | None:
+        """The feature whose file is the first `length` bytes of `buffer`, which it keeps; None as in `read`."""
         head = self._latest
         if head is None or not buffer.startswith(head.content):
             head = self._head_of(buffer)
             if head is None:
                 return None
-        content, end, file_bytes, end_record, directory_at, finish = head
+        content, end, file_bytes, end_record, directory_at, finish, _, _ = head
         if length != file_bytes or not buffer.endswith(end_record, 0, length):
             directory_at = _directory_at(buffer, length)
             if directory_at < end + _DESCRIPTOR_BYTES:
@@ -100,7 +106,9 @@ class FastReader:
         start, nbytes, _ = archive.storage(place.storage)
         whole = os.pread(archive.file.fileno(), size, 0)
         content, end = whole[:start], whole[-_END_BYTES:]
-        head = _Head(content, start + nbytes, size, end, _directory_at(whole, size), _finish(tree, place, start))
+        is_main = tree is place or (isinstance(tree, dict) and tree.get(MAIN_FIELD) is place)
+        directory_at = _directory_at(whole, size)
+        head = Head(content, start + nbytes, size, end, directory_at, _finish(tree, place, start), place, is_main)
         if len(self._heads) >= _MAX_HEADS:
             self._heads = {}
         self._heads = {**self._heads, content: head}
@@ -108,7 +116,21 @@ class FastReader:
         self._latest = head
         self._buffer_bytes = max(self._buffer_bytes, size + _SLACK_BYTES)
 
-    def _head_of(self, buffer: bytearray) -> _Head | None:
+    def head_of(self, content: memoryview) -> Head | None:
+        """What is known of files that begin as this one does; nothing of it is verified."""
+        head = self._latest
+        if head is not None and content[: len(head.content)] == head.content:
+            return head
+        return self._head_of(content)
+
+    @staticmethod
+    def fingerprint_in(content: memoryview) -> str | None:
+        """The fingerprint of the recipe in a file of ours; None where it tells none."""
+        directory_at = _directory_at(content, len(content))
+        found = RECORD_END.fullmatch(content[max(0, directory_at - RECORD_END_BYTES) : directory_at])
+        return found[1].decode("ascii") if found else None
+
+    def _head_of(self, buffer: bytearray | memoryview) -> Head | None:
         for length in self._lengths:
             head = self._heads.get(bytes(buffer[:length]))
             if head is not None:
@@ -117,7 +139,7 @@ class FastReader:
         return None
 
 
-def _directory_at(content: bytes | bytearray, length: int) -> int:
+def _directory_at(content: bytes | bytearray | memoryview, length: int) -> int:
     """Where the directory of a file of this length begins; 0 if its end is not that of a whole file."""
     marker, directory_bytes, directory_at, comment_bytes = _END(content, length - _END_BYTES)
     if marker != _END_MARKER or comment_bytes or directory_at + directory_bytes + _END_BYTES != length:

@@ -53,7 +53,9 @@ def eviction(
     if is_replacing:
         kept = rows_asked_for(table, keeping)
         replaced_bytes = _bytes_in(table, kept)
-    total_bytes = entry_table.sum_of_bytes(table) + view.changes.granted_bytes + growth.bytes - replaced_bytes
+    total_bytes = (
+        entry_table.sum_of_bytes(table) + view.waste_bytes + view.changes.granted_bytes + growth.bytes - replaced_bytes
+    )
     if limit_bytes is None or goal_bytes is None or total_bytes <= goal_bytes:
         return Eviction(0, 0, {}, replaced_bytes, 0)
     order = entry_table.order_of_use(table)

@@ -10,14 +10,14 @@ Nobody lists files for any of it.
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_store import naming, snapshot
-from cache_store.accounts import Changes, Entry, Tail, events, in_order_of_time
+from cache_store.accounts import Changes, Tail, events, in_order_of_time
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal, Line, line
+from cache_store.opening import entry_of
 from cache_store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Ledger:
         lines = []
         for name in self.changes.finish(silences_s):
             before = self.changes.entries.get(name)
-            found = self.changes.entries[name] = entry_on_disk(self._root / name)
+            found = self.changes.entries[name] = entry_of(self._root, name)
             if found is not None and (before is None or before.bytes != found.bytes):
                 change = found.bytes - (before.bytes if before else 0)
                 lines.append(line("p", change, found.bytes, found.written_us, "", "", 0, name))
@@ -219,19 +219,6 @@ class Ledger:
             except (ValueError, IndexError):
                 # A torn line of a crashed writer; the scan of `stats` and `verify` finds what it meant.
                 continue
-
-
-def entry_on_disk(path: Path) -> Entry | None:
-    """An entry as its file alone tells it, without its recipe; None when there is no regular file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        # Deleted since its name was read.
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    written_us = status.st_mtime_ns // 1000
-    return Entry(status.st_size, written_us, written_us, "", "")
 
 
 def _again(time_us: int, fields: list[str]) -> Line:

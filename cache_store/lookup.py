@@ -12,6 +12,7 @@ from cache_store.archive import Record, read_record
 from cache_store.books import View
 from cache_store.errors import DamagedFeature, RecipeMismatch
 from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.opening import entry_of
 from cache_store.reader import State, Wanted, mismatch, state
 from cache_store.reports import EntryInfo, Eviction, PinInfo
 from cache_store.settings import Settings
@@ -50,7 +51,7 @@ class Lookup:
         return self.limits.soft_limit_bytes
 
     def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
-        """The file that `put` would write now; it need not exist."""
+        """The file that `put` would write now; it need not exist, and a packed feature has none."""
         name = naming.relative_path(key)
         fingerprint = Wanted.of(recipe).fingerprint
         if isinstance(key, VideoKey) and fingerprint is not None:
@@ -58,6 +59,11 @@ class Lookup:
             if owner not in (None, fingerprint):
                 name = naming.relative_path(key, second_recipe=fingerprint)
         return self.root / name
+
+    def bytes_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> int | None:
+        """Bytes of the file, loose or packed, at `path_of(key)`; None when there is none."""
+        entry = entry_of(self.root, self._relative(key, recipe))
+        return None if entry is None else entry.bytes
 
     def contains(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
         """Whether `get` would find a fitting feature; its content is not verified."""

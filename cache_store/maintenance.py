@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cache_store import archive, naming
+from cache_store import naming, opening
 from cache_store.dataset_patterns import DatasetPatterns, check_pattern
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.keys import FeatureKey, VideoKey
@@ -96,16 +96,16 @@ class _MadeHow:
         if self._model is None and self._recipe_fingerprint is None:
             return True
         if entry.recipe_fingerprint8 is None:
-            return self._record_fits(self._root / entry.name)
+            return self._record_fits(entry.name)
         if entry.recipe_fingerprint8 not in self._answers:
-            self._answers[entry.recipe_fingerprint8] = self._record_fits(self._root / entry.name)
+            self._answers[entry.recipe_fingerprint8] = self._record_fits(entry.name)
         return self._answers[entry.recipe_fingerprint8]
 
-    def _record_fits(self, path: Path) -> bool:
+    def _record_fits(self, name: str) -> bool:
         from cache_store.store_stats import model_in
 
         try:
-            record = archive.read_record(path)
+            record = opening.read_record(self._root, name)
         except (FileNotFoundError, DamagedFeature, StoreReadError):
             # Not readable, so not known to be meant: prune must not guess.
             return False
@@ -130,15 +130,15 @@ def stored_keys(root: Path, names: Iterable[str], dataset: str | None) -> Iterat
     for name in sorted(names):
         parsed = naming.parse(name)
         if parsed is not None and dataset in (None, parsed.dataset):
-            key = parsed.key or recorded_key(root / name)
+            key = parsed.key or recorded_key(root, name)
             if key is not None:
                 yield key
 
 
-def recorded_key(path: Path) -> VideoKey | None:
+def recorded_key(root: Path, name: str) -> VideoKey | None:
     """The video key that a file's record tells; None when it tells none, is damaged or went away."""
     try:
-        record = archive.read_record(path)
+        record = opening.read_record(root, name)
         if record is None or record.key is None or record.key["kind"] != "video":
             return None
         fields = record.key

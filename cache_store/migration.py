@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cache_store import archive, families, naming
+from cache_store import archive, families, naming, shards
 from cache_store.codec import decode, same_feature
-from cache_store.errors import DamagedFeature, EntryExists, InvalidKey, StoreReadError
+from cache_store.errors import DamagedFeature, EntryExists, InvalidKey, StoreFormatError, StoreReadError
 from cache_store.keys import StepKey, VideoKey
 from cache_store.migration_sources import Move, Moved, left_alone
 from cache_store.recipes import recipe_fingerprint
@@ -31,8 +31,10 @@ def migrate(
     `recipe` gives it one. Two different features for one name are both left. Nothing is evicted meanwhile.
 
     Raises:
+        StoreFormatError: features of the store are packed.
         StoreFull, StoreWriteError: the store cannot take the next file.
     """
+    refuse_packed(store.root)
     planned = list(_with_targets(store.root, moves, recipe))
     contested = _contested(planned)
     # Room made by eviction would come from sources not yet copied, or from copies whose sources a person then deletes.
@@ -45,6 +47,18 @@ def migrate(
                 yield left_alone(one.move.source, "conflict", reason, target=one.target)
             else:
                 yield _moved(store, one, recipe, dry_run=dry_run)
+
+
+def refuse_packed(root: Path) -> None:
+    """Refuse a folder with shards: what lies in them would be passed over.
+
+    Raises:
+        StoreFormatError: there are some.
+    """
+    view = shards.of(root).view()
+    if view.shards or view.taken or view.damaged:
+        reason = "features in it are packed, which a migration does not look into; `vlm-cache unpack` it first"
+        raise StoreFormatError(str(root), reason)
 
 
 def _with_targets(

@@ -19,6 +19,7 @@ STORE_FOLDER = ".vlm-cache"
 SETTINGS = f"{STORE_FOLDER}/store.json"
 SNAPSHOT = f"{STORE_FOLDER}/snapshot"
 LEASE = f"{STORE_FOLDER}/compactor.lock"
+PACK_LEASE = f"{STORE_FOLDER}/packing.lock"
 JOURNALS = f"{STORE_FOLDER}/journals.2"  # apart from those of format 1, whose lines mean something else
 JOURNALS_OF_FORMAT_1 = f"{STORE_FOLDER}/journals"
 RECIPES = f"{STORE_FOLDER}/recipes"
@@ -30,8 +31,14 @@ RUNS = f"{STORE_FOLDER}/runs"
 CLAIMS = f"{STORE_FOLDER}/claims"
 BATCH_SIZES = f"{STORE_FOLDER}/batch_sizes.json"
 META = "cache_meta.json"
+# Not under the store's folder, which anyone may delete: what lies here is features.
+PACKED = "packed"
+SHARD_INDEX = f"{PACKED}/index.parquet"
+TAKEN_SUFFIX = ".taken"
 
 SUFFIX = ".pt"
+_SHARD_SUFFIX = ".arrow"
+SHARD_PATTERN = r"^packed/[0-9a-f]{32}\.arrow$"
 TEMP_PREFIX = ".vlm-tmp-"
 # A regular expression for what follows the data set in a feature's name.
 GROUP_SUFFIX = r"_vlm[0-9]+\.pt$|/[0-9a-f]{32}\.pt$"
@@ -243,6 +250,24 @@ def _process_prefix(pid: int) -> str:
 
 
 _numbers = itertools.count()
+
+
+def shard_name() -> str:
+    """Where a new shard will lie."""
+    return f"{PACKED}/{uuid.uuid4().hex}{_SHARD_SUFFIX}"
+
+
+def is_shard(relative: str) -> bool:
+    """Whether a relative path is a shard's."""
+    if not relative.endswith(_SHARD_SUFFIX):
+        return False
+    folder, _, name = relative.rpartition("/")
+    return folder == PACKED and _HEX32.fullmatch(name, 0, len(name) - len(_SHARD_SUFFIX)) is not None
+
+
+def taken_folder() -> str:
+    """A new folder for loose files that are about to go into a shard."""
+    return f"{PACKED}/{uuid.uuid4().hex}{TAKEN_SUFFIX}"
 
 
 def journal_name() -> str:

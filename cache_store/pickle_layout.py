@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+MAIN_FIELD = "vision_features"  # of a dict: the tensor that a reader's options mean
 STORAGE_OF = {
     "float32": "FloatStorage",
     "float64": "DoubleStorage",
@@ -127,6 +128,17 @@ def _emit_tensor(place: TensorPlace, out: Callable[[bytes], None]) -> None:
     _emit(place.shape, out)
     _emit(_contiguous(place.shape), out)
     out(b"\x89c" + _ORDERED.replace(" ", "\n").encode() + b"\n)RtR")
+
+
+def float_behind(content: bytes, key: str) -> float | None:
+    """The float that a dict in a pickle of `emit` has last under `key`, without taking the pickle apart.
+
+    `content` may go on behind the pickle. None where that is not found: another writer's pickle may still have it.
+    """
+    mark: list[bytes] = []
+    _emit(key, mark.append)
+    found = content.rpartition(mark[0] + b"G")[2]
+    return None if len(found) == len(content) or len(found) < 8 else float(struct.unpack_from(">d", found)[0])
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

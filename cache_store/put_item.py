@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cache_store import codec, naming
+from cache_store import codec, int8, naming
 from cache_store.archive import Record
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.recipes import recipe_fingerprint
@@ -39,8 +39,9 @@ def encoded_item(item: PutItem) -> EncodedItem:
     naming.relative_path(item.key)
     fingerprint = None if item.recipe is None else recipe_fingerprint(item.recipe)
     record = Record(key_fields(item.key), item.recipe, fingerprint, item.provenance)
-    dtype = codec.feature_dtype(item.value) if isinstance(item.key, VideoKey) else None
-    return EncodedItem(codec.encode(item.value, record=record), fingerprint, dtype)
+    value = int8.for_storage(item.value, item.recipe)
+    dtype = codec.feature_dtype(value) if isinstance(item.key, VideoKey) else None
+    return EncodedItem(codec.encode(value, record=record), fingerprint, dtype)
 
 
 def key_fields(key: FeatureKey) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from cache_store import settings
+from cache_store import settings, shards
 from cache_store.books import View
 from cache_store.ledger import Ledger
 from cache_store.lookup import Lookup
@@ -27,6 +27,7 @@ class ReadOnlyStore(Lookup):
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
         self._limits = settings.open_root(self.root, create=False)
+        self._shards = shards.of(self.root)  # kept open as long as this is
 
     @property
     def limits(self) -> Settings:
@@ -54,7 +55,7 @@ class ReadOnlyStore(Lookup):
         ledger = Ledger(self.root)
         table, silences_s = looked_at(self.root, ledger, self._now_s())
         changes = ledger.changes
-        view = View(table, changes, changes.active_runs(silences_s))
+        view = View.of(table, changes, changes.active_runs(silences_s))
         # Contained in the table by now, and hundreds of thousands of objects where a build has just ended.
         for noted in (changes.entries, changes.used, changes.runs):
             noted.clear()

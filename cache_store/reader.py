@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cache_store import naming
-from cache_store.archive import Record, open_archive, read_record
+from cache_store import int8, naming, shards
+from cache_store.archive import Record
 from cache_store.books import Books
 from cache_store.dataset_names import names_to_search
-from cache_store.errors import DamagedFeature, RecipeMismatch, StoreReadError, StoreWriteError
+from cache_store.errors import DamagedFeature, InexactFeature, RecipeMismatch, StoreReadError, StoreWriteError
 from cache_store.fast_read import FastReader
 from cache_store.feature_file import PLAINLY, How, load
-from cache_store.keys import FeatureKey, VideoKey
+from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.opening import identity, is_file, open_feature, read_record
 from cache_store.recipes import differences, recipe_fingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+    from cache_store.batch_read import Batch, BatchReader
 
 OnStale = Literal["error", "miss", "use"]
 State = Literal["missing", "present", "stale"]
@@ -41,6 +46,11 @@ class Wanted:
             return True
         return record.recipe_fingerprint == self.fingerprint
 
+    def needs_a_look_inside(self, record: Record | None) -> bool:
+        """Whether the file has to say itself that it is exact, because no recipe of its own does."""
+        is_told = record is not None and record.recipe_fingerprint is not None
+        return self.recipe is not None and not is_told and not int8.is_asked_for(self.recipe)
+
 
 ANY = Wanted(None, None)
 
@@ -54,6 +64,7 @@ class _Found:
 class _Stale:
     name: str
     record: Record
+    inexact: InexactFeature | None = None  # there may be no recipe to blame
 
 
 class Reader:
@@ -65,23 +76,37 @@ class Reader:
         self._books = books
         self._usage = books.usage
         self._fast = FastReader()
+        self._shards = shards.of(root)
+        self._batches: BatchReader | None = None
         self._hinted: set[str] = set()
+        self._told_inexact: set[str] = set()
 
     def read_step(self, name: str, fingerprint: str | None) -> object | None:
         """The feature of this relative path in the shortest way; None where `read` has to look with care."""
         try:
             value = self._fast.read(self._prefix + name, fingerprint)
+        except FileNotFoundError:
+            value = self._read_packed(name, fingerprint)
         except OSError:
             return None
         if value is not None:
             self._usage.hit(name)
         return value
 
+    def _read_packed(self, name: str, fingerprint: str | None) -> object | None:
+        view = self._shards.view()
+        place = None if view.taken else view.find(name)
+        if place is None:
+            return None
+        buffer = bytearray(place.shard.content(place.row))
+        return self._fast.value_in(buffer, len(buffer), fingerprint)
+
     def read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, how: How = PLAINLY) -> object | None:
         """The feature, or None for a counted miss; a damaged file is set aside and is a miss.
 
         Raises:
             RecipeMismatch: only another recipe's feature is there, and `on_stale` is "error".
+            InexactFeature: only an int8 one is there, where exact ones are asked for; as RecipeMismatch.
             StoreReadError: the disk.
             ValueError, IndexError: `how` does not fit what is stored.
         """
@@ -93,39 +118,61 @@ class Reader:
                 return outcome.value
             stale = stale or outcome
         if stale is not None and on_stale == "error":
-            raise _mismatch(self._root, stale, key, wanted)
+            raise stale.inexact or _mismatch(self._root, stale, key, wanted)
         if stale is not None and on_stale == "use":
             outcome = self._read_one(stale.name, ANY, how)
             if isinstance(outcome, _Found):
                 self._usage.hit(stale.name)
                 return outcome.value
+            if outcome is not None and outcome.inexact is not None:
+                raise outcome.inexact
         self._usage.missed(naming.relative_path(key))
         if wanted.fingerprint is None and isinstance(key, VideoKey):
             self._hint_at_second_recipes(key)
         return None
 
+    def read_batch(
+        self, keys: Sequence[FeatureKey], wanted: Wanted, on_stale: OnStale, out: torch.Tensor | None
+    ) -> Batch:
+        """As `FeatureStore.get_batch`."""
+        from cache_store.batch_read import BatchReader
+
+        if self._batches is None:
+            self._batches = BatchReader(self._root, self._fast, self._usage)
+
+        def read_one(key: FeatureKey) -> object | None:
+            value = self.read_step(naming.step_path(key), wanted.fingerprint) if isinstance(key, StepKey) else None
+            return self.read(key, wanted, on_stale) if value is None else value
+
+        return self._batches.read(keys, wanted.fingerprint, out, read_one)
+
     def _read_one(self, name: str, wanted: Wanted, how: How) -> _Found | _Stale | None:
         path = self._root / name
         for _ in range(3):
-            before = _identity(path)
+            before = identity(self._root, name)
             if before is None:
                 return None
             try:
-                with open_archive(path) as archive:
+                with open_feature(self._root, name) as archive:
                     record = archive.record() if wanted.fingerprint is not None else None
                     if record is not None and not wanted.fits(record):
                         return _Stale(name, record)
-                    value = load(archive, how)
-                    if how is PLAINLY:
+                    is_unsure = wanted.needs_a_look_inside(record)
+                    value = load(archive, replace(how, exact=True) if is_unsure else how)
+                    if how is PLAINLY and int8.mark_of(value) is None:
                         self._fast.learn(archive)
+                    if wanted.fingerprint is None:
+                        self._tell_if_inexact(value, name)
                     return _Found(value)
+            except InexactFeature as exc:
+                return _Stale(name, Record(), exc)
             except FileNotFoundError:
                 return None
             except OSError as exc:
                 raise StoreReadError(str(path), exc) from exc
             except DamagedFeature as exc:
                 # A writer may have replaced the damaged file while we read it: then the new one counts.
-                if _identity(path) == before:
+                if identity(self._root, name) == before:
                     self._set_aside(name, exc.reason)
                     return None
         return None
@@ -138,6 +185,20 @@ class Reader:
             # A read-only store; a miss all the same.
             logger.warning("%s is damaged (%s); it stays where it is: %s", name, reason, exc)
 
+    def _tell_if_inexact(self, value: object, name: str) -> None:
+        # Once for each data set: who says nothing about recipes may not know that somebody built it as int8.
+        loss, folder = int8.loss_of(value), name.rpartition("/")[0]
+        if loss is None or folder in self._told_inexact:
+            return
+        self._told_inexact.add(folder)
+        logger.warning(
+            "%s is kept as int8 (cosine %.6f in its worst token), and so may be others of %s; get(..., exact=True) "
+            "refuses them, a recipe asks for what it says",
+            name,
+            loss.worst_cosine,
+            folder or "this store",
+        )
+
     def _hint_at_second_recipes(self, key: VideoKey) -> None:
         # Once per data set: a plain reader of a store that holds only second recipes would miss without a
         # word.
@@ -145,14 +206,16 @@ class Reader:
             return
         self._hinted.add(key.dataset)
         name = naming.relative_path(key).rpartition("/")[2]
-        for folder in sorted(self._root.glob(f"{_escaped(key.dataset)}@*")):
-            if (folder / name).is_file():
+        folders = {folder.name for folder in self._root.glob(f"{_escaped(key.dataset)}@*")}
+        folders |= {found.partition("/")[0] for found in self._shards.view().names() if found.endswith(f"/{name}")}
+        for folder in sorted(folders):
+            if is_file(self._root, f"{folder}/{name}"):
                 logger.warning(
                     "%s is not in the plain folder but in %s; read it with get(key, recipe=...) and "
                     "the recipe that `vlm-cache show %s` prints",
                     name,
-                    folder.name,
-                    folder / name,
+                    folder,
+                    self._root / folder / name,
                 )
 
 
@@ -160,7 +223,7 @@ def state(root: Path, key: FeatureKey, wanted: Wanted) -> State:
     """Whether `read` would find it; looks at names, and at records only when a recipe is asked for."""
     if wanted.fingerprint is None:
         names = candidates(key, None)
-        return "present" if any((root / name).is_file() for name in names) else "missing"
+        return "present" if any(is_file(root, name) for name in names) else "missing"
     is_fitting, stale = _looked_for(root, key, wanted)
     return "present" if is_fitting else "stale" if stale is not None else "missing"
 
@@ -176,14 +239,25 @@ def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[bool, _Sta
     stale: _Stale | None = None
     for name in candidates(key, wanted.fingerprint):
         try:
-            record = read_record(root / name)
+            record = read_record(root, name)
         except (FileNotFoundError, DamagedFeature):
             # A damaged file is as good as none: the build makes it again.
             continue
-        if record is None or wanted.fits(record):
+        inexact = _inexactness(root, name) if wanted.needs_a_look_inside(record) else None
+        if inexact is None and (record is None or wanted.fits(record)):
             return True, None
-        stale = stale or _Stale(name, record)
+        stale = stale or _Stale(name, record or Record(), inexact)
     return False, stale
+
+
+def _inexactness(root: Path, name: str) -> InexactFeature | None:
+    """What `load` would raise for a reader of exact features, by the layout alone."""
+    try:
+        with open_feature(root, name) as archive:
+            tree = archive.tree()
+    except (FileNotFoundError, DamagedFeature):
+        return None
+    return None if int8.mark_of(tree) is None else InexactFeature(f"{root}/{name}", int8.loss_of(tree))
 
 
 def _mismatch(root: Path, stale: _Stale, key: FeatureKey, wanted: Wanted) -> RecipeMismatch:
@@ -223,12 +297,3 @@ def candidates(key: FeatureKey, fingerprint: str | None) -> Iterator[str]:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        # No such file, or a folder in the way of it: a miss.
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size

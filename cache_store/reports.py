@@ -37,6 +37,18 @@ class ModelStats:
 
 
 @dataclass(frozen=True)
+class Int8Stats:
+    """What int8 cost those features of a data set that are kept so; each feature counts once. See `int8.Loss`."""
+
+    entries: int  # that tell
+    worst_cosine: float  # of a token
+    mean_cosine: float
+    max_error: float
+    worst_relative_error: float
+    mean_relative_error: float
+
+
+@dataclass(frozen=True)
 class DatasetStats:
     """What one data set or episode takes up, and what was asked of it. Times are seconds since 1970."""
 
@@ -52,6 +64,7 @@ class DatasetStats:
     oldest_write: float | None = None
     newest_write: float | None = None
     last_use: float | None = None
+    int8: Int8Stats | None = None  # None where no feature is kept so
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cache_store import naming, pins
+from cache_store import naming, pins, shards
 from cache_store.accounts import Changes, Entry
 from cache_store.archive import recorded_fingerprint8
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal
 from cache_store.lease import lease
-from cache_store.ledger import Ledger, entry_on_disk
+from cache_store.ledger import Ledger
+from cache_store.opening import entry_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyarrow import ChunkedArray, Table
 
 _STRAY_AFTER_S = 24 * 3600.0
@@ -27,11 +29,17 @@ _NAMES_AT_ONCE = 65_536
 
 def feature_names(root: Path) -> Iterator[str]:
     """Relative paths of all features, by names alone: no file is touched. In no order."""
-    for folder, names in _listings(root):
-        for name in map(os.fsdecode, names):
-            relative = f"{folder}/{name}" if folder else name
-            if naming.is_feature(relative):
-                yield relative
+    view = shards.of(root).view()
+    loose: set[str] = set()
+    for name in loose_names(root):
+        if view is not shards.EMPTY:
+            loose.add(name)
+        yield name
+    # Looked at again: what has been packed since the listing began is in a shard by now.
+    view = shards.of(root).view()
+    taken = _taken_names(view).difference(loose)
+    yield from taken
+    yield from (name for name in view.names() if name not in loose and name not in taken)
 
 
 def names_on_disk(root: Path) -> ChunkedArray:
@@ -48,6 +56,57 @@ def names_on_disk(root: Path) -> ChunkedArray:
             array = pa.array([name for name in names if _is_utf8(name)], pa.string())
         arrays.append(pc.binary_join_element_wise(folder, array, "/") if folder else array)
     return pa.chunked_array(arrays, pa.string())
+
+
+def loose_names(root: Path) -> Iterator[str]:
+    """Relative paths of the features that are loose files. In no order."""
+    for folder, names in _listings(root):
+        for name in map(os.fsdecode, names):
+            relative = f"{folder}/{name}" if folder else name
+            if naming.is_feature(relative):
+                yield relative
+
+
+def _taken_names(view: shards.View) -> set[str]:
+    """Features that a packer has taken and, if it died, not put back."""
+    found = set()
+    for folder in view.taken:
+        for place, _, names in os.walk(folder):
+            found |= {os.path.relpath(f"{place}/{name}", folder) for name in names}
+    return {name for name in found if naming.is_feature(name)}
+
+
+def packed_on_disk(root: Path, loose: ChunkedArray) -> tuple[list[pa.Array], dict[str, Entry]]:
+    """Names of the packed features beside which no loose file lies, and the shards as entries of their own.
+
+    A shard's entry has the bytes that are no feature's: of dead rows, of rows that a loose file hides, and its frame.
+    """
+    import pyarrow as pa
+
+    from cache_store import entry_table
+
+    view = shards.of(root).view()
+    taken = pa.array(sorted(_taken_names(view)), pa.string())
+    names = [taken.filter(pa.array(~entry_table.is_among(taken, loose)))] if len(taken) else []
+    entries: dict[str, Entry] = {}
+    for shard, counts in zip(view.shards, view.winners(), strict=True):
+        rows = counts.nonzero()[0]
+        present = pa.array(list(map(shard.names().__getitem__, rows)), pa.string())
+        is_hidden = entry_table.is_among(present, loose) | entry_table.is_among(present, pa.chunked_array([taken]))
+        names.append(present.filter(pa.array(~is_hidden)))
+        waste_bytes = shard.file_bytes - int(shard.bytes[rows[~is_hidden]].sum())
+        entries[f"{naming.PACKED}/{shard.id}"] = Entry(waste_bytes, 0, 0, "", "")
+    return names, entries
+
+
+def _joined(on_disk: ChunkedArray, packed: list[pa.Array]) -> ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not packed:
+        return on_disk
+    is_shard = pc.match_substring_regex(on_disk, pattern=naming.SHARD_PATTERN)
+    return pa.chunked_array([*on_disk.filter(pc.invert(is_shard)).chunks, *packed], pa.string())
 
 
 def _is_utf8(name: bytes) -> bool:
@@ -121,14 +180,19 @@ def _listed(root: Path, ledger: Ledger, now_s: float) -> _Listed:
 
     # Listed before the journals are read: what appears in between is known from them.
     on_disk = names_on_disk(root)
+    packed, shard_entries = packed_on_disk(root, on_disk)
     ledger.read()
     silences_s = ledger.silences_s(now_s)
     ledger.settle(silences_s)
     known = ledger.table()
     books_alone = entry_table.merged(entry_table.from_entries({}), ledger.changes) if known is None else known
-    unknown, gone = entry_table.differences(books_alone, on_disk)
+    books_alone, known_shards = entry_table.apart_from_shards(books_alone)
+    unknown, gone = entry_table.differences(books_alone, _joined(on_disk, packed))
     features = [name for name in unknown if naming.is_feature(name)]
     table, is_corrected = _corrected(root, books_alone, features, gone, ledger.changes)
+    if shard_entries or known_shards:
+        is_corrected = is_corrected or known_shards != {name: one.bytes for name, one in shard_entries.items()}
+        table = entry_table.concatenated([table, entry_table.from_entries(shard_entries)])
     total_bytes = entry_table.sum_of_bytes(table) + ledger.changes.granted_bytes
     is_changed = known is None or is_corrected or total_bytes != ledger.total_bytes
     return _Listed(table, silences_s, is_changed, list(set(unknown).difference(features)))
@@ -168,12 +232,12 @@ def _corrected(root: Path, table: Table, unknown: list[str], gone: list[str], ch
     for name in unknown:
         if name in announced:
             continue
-        entry = entry_on_disk(root / name)
+        entry = entry_of(root, name)
         if entry is not None:
-            fingerprint8 = recorded_fingerprint8(f"{root}/{name}")
+            fingerprint8 = entry.fingerprint8 or recorded_fingerprint8(f"{root}/{name}")
             found[name] = entry._replace(fingerprint8=fingerprint8, runs=changes.runs.get(name, ""))
     # It may have been published after the listing.
-    lost = [name for name in gone if name not in announced and entry_on_disk(root / name) is None]
+    lost = [name for name in gone if name not in announced and entry_of(root, name) is None]
     if lost:
         table = entry_table.without(table, lost)
     if found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
 from time import monotonic
@@ -26,6 +26,8 @@ from cache_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
     import torch
+
+    from cache_store.batch_read import Batch
 
 _TICK_EVERY_S = 5.0
 
@@ -132,7 +134,8 @@ class FeatureStore(Upkeep):
         """Store a feature, replacing what the key holds, and return its file; on any error the old one stays.
 
         Of a video family the first recipe owns the plain folder, another one gets `<dataset>@<fingerprint8>`, and so
-        does one that the caller says `is_second`.
+        does one that the caller says `is_second`. Where the recipe's `storage` says int8, `vision_features` are kept as
+        int8 with their scales and their loss; NaN and infinity cannot be.
 
         Raises:
             InvalidKey, TypeError, ValueError: key, value, recipe or provenance cannot be stored.
@@ -181,11 +184,17 @@ class FeatureStore(Upkeep):
         frames: Frames | None = None,
         check: Check = "once",
         mmap: bool = False,
+        dtype: torch.dtype | None = None,
+        exact: bool = False,
     ) -> object | None:
         """The feature as it was put, on the CPU, or None for a miss. A damaged file is set aside and a miss.
 
         Without `recipe` nothing is compared; a file without one fits any. `on_stale` says what another recipe's feature
-        means: an error, a miss, or use it. The main tensor is the bare tensor, or `vision_features` of a dict:
+        means: an error, a miss, or use it. The main tensor is the bare tensor, or `vision_features` of a dict.
+
+        A feature that is kept as int8 comes dequantised: in the dtype of `out`, in `dtype`, or as the tower gave it.
+        Its field `dtype` says "int8", and `quantisation` what was lost. A recipe asks for int8 in its `storage`, and no
+        other recipe gets it. `exact`: refuse it, which `on_stale="use"` cannot overrule.
 
         `out`: a contiguous CPU tensor, such as a pinned one, of the main tensor's dtype and shape, which is filled and
         takes its place. After a miss its content is undefined.
@@ -193,11 +202,12 @@ class FeatureStore(Upkeep):
         checksum, which covers the whole tensor, is not verified.
         `check`: "once" verifies a large file's checksum the first time that this process reads it, a small one's
         always; "always"; or "size", structure and sizes only.
-        `mmap`: map instead of read, copy-on-write, where the file system is this machine's own; else it is read.
+        `mmap`: map instead of read, copy-on-write, where the file system is this machine's own; else, and for int8, it
+        is read.
 
         Raises:
-            RecipeMismatch, InvalidKey, StoreReadError.
-            ValueError: an option is none of the above, or `out` does not fit.
+            RecipeMismatch, InexactFeature, InvalidKey, StoreReadError.
+            ValueError: an option is none of the above, or `out` or `dtype` does not fit.
             IndexError: a frame beyond the feature's.
         """
         if self._pid != HERE.pid or monotonic() > self._next_tick_s:
@@ -205,16 +215,45 @@ class FeatureStore(Upkeep):
         if on_stale != "error" and on_stale not in ("miss", "use"):
             raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
         is_checked = check == "once" or check == "always"
-        if is_checked and type(key) is StepKey and out is None and frames is None and not mmap:
+        is_whole = out is None and frames is None and not mmap and dtype is None
+        if is_checked and is_whole and type(key) is StepKey:
             fingerprint = None if recipe is None else recipe_fingerprint(recipe)
             value = self._reader.read_step(naming.step_path(key), fingerprint)
             if value is not None:
                 return value
         if check not in ("once", "always", "size"):
             raise ValueError(f"check is {check!r}; give 'once', 'always' or 'size'")
-        is_plain = out is None and frames is None and not mmap and check == "once"
-        how = PLAINLY if is_plain else How(out, frames, check, mmap)
+        how = PLAINLY
+        if not (out is None and frames is None and not mmap and check == "once" and dtype is None and not exact):
+            how = How(out, frames, check, mmap, None if dtype is None else str(dtype).removeprefix("torch."), exact)
         return self._reader.read(key, Wanted.of(recipe), on_stale, how)
+
+    def get_batch(
+        self,
+        keys: Sequence[FeatureKey],
+        *,
+        out: torch.Tensor | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        on_stale: OnStale = "error",
+    ) -> Batch:
+        """The features of several keys, all of one dtype and shape, as rows of one tensor `[len(keys), *shape]`.
+
+        Each is as `get` would read it; of dicts the main tensor. Rows of `missing` positions are undefined. `out`, a
+        contiguous CPU tensor, is filled and returned. Packed features are copied straight from their shard; the
+        checksum of each is verified the first time that this process reads it.
+
+        Raises:
+            RecipeMismatch, InvalidKey, StoreReadError: as `get`.
+            ValueError: the features, or `out`, do not fit together.
+        """
+        self._begin()
+        if on_stale != "error" and on_stale not in ("miss", "use"):
+            raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
+        if out is not None and (out.device.type != "cpu" or not out.is_contiguous() or out.shape[:1] != (len(keys),)):
+            raise ValueError(
+                f"out is {list(out.shape)} on {out.device}; give a contiguous CPU tensor, a row for each key"
+            )
+        return self._reader.read_batch(keys, Wanted.of(recipe), on_stale, out)
 
     def delete(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
         """Delete the file at `path_of(key)`; False when there was none."""

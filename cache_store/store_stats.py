@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from cache_store import entry_table, plans
+from cache_store import entry_table, int8, naming, plans
 from cache_store.accounts import Counters
-from cache_store.archive import Record, read_record
+from cache_store.archive import Record
 from cache_store.books import View
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.naming import dataset_shown
-from cache_store.reports import DatasetStats, ModelStats, PinInfo, StoreStats
+from cache_store.opening import is_packed, open_feature, read_record
+from cache_store.reports import DatasetStats, Int8Stats, ModelStats, PinInfo, StoreStats
 from cache_store.settings import Settings
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 
 @dataclass
@@ -23,19 +29,23 @@ class _Dataset:
     oldest_write_us: int = 1 << 62
     newest_write_us: int = 0
     last_use_us: int = 0
+    losses: list[int8.Loss] = field(default_factory=list)
 
 
 def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo]) -> StoreStats:
-    """The statistics of all entries; reads the record of one file for each data set and recipe."""
+    """The statistics of all entries; reads a record for each data set and recipe, and the heads of int8 files."""
     datasets: dict[str, _Dataset] = {}
-    models: dict[str, str | None] = {}
+    records: dict[str, Record | None] = {}
     groups = list(entry_table.groups(view.table))
     for group in groups:
         fingerprint8 = group.fingerprint8
         of_dataset = datasets.setdefault(dataset_shown(group.name), _Dataset())
-        if fingerprint8 not in models or not fingerprint8:
-            models[fingerprint8] = _model_of(root / group.name)
-        of_dataset.models.append(ModelStats(models[fingerprint8], fingerprint8 or None, group.entries, group.bytes))
+        if fingerprint8 not in records or not fingerprint8:
+            records[fingerprint8] = _record_of(root, group.name)
+        record = records[fingerprint8]
+        of_dataset.models.append(ModelStats(model_in(record), fingerprint8 or None, group.entries, group.bytes))
+        if _is_int8(record):
+            of_dataset.losses += _losses(root, view.table, group)
         of_dataset.oldest_write_us = min(of_dataset.oldest_write_us, group.first_written_us)
         of_dataset.newest_write_us = max(of_dataset.newest_write_us, group.last_written_us)
         of_dataset.last_use_us = max(of_dataset.last_use_us, group.last_used_us)
@@ -77,7 +87,49 @@ def _stats_of(found: _Dataset | None, counters: Counters | None, planned: tuple[
         oldest_write=found.oldest_write_us / 1e6 if found else None,
         newest_write=found.newest_write_us / 1e6 if found else None,
         last_use=found.last_use_us / 1e6 if found else None,
+        int8=_int8_stats(found.losses) if found and found.losses else None,
     )
+
+
+def _int8_stats(losses: list[int8.Loss]) -> Int8Stats:
+    return Int8Stats(
+        entries=len(losses),
+        worst_cosine=min(loss.worst_cosine for loss in losses),
+        mean_cosine=fmean(loss.mean_cosine for loss in losses),
+        max_error=max(loss.max_error for loss in losses),
+        worst_relative_error=max(loss.relative_error for loss in losses),
+        mean_relative_error=fmean(loss.relative_error for loss in losses),
+    )
+
+
+def _is_int8(record: Record | None) -> bool:
+    try:
+        return record is not None and int8.is_asked_for(record.recipe)
+    except ValueError:
+        return False  # a newer version's
+
+
+def _losses(root: Path, table: Table, group: entry_table.Group) -> Iterable[int8.Loss]:
+    """What the features of a group lost, of those that tell."""
+    prefix = naming.group_of(group.name)
+    for name, *identity in entry_table.written(table, group.fingerprint8):
+        loss = _loss_of(root, name, *identity) if naming.group_of(name) == prefix else None
+        if loss is not None:
+            yield loss
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _loss_of(root: Path, name: str, size: int, written_us: int) -> int8.Loss | None:
+    # Kept, because who watches the statistics looks every two seconds.
+    loss = int8.loss_in(f"{root}/{name}")
+    if loss is not None or not is_packed(root, name):
+        return loss
+    try:
+        with open_feature(root, name) as archive:
+            return int8.loss_of(archive.tree())
+    except (FileNotFoundError, DamagedFeature, StoreReadError):
+        # Evicted this moment, or a problem that `verify` names.
+        return None
 
 
 def _sum(counters: Iterable[Counters]) -> Counters:
@@ -87,17 +139,16 @@ def _sum(counters: Iterable[Counters]) -> Counters:
     return total
 
 
-def _model_of(path: Path) -> str | None:
-    """How a file's record names its model; None when it does not."""
+def _record_of(root: Path, name: str) -> Record | None:
     try:
-        return model_in(read_record(path))
+        return read_record(root, name)
     except (FileNotFoundError, DamagedFeature, StoreReadError):
         # Evicted this moment, or a problem that `verify` names.
         return None
 
 
 def model_in(record: Record | None) -> str | None:
-    """A short name of the model in a record: family, tower signature, dtype, first digits of the weights' digest."""
+    """A short name of the model in a record: family, tower signature, dtypes, first digits of the weights' digest."""
     if record is None:
         return None
     encoder = (record.recipe or {}).get("encoder")
@@ -107,6 +158,7 @@ def model_in(record: Record | None) -> str | None:
         fields.get("family"),
         (record.key or {}).get("model_signature"),
         fields.get("dtype"),
+        "int8" if _is_int8(record) else None,
         f"weights {digest}" if digest else None,
     ]
     return " ".join(str(part) for part in parts if part) or None

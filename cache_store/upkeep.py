@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cache_store import families, maintenance, pins, verification
+from cache_store import families, maintenance, pins, shards, verification
 from cache_store.books import Books, View
 from cache_store.clock import file_system_now_s
 from cache_store.keys import FeatureKey
 from cache_store.lookup import Lookup
 from cache_store.reader import candidates
 from cache_store.reports import PinInfo, PruneReport, StoreStats, VerifyProgress, VerifyReport
+from cache_store.shard_check import check_shards
+
+# Packing needs Arrow, which a store that is not packed does without.
+if TYPE_CHECKING:
+    from cache_store.packing import PackProgress, PackReport
 
 
 class Upkeep(Lookup):
@@ -98,7 +103,8 @@ class Upkeep(Lookup):
         """
         self._begin()
         set_aside = self._books.set_aside if repair else None
-        return verification.verify_files(self.root, progress, workers=workers, set_aside=set_aside)
+        loose = verification.verify_files(self.root, progress, workers=workers, set_aside=set_aside)
+        return check_shards(self.root, loose, progress, set_aside)
 
     def prune(
         self,
@@ -129,12 +135,61 @@ class Upkeep(Lookup):
         chosen = selection.chosen(self.root, self.entries(), now_s, protected)
         return self._delete_all(chosen, dry_run=dry_run)
 
+    def pack(
+        self,
+        progress: Callable[[PackProgress], None] | None = None,
+        *,
+        datasets: Iterable[str] | None = None,
+        keep: bool = False,
+        dry_run: bool = False,
+    ) -> PackReport:
+        """Move loose files below 1 MiB into shards, where readers find them as before; new ones keep coming loose.
+
+        A file is removed once the shard, read back from the disk, holds its bytes; with `keep` it stays. Shards that
+        are mostly dead are rewritten. `datasets` as in `prune`. Killed at any moment, a second call goes on.
+
+        Raises:
+            StoreFull: no room for a shard's frame beside the features.
+            StoreReadError, StoreWriteError: the disk failed; what is not packed is as it was.
+        """
+        from cache_store import packing
+
+        self._begin()
+        names = None if datasets is None else tuple(datasets)
+        return packing.pack(self.root, self._books, names, progress, keep=keep, dry_run=dry_run)
+
+    def unpack(
+        self,
+        progress: Callable[[PackProgress], None] | None = None,
+        *,
+        datasets: Iterable[str] | None = None,
+        keep: bool = False,
+        dry_run: bool = False,
+    ) -> PackReport:
+        """Write packed features as the very files that they were, and remove shards that then hold nothing.
+
+        With `keep` the shards stay as they are, hidden by the files. Killed at any moment, a second call goes on.
+
+        Raises:
+            StoreReadError, StoreWriteError: the disk failed; what is not unpacked is still packed.
+        """
+        from cache_store import unpacking
+
+        self._begin()
+        names = None if datasets is None else tuple(datasets)
+        return unpacking.unpack(self.root, self._books, names, progress, keep=keep, dry_run=dry_run)
+
     def clear(self) -> PruneReport:
         """Delete every feature; settings, statistics and what was set aside stay."""
         return self._delete_all(maintenance.Chosen(list(self.entries()), 0), dry_run=False)
 
     def _delete_all(self, chosen: maintenance.Chosen, *, dry_run: bool) -> PruneReport:
         deleted = chosen.entries if dry_run else [one for one in chosen.entries if self._books.delete(one.name)]
+        if not dry_run and deleted and shards.of(self.root).view().shards:
+            from cache_store import packing, shard_index
+
+            packing.tidy(self.root, self._books)
+            shard_index.write(self.root)
         if not dry_run:
             families.release_empty(self.root, {entry.dataset for entry in deleted})
         return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run, chosen.pinned)

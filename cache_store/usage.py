@@ -42,6 +42,12 @@ class Usage:
         if len(reads) >= _FLUSH_AFTER_READS:
             self.flush()
 
+    def hits(self, names: list[str]) -> None:
+        """Count several reads."""
+        self._reads.extend(names)
+        if len(self._reads) >= _FLUSH_AFTER_READS:
+            self.flush()
+
     def tick(self, now_s: float) -> None:
         """Write what has been waiting for long; `now_s` is the monotonic clock."""
         if now_s - self._since_s > _FLUSH_AFTER_S:

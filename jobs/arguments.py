@@ -70,6 +70,8 @@ def _add_build(commands: Commands) -> None:
         "      --model google/siglip-base-patch16-224 --store /cache/siglip",
         "vlm-cache build --source vla --data /data/insertion --encoder qwen2_5_vl \\\n"
         "      --model Qwen/Qwen2.5-VL-3B-Instruct --store /cache/vla",
+        "vlm-cache build --source video-mme --data /data/Video-MME --encoder longva \\\n"
+        "      --model /models/LongVA-7B --store /cache/longva --store-dtype int8",
     )
     _add_build_options(parser)
 
@@ -128,6 +130,13 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float16", "bfloat16", "float32"),
         help="of the tower; longva: float16, others: the checkpoint's own",
+    )
+    how.add_argument(
+        "--store-dtype",
+        choices=("int8",),
+        help="videos: keep features in half the space of float16, with a scale for each token, instead of as the tower "
+        "gives them; what that loses is measured and told by show and stats, and who asks for exact features does not "
+        "get these",
     )
     how.add_argument(
         "--frames-per-forward", type=positive_int, metavar="N", help="instead of a whole video in one forward"

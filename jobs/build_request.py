@@ -39,7 +39,14 @@ def task_of(
     """Return what every process of the build is to know."""
     partial_frames: PartialFrames = "allow" if args.allow_partial else "refuse"
     return BuildTask(
-        spec, str(store_root), run_id, args.nframe, sampling, partial_frames, fetch_limit_bytes=args.fetch_limit
+        spec,
+        str(store_root),
+        run_id,
+        args.nframe,
+        sampling,
+        partial_frames,
+        store_dtype=args.store_dtype,
+        fetch_limit_bytes=args.fetch_limit,
     )
 
 
@@ -64,6 +71,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--dataset": args.dataset is not None and args.source == "vla",
         "--instruction": args.instruction is not None and is_video,
         "--allow-partial": args.allow_partial and not is_video,
+        "--store-dtype": args.store_dtype is not None and not is_video,
         "--views": args.views is not None and is_video,
         "--frames-per-forward": args.frames_per_forward is not None and not is_video,
     }

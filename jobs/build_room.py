@@ -6,19 +6,18 @@ import sys
 
 from cache_store import Lookup
 from jobs.sizes import format_size
-from pipeline.encoders import EncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.size_estimate import SizeEstimate, by_length, smallest_feature, upper_bound
-from pipeline.work_plan import Plan
+from pipeline.work_plan import BuildTask, Plan
 
 
-def check_one_feature(spec: EncoderSpec, limit_bytes: int, pinned_bytes: int = 0) -> None:
+def check_one_feature(task: BuildTask, limit_bytes: int, pinned_bytes: int = 0) -> None:
     """Refuse a limit that no feature at all fits under, beside what is pinned: every unit would fail.
 
     Raises:
         BuildRefused: so it is.
     """
-    feature_bytes, what = smallest_feature(spec)
+    feature_bytes, what = smallest_feature(task)
     if feature_bytes > limit_bytes - pinned_bytes:
         raise BuildRefused(
             f"{what} takes {format_size(feature_bytes)}, and the store's limit is "
@@ -36,7 +35,7 @@ def check_room(plan: Plan, store: Lookup, limit_bytes: int, *, may_evict_own: bo
     if not may_evict_own:
         check_whole(plan, estimated(plan, store, limit_bytes - pinned_bytes), limit_bytes, pinned_bytes)
     elif pinned_bytes:
-        check_one_feature(plan.task.spec, limit_bytes, pinned_bytes)
+        check_one_feature(plan.task, limit_bytes, pinned_bytes)
 
 
 def estimated(plan: Plan, store: Lookup, room_bytes: float) -> SizeEstimate:

@@ -26,6 +26,8 @@ _MODULES = {
     "pin": "jobs.upkeep_commands",
     "clear": "jobs.upkeep_commands",
     "migrate": "jobs.migrate_command",
+    "pack": "jobs.pack_command",
+    "unpack": "jobs.pack_command",
 }
 _BUILD_ONLY = ("ray", "transformers", "av", "PIL", "safetensors")
 

@@ -6,7 +6,6 @@ import argparse
 import functools
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -16,7 +15,9 @@ from typing import Any
 from rich.markup import escape
 
 from cache_store import EntryInfo, FeatureKey, FeatureStore, StepKey, VideoKey, describe
+from cache_store.codec import described
 from cache_store.dataset_patterns import DatasetPatterns
+from cache_store.opening import is_file, is_packed, open_feature
 from cache_store.reader import candidates
 from jobs.printing import open_store, printable, results
 from jobs.sizes import format_size
@@ -100,7 +101,7 @@ def _minute(minute: int, separator: str) -> str:
 def show(args: argparse.Namespace) -> int:
     """Print what one file says of itself, found by its path or by its key in a store."""
     path = _path_shown(args)
-    info = describe(path).to_json()
+    info = _described(path, args.store)
     if args.json:
         print(json.dumps(info))
         return 0
@@ -109,6 +110,8 @@ def show(args: argparse.Namespace) -> int:
     for tensor in info["tensors"]:
         where = escape(printable(tensor["path"] or "tensor"))
         console.print(f"  {where}: {tensor['dtype']} {tensor['shape']}", soft_wrap=True, markup=True)
+    if info["int8_loss"] is not None:
+        console.print(f"  kept as int8, which cost {_loss_in_words(info['int8_loss'])}", soft_wrap=True)
     for part in ("key", "recipe", "provenance"):
         if info[part] is None:
             why = " (written by a plain torch.save)" if info["key"] is None else ""
@@ -120,13 +123,37 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _loss_in_words(loss: dict[str, float]) -> str:
+    return (
+        f"a cosine of {loss['worst_cosine']:.6f} in the worst token and {loss['mean_cosine']:.6f} in the mean, "
+        f"errors up to {loss['max_error']:.3g}, {100 * loss['relative_error']:.2f} % of the norm"
+    )
+
+
+def _described(path: Path, store: Path | None) -> dict[str, Any]:
+    packed = None if path.is_file() else _packed_at(path, store)
+    if packed is None:
+        return describe(path).to_json()
+    with open_feature(*packed) as opened:
+        return described(opened).to_json()
+
+
+def _packed_at(path: Path, store: Path | None) -> tuple[Path, str] | None:
+    """The root and name of a packed feature whose file would lie at `path`; without `store` the folders are tried."""
+    path = path.absolute()
+    for root in path.parents[:2] if store is None else [store.absolute()]:
+        if path.is_relative_to(root) and is_packed(root, path.relative_to(root).as_posix()):
+            return root, path.relative_to(root).as_posix()
+    return None
+
+
 def _path_shown(args: argparse.Namespace) -> Path:
     key = _key(args)
     if key is None:
         if args.file is None:
             raise BuildRefused("say which feature: a FILE, or --store ROOT with --dataset and --vlm-idx or --video-id")
         path = args.file if args.store is None else args.store / args.file
-        if not path.is_file():
+        if not path.is_file() and _packed_at(path, args.store) is None:
             raise BuildRefused(f"{path} is no file")
         return Path(path)
     if args.store is None or args.file is not None:
@@ -153,11 +180,12 @@ def _key(args: argparse.Namespace) -> FeatureKey | None:
 def _path_of(store: FeatureStore, key: FeatureKey) -> Path:
     """Where the feature lies: where a reader finds it, else in the folder of a second recipe."""
     plain = list(candidates(key, None))
-    names = [name for name in plain if (store.root / name).is_file()]
+    names = [name for name in plain if is_file(store.root, name)]
     if not names and isinstance(key, VideoKey):
         file = plain[0].rpartition("/")[2]
-        second = (item.name for item in os.scandir(store.root) if item.name.startswith(f"{key.dataset}@"))
-        names = [f"{folder}/{file}" for folder in sorted(second) if (store.root / folder / file).is_file()]
+        second = {entry.name.rpartition("/")[0] for entry in store.entries() if entry.name.endswith(f"/{file}")}
+        second = {folder for folder in second if folder.startswith(f"{key.dataset}@")}
+        names = [f"{folder}/{file}" for folder in sorted(second)]
     if not names:
         raise BuildRefused(f"{key} is not in {store.root}; a reader would look for {plain[0]}")
     if len(names) > 1:

@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from cache_store import FeatureStore, StepKey, StoreFull, StoreWriteError, prompt_hash
 from cache_store.migration import migrate as migrated
+from cache_store.migration import refuse_packed
 from cache_store.migration_names import BadLine, read_names
 from cache_store.migration_sources import Move, Moved, moves_of_aliases, moves_of_names, moves_to_flat, moves_to_tree
 from cache_store.naming import relative_path
@@ -33,6 +34,7 @@ def migrate(args: argparse.Namespace) -> int:
     if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
         raise BuildRefused(f"{source} is no folder that can be read; --from names the old cache")
     recipe = _read_json(args.recipe) if args.recipe else None
+    refuse_packed(source.absolute())
     found_moves, bad_lines = _moves(args, source)
     moves = list(found_moves)
     found: list[Moved] = []

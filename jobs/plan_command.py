@@ -115,7 +115,7 @@ def _limit_reason(
     if limit_bytes is None:
         return None
     try:
-        check_one_feature(made.task.spec, limit_bytes, pinned_bytes)
+        check_one_feature(made.task, limit_bytes, pinned_bytes)
         if not args.allow_eviction:
             check_whole(made, size, limit_bytes, pinned_bytes)
     except BuildRefused as exc:

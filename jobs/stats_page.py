@@ -11,7 +11,7 @@ from jobs import plots
 from jobs.html_page import Section, details, figure, html_table, page
 from jobs.printing import printable
 from jobs.sizes import format_age, format_size
-from jobs.stats_view import by_size, headlines, model_name, pin_end, warnings
+from jobs.stats_view import INT8_HEADINGS, by_size, headlines, int8_rows, model_name, pin_end, warnings
 
 _BARS = 20
 _MODELS = 6  # as many as there are colours beside the one for the rest
@@ -49,6 +49,9 @@ def _sections(stats: StoreStats, entries: Iterable[EntryInfo], now_s: float) -> 
     if stats.hits or stats.misses:
         yield Section("Reads", figure(_reads(stats)))
     yield Section("Counters", _counters(stats), "since the statistics began, over all processes")
+    if losses := list(int8_rows(stats))[:_TABLE_ROWS]:
+        note = "against the exact features, when they were written; each worst figure before its mean, worst first"
+        yield Section("Kept as int8", html_table(INT8_HEADINGS, losses), note)
     if stats.pins:
         yield Section("Pins", _pins(stats), "kept from eviction and from prune")
     if stats.datasets:

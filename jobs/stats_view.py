@@ -52,6 +52,11 @@ def render(
             Text(f"{rates.written:,.1f} written/s, {rates.evicted:,.1f} evictions/s, {rates.hits:,.1f} hits/s", "bold")
         )
     parts += [Text(f"warning: {line}", "bold yellow") for line in warnings(stats)]
+    if losses := list(int8_rows(stats)):
+        drawn = table(*zip(INT8_HEADINGS, ("name", *["right"] * 6), strict=True), title="kept as int8, worst first")
+        for row in losses[:most_rows]:
+            drawn.add_row(*row)
+        parts.append(drawn)
     if stats.pins:
         parts.append(pins_table(stats.pins))
     return Group(*parts)
@@ -145,6 +150,24 @@ def _datasets(stats: StoreStats, *, now_s: float, is_wide: bool, most_rows: int 
         return drawn
     entries, size = sum(dataset.entries for _, dataset in left), sum(dataset.bytes for _, dataset in left)
     return Group(drawn, Text(f"and {len(left):,} more with {entries:,} features, {format_size(size)} (--all)\n", "dim"))
+
+
+INT8_HEADINGS = ("data set", "features", "cosine", "mean", "max error", "relative", "mean")
+
+
+def int8_rows(stats: StoreStats) -> Iterator[tuple[str, ...]]:
+    """Yield what int8 cost each data set that has some, the worst first; under `INT8_HEADINGS`."""
+    kept = [(name, dataset.int8) for name, dataset in stats.datasets.items() if dataset.int8 is not None]
+    for name, loss in sorted(kept, key=lambda item: (item[1].worst_cosine, item[0])):
+        yield (
+            printable(name),
+            f"{loss.entries:,}",
+            f"{loss.worst_cosine:.6f}",
+            f"{loss.mean_cosine:.6f}",
+            f"{loss.max_error:.3g}",
+            f"{100 * loss.worst_relative_error:.2f} %",
+            f"{100 * loss.mean_relative_error:.2f} %",
+        )
 
 
 def model_name(model: ModelStats) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.migrate_arguments import add_migrate
+from jobs.pack_arguments import add_pack
 from jobs.parsers import Commands, add_command, add_json, add_store
 from jobs.sizes import fingerprint_prefix, parse_age, parse_size, positive_int, positive_seconds
 
@@ -21,6 +22,7 @@ def add_store_commands(commands: Commands) -> None:
     _add_pin(commands)
     _add_clear(commands)
     add_migrate(commands)
+    add_pack(commands)
 
 
 def _add_stats(commands: Commands) -> None:

@@ -118,10 +118,8 @@ def published(unit: Unit, task: BuildTask, store: FeatureStore) -> UnitDone | No
         return None
     if task.run_id is not None:
         store.protect([unit.key], recipe=recipe)
-    try:
-        return UnitDone(unit.name, store.path_of(unit.key, recipe=recipe).stat().st_size)
-    except OSError:
-        return UnitDone(unit.name, 0)  # under an alias of its data set
+    # None under an alias of its data set.
+    return UnitDone(unit.name, store.bytes_of(unit.key, recipe=recipe) or 0)
 
 
 def _decode_videos(clips: list[VideoSample], task: BuildTask) -> list[_Decoded | MediaError]:

@@ -104,7 +104,10 @@ def _probed(
         return failure_of(exc, key=unit.name, stage="encode")
     encode_s = time.perf_counter() - started
     encoded = encoded_unit(decoded, features, device=device, encode_s=encode_s)
-    file_bytes = sum(map(len, encoded_item(put_item(encoded, decoder.task)).buffers))
+    try:
+        file_bytes = sum(map(len, encoded_item(put_item(encoded, decoder.task)).buffers))
+    except Exception as exc:  # noqa: BLE001 - as above: int8 takes no infinity
+        return failure_of(exc, key=unit.name, stage="write")
     return ProbedUnit(unit.name, decoded.decode_s, encode_s, file_bytes)
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
+from cache_store import int8
 from pipeline.encoders.base import Json, StepEncoderSpec, VideoEncoderSpec
 from pipeline.vision import PartialFrames
 
 RECIPE_VERSION = 1
+
+StoreDtype = Literal["int8"]  # other than the tower's own
 
 # Whose pixels a file gives, so part of what was asked for. Which library computes them is provenance: where PyAV gives
 # decord's bits, `pipeline.vision.open_video` asks it first.
@@ -20,16 +24,23 @@ DECODER_POLICY = "decord where its seeks are exact, else PyAV"
 
 
 def video_recipe(
-    spec: VideoEncoderSpec, *, nframe: int, sampling: str, partial_frames: PartialFrames = "refuse"
+    spec: VideoEncoderSpec,
+    *,
+    nframe: int,
+    sampling: str,
+    partial_frames: PartialFrames = "refuse",
+    store_dtype: StoreDtype | None = None,
 ) -> dict[str, Json]:
     """Return the recipe of every video of one build: the model's own part, the sampling rule and the decoder.
 
-    A build that allows partial frames has another recipe, so nobody who asks for whole videos gets a part of one.
+    A build that allows partial frames has another recipe, so nobody who asks for whole videos gets a part of one; and
+    one that stores int8 has another, so nobody who asks for exact features gets those.
     """
     frames: dict[str, Json] = {"sampling": sampling, "nframe": nframe, "decoder": DECODER_POLICY}
     if partial_frames == "allow":
         frames["partial_frames"] = "allow"
-    return {"version": RECIPE_VERSION, "encoder": dict(spec.recipe()), "frames": frames}
+    recipe: dict[str, Json] = {"version": RECIPE_VERSION, "encoder": dict(spec.recipe()), "frames": frames}
+    return {**recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)} if store_dtype == "int8" else recipe
 
 
 def step_recipe(spec: StepEncoderSpec, *, instruction: str, views: Sequence[str], from_video: bool) -> dict[str, Json]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from cache_store import Lookup
+from cache_store import Lookup, int8
 from pipeline.encoders.base import EncoderSpec, StepEncoderSpec, VideoEncoderSpec
 from pipeline.sources import VideoSample
 from pipeline.work_plan import BuildTask, Decision, Plan
@@ -61,12 +60,10 @@ def by_length(plan: Plan, store: Lookup) -> SizeEstimate:
     return SizeEstimate(stored_bytes + new_bytes, features, is_upper_bound, new_bytes)
 
 
-def smallest_feature(spec: EncoderSpec) -> tuple[int, str]:
-    """Return the bytes of the smallest feature that an encoder makes, and what it is called."""
-    if _makes_videos(spec):
-        # The shortest video has one frame.
-        return cast(VideoEncoderSpec, spec).feature_bytes(1), "one frame's feature"
-    return cast(StepEncoderSpec, spec).feature_bytes(), "one feature"
+def smallest_feature(task: BuildTask) -> tuple[int, str]:
+    """Return the bytes of the smallest feature that a build makes, and what it is called."""
+    # The shortest video has one frame.
+    return _payload_bytes(task, 1), "one frame's feature" if _makes_videos(task.spec) else "one feature"
 
 
 def _makes_videos(spec: EncoderSpec) -> bool:
@@ -74,17 +71,19 @@ def _makes_videos(spec: EncoderSpec) -> bool:
 
 
 def _file_bytes(task: BuildTask, frames: int) -> int:
-    if _makes_videos(task.spec):
-        return cast(VideoEncoderSpec, task.spec).feature_bytes(frames) + FILE_OVERHEAD_BYTES
-    return cast(StepEncoderSpec, task.spec).feature_bytes() + FILE_OVERHEAD_BYTES
+    return _payload_bytes(task, frames) + FILE_OVERHEAD_BYTES
+
+
+def _payload_bytes(task: BuildTask, frames: int) -> int:
+    if not _makes_videos(task.spec):
+        return cast(StepEncoderSpec, task.spec).feature_bytes()
+    spec = cast(VideoEncoderSpec, task.spec)
+    return int8.payload_bytes(spec.feature_shape(frames)) if task.store_dtype == "int8" else spec.feature_bytes(frames)
 
 
 def _stored_bytes(sample: VideoSample, task: BuildTask, store: Lookup) -> int:
-    try:
-        return os.stat(store.path_of(task.key(sample), recipe=task.recipe(sample))).st_size
-    except OSError:
-        # Under an alias, or just evicted.
-        return _file_bytes(task, task.nframe)
+    # None under an alias, or when just evicted.
+    return store.bytes_of(task.key(sample), recipe=task.recipe(sample)) or _file_bytes(task, task.nframe)
 
 
 def _frames_of(sample: VideoSample, task: BuildTask) -> int | None:

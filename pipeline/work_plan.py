@@ -15,7 +15,7 @@ from typing import Any, cast
 from cache_store import FeatureKey, FeatureStore, InvalidKey, Lookup, StepKey, VideoKey, recipe_fingerprint
 from pipeline.encoders.base import EncoderSpec, Json, StepEncoderSpec, VideoEncoderSpec
 from pipeline.errors import BuildRefused
-from pipeline.recipe import step_recipe, video_recipe
+from pipeline.recipe import StoreDtype, step_recipe, video_recipe
 from pipeline.sources import FETCH_LIMIT_BYTES, Sample, Source, StepSample, VideoFrame, VideoSample
 from pipeline.vision import PartialFrames, SamplingRule
 
@@ -33,6 +33,7 @@ class BuildTask:
     nframe: int = 128
     sampling: SamplingRule = field(default_factory=lambda: SamplingRule.parse("source"))
     partial_frames: PartialFrames = "refuse"  # "allow": a damaged video gives the frames that it still holds
+    store_dtype: StoreDtype | None = None  # of videos; None: as the tower gives them
     fetch_limit_bytes: int = FETCH_LIMIT_BYTES  # of media behind URLs, in each decoder process; changes no number
     # Building a recipe for each of a million steps of a few instructions would cost more than asking the store.
     _recipes: dict[tuple[object, ...], dict[str, Json]] = field(default_factory=dict, compare=False, repr=False)
@@ -57,13 +58,19 @@ class BuildTask:
     def shared_recipe(self) -> dict[str, Json]:
         """Return what the recipes of all samples have in common."""
         asked: dict[str, Json] = {"nframe": self.nframe, "sampling": self.sampling.name}
+        if self.store_dtype is not None:
+            asked["store_dtype"] = self.store_dtype
         return {"encoder": dict(self.spec.recipe()), "partial_frames": self.partial_frames, **asked}
 
     def _new_recipe(self, sample: Sample, *asked: Any) -> dict[str, Json]:
         if isinstance(sample, VideoSample):
             spec = cast(VideoEncoderSpec, self.spec)
             return video_recipe(
-                spec, nframe=self.nframe, sampling=self.sampling.name, partial_frames=self.partial_frames
+                spec,
+                nframe=self.nframe,
+                sampling=self.sampling.name,
+                partial_frames=self.partial_frames,
+                store_dtype=self.store_dtype,
             )
         instruction, views, from_video = asked
         spec_of_steps = cast(StepEncoderSpec, self.spec)

@@ -135,6 +135,10 @@ class FirstPixelSpec:
         """As `pipeline.encoders.base.VideoEncoderSpec`."""
         return {"family": self.family, "dtype": "float16", "weights": "none"}
 
+    def feature_shape(self, num_frames: int) -> tuple[int, int, int]:
+        """As `pipeline.encoders.base.VideoEncoderSpec`."""
+        return num_frames, 1, 3
+
     def feature_bytes(self, num_frames: int) -> int:
         """As `pipeline.encoders.base.VideoEncoderSpec`."""
         return num_frames * 6

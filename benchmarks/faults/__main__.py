@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults import files, sharing, syscalls, writers
+from benchmarks.faults import files, packing, sharing, syscalls, writers
 from benchmarks.faults.outcome import Load, Script
 
 # Name -> script, its unit's count and its seconds in a full run.
@@ -28,6 +28,8 @@ SCRIPTS: dict[str, tuple[Script, int, float]] = {
     "users": (sharing.users, 100, 0),
     "read-only": (sharing.read_only, 0, 0),
     "keys": (sharing.keys, 2_000, 0),
+    "pack-kill": (packing.pack_kill, 2_000, 0),
+    "pack-full-disk": (packing.pack_full_disk, 200, 0),
 }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, shards
+from cache_store.shard_file import Shard
 
 
 @dataclass
@@ -36,12 +37,25 @@ class Load:
 Script = Callable[[Load], Outcome]
 
 
+def _features(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.pt") if ".taken" not in path.relative_to(folder).as_posix()]
+
+
+def _counting(shard: Shard) -> list[tuple[str, int]]:
+    return [(shard.name(row), int(shard.bytes[row])) for row in shard.counting().nonzero()[0].tolist()]
+
+
 def check_books(store: FeatureStore, outcome: Outcome, where: str) -> None:
     """No file is damaged, and the statistics are those of the files."""
     found = store.verify(workers=1)
     outcome.expect(not found.problems, f"{where}: verify found {[problem.reason for problem in found.problems[:3]]}")
     stats = store.stats()
-    files = [path.stat().st_size for path in store.root.rglob("*.pt")]
+    packed = shards.of(store.root).view()
+    # Of every name one: a loose file hides what is packed, and what an unfinished pack has taken.
+    sizes = {name: size for shard in packed.shards for name, size in _counting(shard)}
+    for folder in [*packed.taken, store.root]:
+        sizes.update((path.relative_to(folder).as_posix(), path.stat().st_size) for path in _features(folder))
+    files = list(sizes.values())
     outcome.expect(
         (stats.entries, stats.bytes) == (len(files), sum(files)),
         f"{where}: stats say {stats.entries} entries of {stats.bytes} bytes, there are {len(files)} of {sum(files)}",

@@ -19,7 +19,7 @@ from cache_store import CacheStoreError, FeatureStore, PutItem, StepKey, StoreFu
 
 _CALLS = (
     "open", "write", "writev", "fsync", "replace", "rename", "link", "unlink", "mkdir", "utime", "stat", "fstat",
-    "read", "readv", "pread", "preadv", "listdir",
+    "read", "readv", "pread", "preadv", "listdir", "pwrite", "lstat", "rmdir",
 )  # fmt: skip
 _ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.ESTALE)
 _OLD, _NEW = 1, 2
@@ -95,7 +95,13 @@ _OPERATIONS: dict[str, Callable[[FeatureStore], object]] = {
     "get": lambda store: store.get(_KEY),
     "get of a large feature": lambda store: store.get(_VIDEO),
     "prune": lambda store: store.prune(datasets=["nothing"]),
+    "pack": lambda store: store.pack(),
+    "unpack": lambda store: store.unpack(),
+    "get_batch": lambda store: store.get_batch([_KEY, _KEY]),
+    "verify": lambda store: store.verify(workers=1),
 }
+# These do something else where the features are packed.
+_ON_PACKED = ("overwrite", "eviction", "delete", "stats", "get", "unpack", "get_batch", "verify")
 
 
 def syscalls(load: Load) -> Outcome:
@@ -107,9 +113,14 @@ def syscalls(load: Load) -> Outcome:
         store.put(_KEY, value_of(1, _OLD))
         store.put(_VIDEO, {"vision_features": torch.zeros(100, 1024)}, recipe={"weights": "a"})
         store.stats()
-    for name, operation in _OPERATIONS.items():
+    packed = load.folder / "packed"
+    shutil.copytree(template, packed)
+    with FeatureStore(packed) as store:
+        store.pack()
+    runs = [(template, name) for name in _OPERATIONS] + [(packed, name) for name in _ON_PACKED]
+    for start, name in runs:
         number = 1
-        while _once(load.folder / "store", template, name, operation, number, errors, outcome):
+        while _once(load.folder / "store", start, name, _OPERATIONS[name], number, errors, outcome):
             number += 1
         outcome.counts["operations"] += 1
     return outcome

@@ -63,7 +63,7 @@ class Crowd:
     limit_may_lag: bool = False  # it holds again once the listings are right
 
 
-class _Writers:
+class Writers:
     """Forked writers, one for each slot of keys, and what they acknowledged."""
 
     def __init__(self, root: Path, slots: int, crowd: Crowd, seed: int) -> None:
@@ -161,7 +161,7 @@ def _work(root: Path, slot: int, generation: int, crowd: Crowd, seed: int, acks:
             store.stats()
 
 
-def _fresh(load: Load, name: str) -> Path:
+def fresh(load: Load, name: str) -> Path:
     torch.set_num_threads(1)
     root = load.folder / name
     shutil.rmtree(root, ignore_errors=True)
@@ -172,12 +172,12 @@ def kill9(load: Load) -> Outcome:
     """Writers killed at random moments: nothing acknowledged is lost, nothing is mixed, no limit is passed."""
     outcome = Outcome()
     for name, crowd in {"no limit": Crowd(), "limit": Crowd(limit_bytes=160_000, deletes=True)}.items():
-        root = _fresh(load, f"kill9-{name}")
+        root = fresh(load, f"kill9-{name}")
         chooser = random.Random(load.seed)
         rounds = max(1, load.count // 2 // 500)
         generation_base = 0
         for _ in range(rounds):
-            writers = _Writers(root, 6, crowd, load.seed + generation_base)
+            writers = Writers(root, 6, crowd, load.seed + generation_base)
             writers._generation += generation_base
             for _ in range(load.count // 2 // rounds):
                 time.sleep(chooser.random() * 0.02)
@@ -194,7 +194,7 @@ def kill9(load: Load) -> Outcome:
                         _check_limit(root, crowd, outcome, name)
             generation_base = writers._generation
             writers.end()
-            _check_versions(root, crowd, writers.acknowledged, outcome, name)
+            check_versions(root, crowd, writers.acknowledged, outcome, name)
     return outcome
 
 
@@ -211,7 +211,7 @@ def _check_limit(root: Path, crowd: Crowd, outcome: Outcome, where: str) -> None
     outcome.expect(total <= crowd.limit_bytes, f"{where}: {total} bytes at a limit of {crowd.limit_bytes}")
 
 
-def _check_versions(root: Path, crowd: Crowd, acknowledged: dict[int, int], outcome: Outcome, where: str) -> None:
+def check_versions(root: Path, crowd: Crowd, acknowledged: dict[int, int], outcome: Outcome, where: str) -> None:
     with FeatureStore(root) as store:
         for key, version in acknowledged.items():
             is_there, found = version_at(store, key)
@@ -226,8 +226,8 @@ def _check_versions(root: Path, crowd: Crowd, acknowledged: dict[int, int], outc
 def _together(load: Load, name: str, crowd: Crowd, processes: int, seconds: float) -> Outcome:
     """Let writers run undisturbed for a while; every one of them must still be at work at the end."""
     outcome = Outcome()
-    root = _fresh(load, name)
-    writers = _Writers(root, processes, crowd, load.seed)
+    root = fresh(load, name)
+    writers = Writers(root, processes, crowd, load.seed)
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         time.sleep(0.1)
@@ -244,7 +244,7 @@ def _together(load: Load, name: str, crowd: Crowd, processes: int, seconds: floa
     outcome.counts["processes"] = processes
     outcome.counts["seconds"] = int(seconds)
     outcome.counts["keys written"] = len(writers.acknowledged)
-    _check_versions(root, crowd, writers.acknowledged, outcome, name)
+    check_versions(root, crowd, writers.acknowledged, outcome, name)
     return outcome
 
 
@@ -334,7 +334,7 @@ def first_use(load: Load) -> Outcome:
     """Processes that open one new store and put at the same instant, again and again."""
     outcome = Outcome()
     for number in range(load.count):
-        root = _fresh(load, "first")
+        root = fresh(load, "first")
         pids = list(_started_together(root, 4, number))
         for pid in pids:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -93,6 +93,10 @@ class VideoEncoderSpec(Protocol):
         """Return everything about the model that changes the numbers, the weights' digest included."""
         ...
 
+    def feature_shape(self, num_frames: int) -> tuple[int, int, int]:
+        """Return [frames, tokens, width] of the feature of a video of `num_frames` sampled frames."""
+        ...
+
     def feature_bytes(self, num_frames: int) -> int:
         """Return the payload bytes of the feature of a video of `num_frames` sampled frames."""
         ...

@@ -91,6 +91,10 @@ class HuggingfaceSpec:
             "attention": ATTENTION,
         }
 
+    def feature_shape(self, num_frames: int) -> tuple[int, int, int]:
+        """Return [frames, tokens, width] of the feature of a video of `num_frames` sampled frames."""
+        return num_frames, self.tokens, self.width
+
     def feature_bytes(self, num_frames: int) -> int:
         """Return the payload bytes of the feature of a video of `num_frames` sampled frames."""
         return num_frames * self.tokens * self.width * DTYPES[self.dtype].itemsize

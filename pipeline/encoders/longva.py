@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,11 +111,15 @@ class LongvaSpec:
             "attention": ATTENTION,
         }
 
-    def feature_bytes(self, num_frames: int) -> int:
-        """Return the payload bytes of the feature of a video of `num_frames` sampled frames."""
+    def feature_shape(self, num_frames: int) -> tuple[int, int, int]:
+        """Return [frames, tokens, width] of the feature of a video of `num_frames` sampled frames."""
         tokens = (self.architecture["image_size"] // self.architecture["patch_size"]) ** 2
         tokens += self.select_feature == "cls_patch"
-        return int(num_frames * tokens * self.architecture["hidden_size"] * DTYPES[self.dtype].itemsize)
+        return num_frames, int(tokens), int(self.architecture["hidden_size"])
+
+    def feature_bytes(self, num_frames: int) -> int:
+        """Return the payload bytes of the feature of a video of `num_frames` sampled frames."""
+        return math.prod(self.feature_shape(num_frames)) * DTYPES[self.dtype].itemsize
 
     def load(self, device: str) -> TowerEncoder:
         """Load the tower on `device`, in evaluation mode.

@@ -177,7 +177,7 @@ def test_a_quick_run_measures_every_row_and_leaves_nothing_behind(tmp_path, caps
     assert [row.id for row in rows] == list(command.ROWS)
     assert all(line.value is not None or line.note for row in rows for line in row.lines)
     assert all(any(line.most_ratio or line.most_value for line in row.lines) for row in rows)
-    assert "not built yet" in capsys.readouterr().out
+    assert "packed, FeatureStore.get_batch" in capsys.readouterr().out
     assert list(folder.iterdir()) == []
 
 

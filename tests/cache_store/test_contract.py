@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import torch
 from cache_store import (
     EntryExists,
     FeatureStore,
+    InexactFeature,
     InvalidKey,
     PutItem,
     RecipeMismatch,
     StepKey,
     StoreFull,
     VideoKey,
+    int8,
 )
 from tests.cache_store.conftest import tensor
 
@@ -33,6 +36,7 @@ class Backend:
 
     root: Path
     loses_books: bool = False
+    repacks: Callable[[FeatureStore], object] | None = None
 
     def open(self, **options) -> FeatureStore:
         self.disturb()
@@ -41,6 +45,9 @@ class Backend:
     def disturb(self) -> None:
         if self.loses_books:
             shutil.rmtree(self.root / ".vlm-cache", ignore_errors=True)
+        if self.repacks is not None:
+            with FeatureStore(self.root) as store:
+                self.repacks(store)
 
 
 def on_disk(tmp_path, monkeypatch):
@@ -69,7 +76,43 @@ def written_by_plain_torch_save(tmp_path, monkeypatch):
     return Backend(tmp_path / "store")
 
 
-BACKENDS = [on_disk, without_working_locks, without_any_locks, that_loses_its_books, written_by_plain_torch_save]
+def packed(tmp_path, monkeypatch):
+    return Backend(tmp_path / "store", repacks=FeatureStore.pack)
+
+
+def packed_with_its_files_kept(tmp_path, monkeypatch):
+    return Backend(tmp_path / "store", repacks=lambda store: store.pack(keep=True))
+
+
+def packed_and_unpacked_in_turns(tmp_path, monkeypatch):
+    return Backend(tmp_path / "store", repacks=lambda store: (store.unpack if packed_in(store) else store.pack)())
+
+
+def packed_where_nothing_may_be_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr("cache_store.shard_file.is_on_local_disk", lambda *_: False)
+    return Backend(tmp_path / "store", repacks=FeatureStore.pack)
+
+
+def packed_that_loses_its_books(tmp_path, monkeypatch):
+    return Backend(tmp_path / "store", repacks=FeatureStore.pack, loses_books=True)
+
+
+def packed_in(store):
+    return list(store.root.glob("packed/*.arrow"))
+
+
+BACKENDS = [
+    on_disk,
+    without_working_locks,
+    without_any_locks,
+    that_loses_its_books,
+    written_by_plain_torch_save,
+    packed,
+    packed_with_its_files_kept,
+    packed_and_unpacked_in_turns,
+    packed_where_nothing_may_be_mapped,
+    packed_that_loses_its_books,
+]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda make: make.__name__)
@@ -170,6 +213,24 @@ def test_parts_buffers_and_maps_give_the_bits_of_the_whole(backend):
         assert torch.equal(out, whole)
         assert torch.equal(store.get(VIDEO, frames=[3, 0])["vision_features"], whole[[3, 0]])
         assert torch.equal(store.get(VIDEO, mmap=True)["vision_features"], whole)
+
+
+def test_int8_is_read_in_any_dtype_in_parts_and_never_as_exact(backend):
+    recipe = {**RECIPE, "storage": dict(int8.STORAGE)}
+    exact = value_of(VIDEO, 1)["vision_features"]
+    with backend.open() as store:
+        store.put_many([PutItem(VIDEO, value_of(VIDEO, 1), recipe)])
+        backend.disturb()
+        found = store.get(VIDEO, recipe=recipe)["vision_features"]
+        assert torch.allclose(found.float(), exact.float(), atol=exact.abs().max().item() / 250)
+        assert not torch.equal(found, exact)
+        out = torch.empty(2, 16)
+        assert torch.equal(store.get(VIDEO, frames=[3, 0], out=out)["vision_features"].half(), found[[3, 0]])
+        assert same(store.get(VIDEO, dtype=torch.float16)["vision_features"], found)
+        with pytest.raises(InexactFeature):
+            store.get(VIDEO, exact=True)
+        with pytest.raises(RecipeMismatch, match="storage"):
+            store.get(VIDEO, recipe=RECIPE)
 
 
 def test_the_limit_holds_and_the_newest_entries_stay(backend):

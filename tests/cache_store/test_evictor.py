@@ -9,7 +9,18 @@ import shutil
 import pytest
 import torch
 
-from cache_store import EntryExists, PutItem, StepKey, StoreFull, VideoKey, budget, entry_table, evictor, naming
+from cache_store import (
+    EntryExists,
+    PutItem,
+    StepKey,
+    StoreFull,
+    VideoKey,
+    budget,
+    entry_table,
+    evictor,
+    naming,
+    removing,
+)
 from cache_store import store as store_module
 from cache_store.atomic import publish_many
 from cache_store.ledger import Ledger
@@ -332,7 +343,7 @@ def test_an_entry_that_this_user_may_not_unlink_is_passed_over(open_store, monke
             raise PermissionError(1, "Operation not permitted")
         real(path, **options)
 
-    monkeypatch.setattr(evictor.os, "unlink", guarded)
+    monkeypatch.setattr(removing.os, "unlink", guarded)
     store.put(key(3), tensor(3))
     monkeypatch.undo()
     assert kept(store) == [0, 2, 3]

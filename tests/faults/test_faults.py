@@ -27,6 +27,8 @@ SHORT = {
     "users": (6, 1),
     "read-only": (1, 1),
     "keys": (400, 1),
+    "pack-kill": (60, 1),
+    "pack-full-disk": (12, 1),
 }
 
 
@@ -61,11 +63,11 @@ def test_mutations_notice_a_reader_that_checks_no_checksum(tmp_path, monkeypatch
 def test_a_lost_acknowledgement_is_noticed(tmp_path):
     from benchmarks.faults.outcome import Outcome
     from benchmarks.faults.values import value_of
-    from benchmarks.faults.writers import Crowd, _check_versions
+    from benchmarks.faults.writers import Crowd, check_versions
 
     with FeatureStore(tmp_path / "store") as store:
         store.put(StepKey("episode_1", 1), value_of(1, 5))
     for acknowledged, is_right in (({1: 5}, True), ({1: 6}, False), ({4: 1}, False)):
         outcome = Outcome()
-        _check_versions(tmp_path / "store", Crowd(), acknowledged, outcome, "test")
+        check_versions(tmp_path / "store", Crowd(), acknowledged, outcome, "test")
         assert (outcome.problems == []) == is_right

@@ -12,6 +12,7 @@ from cache_store import ReadOnlyStore
 from pipeline import probe as module
 from pipeline.encode_unit import decode_unit
 from pipeline.encoders import load_spec
+from pipeline.encoders.vision_tower import TowerEncoder
 from pipeline.failures import ErrorClass
 from pipeline.probe import probe_units
 from pipeline.sources import ImageFile, StepSample, VideoSample
@@ -33,8 +34,8 @@ def clip(path: Path) -> VideoSample:
     return VideoSample("clips", path.stem, path, path.name)
 
 
-def planned(root, *samples, encoder="longva"):
-    task = BuildTask(load_spec(encoder, "small"), str(root), None, nframe=4)
+def planned(root, *samples, encoder="longva", **options):
+    task = BuildTask(load_spec(encoder, "small"), str(root), None, nframe=4, **options)
     return plan_build(Listed(*samples), task, ReadOnlyStore(root), overwrite=False)
 
 
@@ -51,6 +52,17 @@ def test_units_are_measured_and_not_stored(tmp_path):
     assert found.encode_s > 0
     assert found.bytes > plan.task.spec.feature_bytes(4)
     assert not (tmp_path / "store").exists()
+
+
+def test_int8_is_measured_as_it_would_be_stored_and_what_it_cannot_keep_is_named(tmp_path, monkeypatch):
+    plan = planned(tmp_path / "store", clip(write_video(tmp_path / "a.mp4", frames=6)), store_dtype="int8")
+    exact_bytes = plan.task.spec.feature_bytes(4)
+    assert exact_bytes / 2 < probed(plan, count=1).bytes < 0.9 * exact_bytes
+    encode = TowerEncoder.encode
+    monkeypatch.setattr(TowerEncoder, "encode", lambda self, pixels: encode(self, pixels) * float("inf"))
+    (failure,) = probed(plan, count=1).failed
+    assert (failure.key, failure.stage) == ("a", "write")
+    assert "NaN or infinity" in failure.reason
 
 
 def test_more_than_there_is_and_none_at_all(tmp_path):

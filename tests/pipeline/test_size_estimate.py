@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, int8
+from pipeline.encode_unit import video_entry
 from pipeline.encoders import load_spec
-from pipeline.size_estimate import FILE_OVERHEAD_BYTES, by_length, upper_bound
+from pipeline.size_estimate import FILE_OVERHEAD_BYTES, by_length, smallest_feature, upper_bound
 from pipeline.sources import ImageFile, StepSample, VideoSample
 from pipeline.vision import SamplingRule
 from pipeline.vision.survey import promised_length
@@ -24,9 +25,9 @@ def store(tmp_path):
         yield opened
 
 
-def planned(store, *samples, sampling="source", encoder="longva", nframe=16):
+def planned(store, *samples, sampling="source", encoder="longva", nframe=16, **options):
     rule = SamplingRule.parse(sampling)
-    task = BuildTask(load_spec(encoder, "small"), str(store.root), None, nframe, rule)
+    task = BuildTask(load_spec(encoder, "small"), str(store.root), None, nframe, rule, **options)
     return plan_build(Listed(*samples), task, store, overwrite=False)
 
 
@@ -48,6 +49,19 @@ def test_steps_all_take_the_same_and_no_less_than_is_written(store):
         feature = torch.zeros(1, 1, width, dtype=torch.float16)
         store.put(plan.task.key(sample), feature, recipe=plan.task.recipe(sample))
     assert estimate.bytes <= store.stats().bytes <= 2 * estimate.bytes
+
+
+@pytest.mark.parametrize("encoder", ["longva", "huggingface"])
+def test_int8_features_count_by_what_is_written_of_them(store, tmp_path, encoder):
+    sample = clip(tmp_path / "a.mp4")
+    plan = planned(store, sample, sampling="longva", encoder=encoder, store_dtype="int8")
+    estimate, exact = upper_bound(plan), planned(store, sample, sampling="longva", encoder=encoder)
+    features = torch.ones(plan.task.spec.feature_shape(16), dtype=torch.float16)
+    entry = video_entry(sample, plan.task.key(sample), features)
+    size = store.put(plan.task.key(sample), entry, recipe=plan.task.recipe(sample)).stat().st_size
+    assert size - 3000 < estimate.bytes <= size
+    assert estimate.bytes < 0.6 * upper_bound(exact).bytes
+    assert smallest_feature(plan.task)[0] == int8.payload_bytes(plan.task.spec.feature_shape(1))
 
 
 def test_short_videos_count_by_their_own_length(store, tmp_path):

@@ -83,6 +83,7 @@ def test_the_layer_and_the_class_token_follow_the_checkpoint(longva):
     feature = spec.load("cpu").encode(frames())
     assert feature.shape == (2, 5, 16)
     assert feature.nbytes == spec.feature_bytes(2)
+    assert feature.shape == spec.feature_shape(2)
 
 
 @pytest.mark.parametrize("layer", [-4, -3, -2, -1, 0, 1, 2, 3])

@@ -1,0 +1,302 @@
+"""One shard: many feature files as they are in one Arrow IPC file, and the byte for each that says whether it counts.
+
+A row's content is the feature's whole `.pt` file, padded to a multiple of 64 bytes so that tensors stay aligned. All
+columns but two never change. `live` and `dead` hold one byte for each row, which is set once, in place, and never
+cleared: a row counts when it is live and not dead. The footer's metadata says where each column lies, so that readers
+need no Arrow, which can read the file all the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cache_store.atomic import Bytes
+from cache_store.checksum import crc32
+from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
+from cache_store.file_systems import is_on_local_disk
+
+_KEY = "vlm_cache_shard"
+_FORMAT = 1
+_ALIGNMENT = 64
+_PLACES_BYTES = 1024
+_MARKER = b"ARROW1"
+_NUMBERS = {"bytes": "<i8", "crc32": "<u4", "written_ns": "<i8", "changed_ns": "<i8"}
+
+
+class Row(NamedTuple):
+    """One feature file to be packed."""
+
+    name: str  # its relative path
+    content: bytes
+    written_ns: int  # st_mtime_ns
+    changed_ns: int  # st_ctime_ns: of two rows with one name the later one is the newer version
+    fingerprint8: str  # "" for none
+
+
+def encoded(rows: Sequence[Row]) -> list[Bytes]:
+    """The shard's bytes, all rows neither live nor dead."""
+    import pyarrow as pa
+
+    # Of one byte each first, to see where the contents begin.
+    rest = -_places(_written(pa, rows, b" " * _PLACES_BYTES, is_short=True))["content"][0] % _ALIGNMENT
+    blank = b" " * (_PLACES_BYTES + rest)
+    content = _written(pa, rows, blank, is_short=False)
+    places = _places(content)
+    table = np.frombuffer(content, np.uint8)
+    told = {_KEY: _FORMAT, "rows": len(rows), "places": places, "crc32": _crc_of_columns(memoryview(content), places)}
+    text = json.dumps(told, separators=(",", ":")).encode().ljust(len(blank))
+    if len(text) != len(blank) or places["content"][0] % _ALIGNMENT:
+        raise RuntimeError("the shard's layout does not hold its description")
+    whole = bytearray(table)
+    first, last = whole.find(blank), whole.rfind(blank)
+    whole[first : first + len(blank)] = whole[last : last + len(blank)] = text
+    return [memoryview(whole)]
+
+
+def _written(pa: Any, rows: Sequence[Row], description: bytes, *, is_short: bool) -> Any:
+    padded = [row.content + b"\0" * (-len(row.content) % _ALIGNMENT) for row in rows]
+    columns = {
+        "content": pa.array([content[:1] if is_short else content for content in padded], pa.large_binary()),
+        "name": pa.array([row.name for row in rows], pa.large_string()),
+        "fingerprint8": pa.array([row.fingerprint8.encode().ljust(8, b"\0") for row in rows], pa.binary(8)),
+        "bytes": pa.array([len(row.content) for row in rows], pa.int64()),
+        "crc32": pa.array([crc32(row.content) for row in rows], pa.uint32()),
+        "written_ns": pa.array([row.written_ns for row in rows], pa.int64()),
+        "changed_ns": pa.array([row.changed_ns for row in rows], pa.int64()),
+        "live": pa.array([0] * len(rows), pa.uint8()),
+        "dead": pa.array([0] * len(rows), pa.uint8()),
+    }
+    table = pa.record_batch(list(columns.values()), names=list(columns))
+    schema = table.schema.with_metadata({_KEY: description})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(table.columns, schema=schema))
+    return sink.getvalue()
+
+
+def _places(content: Any) -> dict[str, list[int]]:
+    """Where each column's values lie, and how long they are, by what Arrow itself reads."""
+    import pyarrow as pa
+
+    batch = pa.ipc.open_file(pa.BufferReader(content)).get_batch(0)
+    places = {}
+    for name in batch.schema.names:
+        buffers = batch.column(name).buffers()
+        if len(buffers) == 3:
+            places[f"{name}_offsets"] = [buffers[1].address - content.address, buffers[1].size]
+        places[name] = [buffers[-1].address - content.address, buffers[-1].size]
+    return places
+
+
+def _crc_of_columns(content: memoryview, places: dict[str, list[int]]) -> int:
+    crc = 0
+    for name, (start, size) in sorted(places.items()):
+        if name not in ("content", "live", "dead"):
+            crc = crc32(content[start : start + size], crc)
+    return crc
+
+
+class Shard:
+    """An open shard, mapped where the file system is this machine's own. Safe for threads and forks.
+
+    Raises:
+        FileNotFoundError: it was removed.
+        DamagedFeature: not a whole shard.
+        StoreReadError: the disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the shard
+            self._status = os.fstat(self._file.fileno())
+            self.file_bytes = self._status.st_size
+            self._map = self._mapped()
+            if self._map is not None:
+                self._file.close()  # the map holds it open
+            told = self._description()
+            self.rows: int = told["rows"]
+            self._places: dict[str, list[int]] = told["places"]
+            parts = {name: self._part(*place) for name, place in self._places.items() if name != "content"}
+        except (ValueError, KeyError, TypeError) as exc:
+            raise DamagedFeature(str(path), f"not a whole shard ({exc})") from exc
+        except FileNotFoundError:
+            raise
+        except OSError as exc:
+            raise StoreReadError(str(path), exc) from exc
+        self._read_columns(parts, told["crc32"])
+
+    def _mapped(self) -> mmap.mmap | None:
+        if not self.file_bytes or not is_on_local_disk(self._file.fileno()):
+            return None
+        return mmap.mmap(self._file.fileno(), self.file_bytes, access=mmap.ACCESS_READ)
+
+    def _description(self) -> dict[str, Any]:
+        """The footer's metadata.
+
+        Raises:
+            ValueError, KeyError: there is none.
+        """
+        end = self._part(self.file_bytes - 10, 10)
+        if bytes(end[4:]) != _MARKER:
+            raise ValueError("no footer at its end")
+        size = int.from_bytes(end[:4], "little")
+        footer = bytes(self._part(self.file_bytes - 10 - size, size))
+        start = footer.index(b'{"' + _KEY.encode())
+        told: dict[str, Any] = json.JSONDecoder().raw_decode(footer[start:].decode("latin-1"))[0]
+        if told[_KEY] != _FORMAT:
+            raise ValueError(f"its format is {told[_KEY]}, not {_FORMAT}")
+        return told
+
+    def _part(self, start: int, size: int) -> memoryview:
+        if start < 0 or size < 0 or start + size > self.file_bytes:
+            raise ValueError(f"{size} bytes at {start} of {self.file_bytes}")
+        if self._map is not None:
+            return memoryview(self._map)[start : start + size]
+        parts = bytearray()
+        while len(parts) < size:
+            part = os.pread(self._file.fileno(), size - len(parts), start + len(parts))
+            if not part:
+                raise ValueError(f"ends {size - len(parts)} bytes early")
+            parts += part
+        return memoryview(parts)
+
+    def _read_columns(self, parts: dict[str, memoryview], wanted_crc: int) -> None:
+        crc = 0
+        for name in sorted(parts):
+            if name not in ("live", "dead"):
+                crc = crc32(parts[name], crc)
+        if crc != wanted_crc:
+            raise DamagedFeature(str(self.path), "the shard's columns fail their checksum")
+        numbers = {name: np.frombuffer(parts[name], kind, self.rows) for name, kind in _NUMBERS.items()}
+        self.bytes, self.crc32 = numbers["bytes"], numbers["crc32"]
+        self.written_ns, self.changed_ns = numbers["written_ns"], numbers["changed_ns"]
+        self._starts = np.frombuffer(parts["content_offsets"], "<i8", self.rows)
+        self._name_offsets = np.frombuffer(parts["name_offsets"], "<i8", self.rows + 1)
+        self._name_bytes = parts["name"]
+        self._fingerprints = parts["fingerprint8"]
+        self._content_at = self._places["content"][0]
+        self.content_starts = self._starts + self._content_at  # in the file
+
+    @property
+    def memory(self) -> memoryview | None:
+        """The whole file where it is mapped."""
+        return None if self._map is None else memoryview(self._map)
+
+    def names(self) -> list[str]:
+        """All names, of dead rows too."""
+        text, offsets = str(self._name_bytes, "utf-8"), self._name_offsets.tolist()
+        if len(text) == len(self._name_bytes):
+            return [text[start:end] for start, end in itertools.pairwise(offsets)]
+        return [self.name(row) for row in range(self.rows)]
+
+    def names_of(self, rows: np.ndarray[Any, Any]) -> list[str]:
+        """The names of these rows, at a fraction of `name`'s cost."""
+        text = self._text
+        if text is None:
+            return [self.name(row) for row in rows.tolist()]
+        starts, ends = self._name_offsets[rows].tolist(), self._name_offsets[rows + 1].tolist()
+        return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    @functools.cached_property
+    def _text(self) -> str | None:
+        """All names in one; None where offsets in bytes are none in characters."""
+        text = str(self._name_bytes, "utf-8")
+        return text if len(text) == len(self._name_bytes) else None
+
+    def name(self, row: int) -> str:
+        return str(self._name_bytes[self._name_offsets[row] : self._name_offsets[row + 1]], "utf-8")
+
+    def fingerprint8(self, row: int) -> str:
+        return bytes(self._fingerprints[8 * row : 8 * row + 8]).rstrip(b"\0").decode("ascii")
+
+    def content(self, row: int) -> memoryview:
+        """The feature file's bytes, not verified; of a mapped shard they are the map's own.
+
+        Raises:
+            DamagedFeature, StoreReadError: they cannot be read.
+        """
+        try:
+            return self._part(int(self.content_starts[row]), int(self.bytes[row]))
+        except ValueError as exc:
+            raise DamagedFeature(str(self.path), str(exc)) from exc
+        except OSError as exc:
+            raise StoreReadError(str(self.path), exc) from exc
+
+    def problem(self, row: int) -> str | None:
+        """What is wrong with a row's content; None when its checksum is right."""
+        return None if crc32(self.content(row)) == self.crc32[row] else "the packed file fails its checksum"
+
+    def states(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Copies of the bytes `live` and `dead` as they are now.
+
+        Raises:
+            StoreReadError: the disk.
+        """
+        return self._flags("live"), self._flags("dead")
+
+    def _flags(self, column: str) -> np.ndarray[Any, Any]:
+        place = self._places[column]
+        flags: np.ndarray[Any, Any] = np.frombuffer(bytes(self._state(place[0], self.rows)), np.uint8) != 0
+        return flags
+
+    def _state(self, start: int, size: int) -> memoryview:
+        try:
+            return self._part(start, size)
+        except (OSError, ValueError) as exc:
+            raise StoreReadError(str(self.path), exc if isinstance(exc, OSError) else OSError(str(exc))) from exc
+
+    def counting(self) -> np.ndarray[Any, Any]:
+        """For each row whether it counts now."""
+        live, dead = self.states()
+        counting: np.ndarray[Any, Any] = live & ~dead
+        return counting
+
+    def counts(self, row: int) -> bool:
+        """Whether a row counts now."""
+        return self._byte("live", row) and not self._byte("dead", row)
+
+    def is_dead(self, row: int) -> bool:
+        return self._byte("dead", row)
+
+    def _byte(self, column: str, row: int) -> bool:
+        return self._state(self._places[column][0] + row, 1)[0] != 0
+
+    def mark(self, column: str, rows: Iterable[int], *, flush: bool = False) -> None:
+        """Set the bytes of `live` or `dead` for these rows; room for them was taken when the shard was written.
+
+        Raises:
+            StoreWriteError: the operating system refused.
+        """
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                if not os.path.samestat(os.fstat(fd), self._status):
+                    return  # another file by now
+                for row in rows:
+                    os.pwrite(fd, b"\1", self._places[column][0] + row)
+                if flush:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            return  # with the shard its rows are gone
+        except OSError as exc:
+            raise StoreWriteError(str(self.path), exc) from exc
+
+    def has_its_name(self) -> bool:
+        """Whether the shard is still one of the store's: else marks are set in vain."""
+        try:
+            return os.path.samestat(os.stat(self.path), self._status)
+        except OSError:
+            return False

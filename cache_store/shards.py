@@ -1,0 +1,272 @@
+"""Which features lie in shards, and in which: found by name, told apart by what counts, and taken out of the count."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cache_store import naming
+from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
+from cache_store.shard_file import Shard
+
+# A folder that changed this recently may change again without another time stamp.
+_SETTLED_AFTER_NS = 50_000_000
+
+logger = logging.getLogger("cache_store")
+
+
+class Place(NamedTuple):
+    """Where a packed feature lies."""
+
+    shard: Shard
+    row: int
+
+    @property
+    def version(self) -> tuple[int, str]:
+        """Of several rows with one name the greatest one is the newest."""
+        return int(self.shard.changed_ns[self.row]), self.shard.id
+
+    @property
+    def bytes(self) -> int:
+        return int(self.shard.bytes[self.row])
+
+
+class View:
+    """The shards of a store at one moment; what counts in them is asked anew each time."""
+
+    def __init__(self, shards: Sequence[Shard] = (), taken: Sequence[Path] = (), damaged: dict[str, str] | None = None):
+        self.shards = list(shards)
+        self.taken = list(taken)  # folders of files on their way into a shard
+        self.damaged = damaged or {}  # file name -> reason
+
+    def places(self, name: str) -> list[Place]:
+        """All rows of this name."""
+        if not self.shards:
+            return []
+        hashes, numbers, rows = self._index
+        hashed = hash(name)
+        at = int(hashes.searchsorted(hashed))
+        found = []
+        while at < len(hashes) and hashes[at] == hashed:
+            place = Place(self.shards[numbers[at]], int(rows[at]))
+            if place.shard.name(place.row) == name:
+                found.append(place)
+            at += 1
+        return found
+
+    def find(self, name: str) -> Place | None:
+        """The row that is the feature of this name, unless there is a loose file; None where no row counts.
+
+        Raises:
+            StoreReadError: the disk.
+        """
+        counting = [place for place in self.places(name) if place.shard.counts(place.row)]
+        return max(counting, key=lambda place: place.version, default=None)
+
+    def find_all(self, names: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """For each name the number of the shard of its only row, -1 where there is none or several, and that row.
+
+        Whether a row counts is not looked at.
+        """
+        hashes, numbers, rows = self._index
+        wanted = np.fromiter(map(hash, names), np.int64, len(names))
+        at = np.minimum(hashes.searchsorted(wanted), len(hashes) - 1)
+        after = np.minimum(at + 1, len(hashes) - 1)
+        is_one = (hashes[at] == wanted) & ((after == at) | (hashes[after] != wanted))
+        found = np.where(is_one, numbers[at], -1)
+        return found, rows[at]
+
+    def hashes(self) -> frozenset[int]:
+        """The hash values of all names."""
+        return frozenset(self._index[0].tolist())
+
+    @cached_property
+    def _index(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Hash values of all names, sorted, with the shard and the row of each; a dictionary would take ten times."""
+        hashes = [_hashes_of(shard) for shard in self.shards]
+        joined = np.concatenate([np.empty(0, np.int64), *hashes])
+        order = np.argsort(joined, kind="stable")
+        numbers = np.repeat(np.arange(len(hashes), dtype=np.int32), [len(one) for one in hashes])
+        rows = np.concatenate([np.empty(0, np.int32), *(np.arange(len(one), dtype=np.int32) for one in hashes)])
+        return joined[order], numbers[order], rows[order]
+
+    def winners(self) -> list[np.ndarray[Any, Any]]:
+        """For each shard which rows count and are the newest of their name.
+
+        Raises:
+            StoreReadError: the disk.
+        """
+        counting = [shard.counting() for shard in self.shards]
+        if not counting:
+            return []
+        hashes, numbers, rows = self._index
+        is_counting = np.concatenate(counting)[np.cumsum([0, *map(len, counting)])[numbers] + rows]
+        hashes, numbers, rows = hashes[is_counting], numbers[is_counting], rows[is_counting]
+        is_double = np.zeros(len(hashes), bool)
+        is_double[1:] = hashes[1:] == hashes[:-1]
+        for at in np.flatnonzero(is_double):
+            for one in (at - 1, at):
+                place = Place(self.shards[numbers[one]], int(rows[one]))
+                newest = self.find(place.shard.name(place.row))
+                counting[numbers[one]][place.row] = newest is not None and newest[:2] == place[:2]
+        return counting
+
+    def names(self) -> Iterator[str]:
+        """The names of all packed features."""
+        for shard, is_winner in zip(self.shards, self.winners(), strict=True):
+            names = shard.names()
+            yield from (names[row] for row in np.flatnonzero(is_winner))
+
+
+_HASHES = "_hashes_of_names"
+
+
+def _hashes_of(shard: Shard) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] | None = getattr(shard, _HASHES, None)
+    if found is None:
+        names = shard.names()
+        found = np.fromiter(map(hash, names), np.int64, len(names))
+        setattr(shard, _HASHES, found)
+    return found
+
+
+EMPTY = View()
+
+
+class Shards:
+    """The shards under one root, listed again whenever their folder changes. Safe for threads and forks."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / naming.PACKED
+        self._path = str(self._folder)
+        self._known: tuple[tuple[int, int] | None, View] = (None, EMPTY)
+
+    def view(self) -> View:
+        """The shards as they are now.
+
+        Raises:
+            StoreReadError: the folder cannot be listed.
+        """
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return EMPTY
+        except OSError as exc:
+            raise StoreReadError(self._path, exc) from exc
+        signature = (status.st_ino, status.st_mtime_ns)
+        known, view = self._known
+        if signature != known:
+            now_ns = time.time_ns()
+            view = self._listed(view)
+            is_settled = now_ns - status.st_mtime_ns > _SETTLED_AFTER_NS
+            self._known = (signature if is_settled else None, view)
+        return view
+
+    def forget(self) -> None:
+        """List the folder again at the next question."""
+        self._known = (None, self._known[1])
+
+    def _listed(self, before: View) -> View:
+        try:
+            names = sorted(os.listdir(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            return EMPTY
+        except OSError as exc:
+            raise StoreReadError(self._path, exc) from exc
+        known = {shard.id: shard for shard in before.shards}
+        shards, damaged = [], {}
+        for name in names:
+            if naming.is_shard(f"{naming.PACKED}/{name}"):
+                shard = known.get(name)
+                try:
+                    shards.append(shard or Shard(self._folder / name))
+                except FileNotFoundError:
+                    continue
+                except DamagedFeature as exc:
+                    if name not in before.damaged:
+                        logger.warning("%s", exc)
+                    damaged[name] = exc.reason
+        taken = [self._folder / name for name in names if name.endswith(naming.TAKEN_SUFFIX)]
+        same = (shards, taken) == (before.shards, before.taken) and damaged == before.damaged
+        return before if same else View(shards, taken, damaged)
+
+
+_known: weakref.WeakValueDictionary[str, Shards] = weakref.WeakValueDictionary()
+
+
+def of(root: Path) -> Shards:
+    """The shards of a store, the same object for everyone in this process as long as someone holds it."""
+    found = _known.get(str(root))
+    return _known.setdefault(str(root), Shards(root)) if found is None else found
+
+
+class Killed(NamedTuple):
+    """What is no longer the feature of its name."""
+
+    bytes: int  # of the file that a reader would have found
+    shards: dict[str, int]  # bytes that counted, by the relative name of the shard
+
+
+def kill(root: Path, name: str) -> Killed | None:
+    """Take a name out of all shards, and of what is on its way into one; None where nothing counted.
+
+    Listed again until nothing is left: a shard may be published, or rewritten, meanwhile.
+
+    Raises:
+        StoreReadError, StoreWriteError: the operating system refused.
+    """
+    shards = of(root)
+    size, killed, is_found = 0, dict[str, int](), False
+    while True:
+        view = shards.view()
+        places = [place for place in view.places(name) if not place.shard.is_dead(place.row)]
+        for place in places:
+            if place.shard.counts(place.row):
+                size, is_found = place.bytes, True
+                shown = f"{naming.PACKED}/{place.shard.id}"
+                killed[shown] = killed.get(shown, 0) + place.bytes
+            place.shard.mark("dead", [place.row])
+        removed = [taken for folder in view.taken if (taken := remove_file(folder / name)) is not None]
+        if removed:
+            size, is_found = removed[0], True
+        if not all(place.shard.has_its_name() for place in places):
+            shards.forget()  # rewritten this moment: the mark has to be set in the shard that took its place
+        if not places and not removed:
+            return Killed(size, killed) if is_found else None
+
+
+def remove_file(path: Path) -> int | None:
+    """Unlink a file and return its size; None where there was none.
+
+    Raises:
+        StoreWriteError: the operating system refused.
+    """
+    try:
+        size = os.stat(path).st_size
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise StoreWriteError(str(path), exc) from exc
+    return size
+
+
+def supersede(places: Sequence[Place]) -> dict[str, int]:
+    """Take older versions out of the count; bytes that counted by shard. Errors ignored: a loose file wins anyway."""
+    killed: dict[str, int] = {}
+    for place in places:
+        with contextlib.suppress(StoreWriteError, StoreReadError):
+            if place.shard.counts(place.row):
+                shown = f"{naming.PACKED}/{place.shard.id}"
+                killed[shown] = killed.get(shown, 0) + place.bytes
+            place.shard.mark("dead", [place.row])
+    return killed
