@@ -66,9 +66,9 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
             "units/s",
             lines,
             [
-                f"{LANES} lanes of one decoder and one encoder each. A unit is a step without images: a call to a "
-                "decoder, which makes the (empty) unit, a call to an encoder, which makes 16 bytes, through device "
-                "stage and writer, to the store. The bare loops keep up to "
+                f"{LANES} lanes of one decoder and one encoder each. A unit is a step without images: a decoder "
+                "makes the (empty) unit, an encoder makes 16 bytes, which go through device stage and writer to the "
+                "store; up to 16 such units share a call. The bare loops keep up to "
                 f"{IN_FLIGHT} calls in flight on each actor, and look at each result.",
             ],
         ),
