@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cache_store import entry_table, int8, naming, plans
@@ -95,10 +95,10 @@ def _int8_stats(losses: list[int8.Loss]) -> Int8Stats:
     return Int8Stats(
         entries=len(losses),
         worst_cosine=min(loss.worst_cosine for loss in losses),
-        mean_cosine=fmean(loss.mean_cosine for loss in losses),
+        mean_cosine=math.fsum(loss.mean_cosine for loss in losses) / len(losses),
         max_error=max(loss.max_error for loss in losses),
         worst_relative_error=max(loss.relative_error for loss in losses),
-        mean_relative_error=fmean(loss.relative_error for loss in losses),
+        mean_relative_error=math.fsum(loss.relative_error for loss in losses) / len(losses),
     )
 
 

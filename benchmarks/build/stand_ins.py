@@ -23,6 +23,6 @@ def prepare() -> list[str]:
     if "av" in missing:
         sys.modules["av"] = ModuleType("av")
         decoding = ModuleType("pipeline.vision.decoding")
-        vars(decoding).update(decode_video=None, decode_frame=None)
+        vars(decoding).update(DecodedVideo=None, decode_cuts=None, decode_frame=None)
         sys.modules[decoding.__name__] = decoding
     return missing
