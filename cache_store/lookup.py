@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store import families, maintenance, naming, pins
-from cache_store.archive import Record, read_record
+from cache_store.archive import Record
 from cache_store.books import View
 from cache_store.errors import DamagedFeature, RecipeMismatch
 from cache_store.keys import FeatureKey, StepKey, VideoKey
-from cache_store.opening import entry_of
+from cache_store.opening import entry_of, file_of, read_record
 from cache_store.reader import State, Wanted, mismatch, state
 from cache_store.reports import EntryInfo, Eviction, PinInfo
 from cache_store.settings import Settings
@@ -60,6 +60,10 @@ class Lookup:
                 name = naming.relative_path(key, second_recipe=fingerprint)
         return self.root / name
 
+    def file_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path | None:
+        """Where the feature at `path_of(key)` lies: there, or in which shard; None where there is none."""
+        return file_of(self.root, self._relative(key, recipe))
+
     def bytes_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> int | None:
         """Bytes of the file, loose or packed, at `path_of(key)`; None when there is none."""
         entry = entry_of(self.root, self._relative(key, recipe))
@@ -95,7 +99,7 @@ class Lookup:
             StoreReadError: the disk.
         """
         try:
-            return read_record(self.root / naming.relative_path(key))
+            return read_record(self.root, naming.relative_path(key))
         except (FileNotFoundError, DamagedFeature):
             return None
 

@@ -97,6 +97,19 @@ def is_file(root: Path, name: str) -> bool:
     return entry_of(root, name) is not None
 
 
+def file_of(root: Path, name: str) -> Path | None:
+    """The file that holds a feature: its own, or the shard that it is packed in; None where there is none."""
+    for _ in range(2):
+        if os.path.lexists(f"{root}/{name}"):
+            return root / name
+        # Unpacked between the looks at files and shards, perhaps; else it is not there.
+        view = shards.of(root).view()
+        place = None if view is shards.EMPTY else view.find(name)
+        if place is not None:
+            return place.shard.path
+    return None
+
+
 def is_packed(root: Path, name: str) -> bool:
     """Whether a shard holds a feature of this name, or soon will."""
     view = shards.of(root).view()

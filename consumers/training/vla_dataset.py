@@ -130,12 +130,12 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     @property
     def vl_cache_files(self) -> dict[int, Path | None]:
-        """Each step that the samples need, with the file of its feature, None where there was none at the opening."""
+        """Each step that the samples need, with the file or shard that holds its feature; None where there was none."""
         if not self.use_cache or not self._found.any():
             return {int(vlm_idx): None for vlm_idx in self.steps.indices}
         store = ReadOnlyStore(self.cache_root)
         return {
-            int(vlm_idx): store.path_of(self.key_of_step(int(vlm_idx))) if is_found else None
+            int(vlm_idx): store.file_of(self.key_of_step(int(vlm_idx))) if is_found else None
             for vlm_idx, is_found in zip(self.steps.indices, self._found, strict=True)
         }
 

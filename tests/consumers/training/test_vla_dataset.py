@@ -131,6 +131,23 @@ class TestRecipes:
             UnifiedVLADataset(episode, cache_root=root, instruction="Do it.", on_stale="use")[0]["vl_cache"] is not None
         )
 
+    def test_a_packed_cache_is_the_same_cache(self, episode, root):
+        loose = UnifiedVLADataset(episode, cache_root=root)
+        was = [loose[index]["vl_cache"] for index in range(len(loose))]
+        with FeatureStore(root) as store:
+            store.pack()
+        assert not list(root.glob("*.pt"))
+        packed = UnifiedVLADataset(episode, cache_root=root, on_miss="raise")
+        assert repr(packed) == repr(loose)
+        assert packed.recipe == loose.recipe
+        assert {path.parent for path in packed.vl_cache_files.values()} == {root / "packed"}
+        assert all(path.is_file() for path in packed.vl_cache_files.values())
+        assert all(torch.equal(packed[index]["vl_cache"], one) for index, one in enumerate(was))
+        assert all(torch.equal(loose[index]["vl_cache"], one) for index, one in enumerate(was)), "packed while it reads"
+        packed.preflight().require()
+        with pytest.raises(RecipeMismatch, match="instruction"):
+            UnifiedVLADataset(episode, cache_root=root, instruction="Do it.")[0]
+
     def test_features_without_a_record_fit_any_instruction(self, episode, tmp_path):
         fill(tmp_path / "old", "episode_1", [0])
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "old", instruction="Do it.")
