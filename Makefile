@@ -24,7 +24,7 @@ check: install
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
 test: install
-	$(BIN)/python -m pytest --quiet -n 2 --dist worksteal
+	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile
 
 # Into an environment of its own, because what is compared pins other versions. OPTIONS="--quick" only shows that it runs;
 # OPTIONS=--record rewrites docs/benchmarks.md.
