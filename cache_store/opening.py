@@ -104,6 +104,9 @@ def file_of(root: Path, name: str) -> Path | None:
             return root / name
         # Unpacked between the looks at files and shards, perhaps; else it is not there.
         view = shards.of(root).view()
+        for folder in view.taken:
+            if os.path.lexists(folder / name):
+                return folder / name
         place = None if view is shards.EMPTY else view.find(name)
         if place is not None:
             return place.shard.path

@@ -11,7 +11,7 @@ from cache_store import naming, opening, shards
 from cache_store.atomic import make_folder, publish
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Line, line, now_us
-from cache_store.shards import Killed
+from cache_store.shards import Killed, remove_file
 
 
 class Removed(NamedTuple):
@@ -38,7 +38,7 @@ def remove(root: Path, name: str) -> Removed | None:
     removed: Removed | None = None
     while True:
         killed = shards.kill(root, name)
-        size = _unlinked(path)
+        size = remove_file(path)
         if removed is None and (killed is not None or size is not None):
             removed = _removed(killed, size)
         # Packed, or put back by a packer, between the two? A file that comes after one was removed is a new one.
@@ -51,17 +51,6 @@ def _removed(killed: Killed | None, loose_bytes: int | None) -> Removed:
     if loose_bytes is not None or killed is None:
         return Removed(loose_bytes or 0, {})
     return Removed(killed.bytes, killed.shards)
-
-
-def _unlinked(path: str) -> int | None:
-    try:
-        size = os.lstat(path).st_size
-        os.unlink(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise StoreWriteError(path, exc) from exc
-    return size
 
 
 def set_aside(root: Path, name: str, moved_to: str) -> Removed | None:
@@ -83,7 +72,7 @@ def set_aside(root: Path, name: str, moved_to: str) -> Removed | None:
         shards.supersede(older)
         for folder in shards.of(root).view().taken:
             # What a packer had taken is older than the file that hides it, or the same file.
-            shards.remove_file(folder / name)
+            remove_file(folder / name)
         make_folder(target.parent)
         os.rename(path, target)
         return Removed(status.st_size, {})

@@ -244,14 +244,14 @@ def kill(root: Path, name: str) -> Killed | None:
             return Killed(size, killed) if is_found else None
 
 
-def remove_file(path: Path) -> int | None:
+def remove_file(path: str | Path) -> int | None:
     """Unlink a file and return its size; None where there was none.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
     try:
-        size = os.stat(path).st_size
+        size = os.lstat(path).st_size
         os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):
         return None

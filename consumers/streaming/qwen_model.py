@@ -11,15 +11,12 @@ from pipeline.encoders import small_models
 from pipeline.encoders.checkpoint import (
     DTYPES,
     checked_dtype,
-    find_checkpoint,
     quiet_transformers,
     read_json,
     stored_dtype,
-    tensor_files,
 )
-from pipeline.encoders.qwen2_5_vl import load_tokenizer
-from pipeline.encoders.vision_tower import ATTENTION, check_complete
-from pipeline.errors import EncoderError
+from pipeline.encoders.qwen2_5_vl import find_qwen2_5_vl, load_tokenizer
+from pipeline.encoders.vision_tower import ATTENTION, load_complete
 from pipeline.vision.preprocessing import QwenImagePreprocess
 
 
@@ -71,24 +68,11 @@ def load_streaming_model(
     if model == "small":
         loaded = small_models.qwen_with_head(attention=attention, dtype=DTYPES[checked_dtype(dtype or "float32")])
         return loaded.to(device), _processor(small_models.byte_tokenizer(), small_models.QWEN_PROCESSOR)
-    folder = find_checkpoint(model, revision)
-    config = read_json(folder, "config.json")
-    if config.get("model_type") != "qwen2_5_vl":
-        raise EncoderError(f"{model} is no Qwen2.5-VL checkpoint: its model_type is {config.get('model_type')!r}")
-    tensor_files(folder)  # fails early on a folder without weights
+    folder, config = find_qwen2_5_vl(model, revision)
     processor = _processor(load_tokenizer(folder), _video_settings(folder))
-    try:
-        loaded, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=DTYPES[checked_dtype(dtype or stored_dtype(folder, config))],
-            attn_implementation=attention,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, and refused below by name
-        )
-    except Exception as exc:
-        raise EncoderError(f"{folder} cannot be loaded: {str(exc).splitlines()[0][:200]}") from exc
-    check_complete(str(folder), info)
+    wanted_dtype = checked_dtype(dtype or stored_dtype(folder, config))
+    loads = Qwen2_5_VLForConditionalGeneration.from_pretrained
+    loaded = load_complete(loads, folder, dtype=wanted_dtype, attention=attention)
     return loaded.to(device).eval().requires_grad_(False), processor
 
 

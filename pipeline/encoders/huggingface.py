@@ -25,7 +25,7 @@ from pipeline.encoders.checkpoint import (
     tensor_files,
     weights_digest,
 )
-from pipeline.encoders.vision_tower import ATTENTION, TowerEncoder, check_complete, checked_frames_per_forward
+from pipeline.encoders.vision_tower import ATTENTION, TowerEncoder, checked_frames_per_forward, load_complete
 from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import ClipLikePreprocess
 
@@ -196,19 +196,9 @@ def _vision_part(loaded: Any, model: str) -> Any:
 def _load_tower(folder: Path, dtype: str) -> Any:
     from transformers import AutoModel
 
-    try:
-        loaded, info = AutoModel.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            attn_implementation=ATTENTION,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, and refused below by name
-        )
-    except Exception as exc:
-        raise EncoderError(f"{folder} cannot be loaded: {str(exc).splitlines()[0][:200]}") from exc
-    check_complete(str(folder), info, harmless=BEHIND_THE_FEATURE)
+    loaded = load_complete(
+        AutoModel.from_pretrained, folder, dtype=dtype, attention=ATTENTION, harmless=BEHIND_THE_FEATURE
+    )
     return _vision_part(loaded, str(folder))
 
 

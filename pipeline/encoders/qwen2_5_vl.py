@@ -24,7 +24,7 @@ from pipeline.encoders.checkpoint import (
     tensor_files,
     weights_digest,
 )
-from pipeline.encoders.vision_tower import ATTENTION, check_complete
+from pipeline.encoders.vision_tower import ATTENTION, load_complete
 from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import QwenImagePreprocess
 
@@ -191,11 +191,7 @@ def qwen2_5_vl_spec(
             chat_template=small_models.QWEN_CHAT_TEMPLATE,
             folder=None,
         )
-    folder = find_checkpoint(model, revision)
-    config = read_json(folder, "config.json")
-    if config.get("model_type") != "qwen2_5_vl":
-        raise EncoderError(f"{model} is no Qwen2.5-VL checkpoint: its model_type is {config.get('model_type')!r}")
-    tensor_files(folder)  # fails early on a folder without weights
+    folder, config = find_qwen2_5_vl(model, revision)
     from transformers import Qwen2_5_VLConfig
 
     return Qwen25VlSpec(
@@ -206,6 +202,20 @@ def qwen2_5_vl_spec(
         chat_template=_chat_template(folder),
         folder=folder,
     )
+
+
+def find_qwen2_5_vl(model: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the configuration of a Qwen2.5-VL checkpoint.
+
+    Raises:
+        EncoderError: there is no such model, it is another one, or it has no weights.
+    """
+    folder = find_checkpoint(model, revision)
+    config = read_json(folder, "config.json")
+    if config.get("model_type") != "qwen2_5_vl":
+        raise EncoderError(f"{model} is no Qwen2.5-VL checkpoint: its model_type is {config.get('model_type')!r}")
+    tensor_files(folder)  # fails early on a folder without weights
+    return folder, config
 
 
 def _chat_template(folder: Path) -> str:
@@ -232,19 +242,7 @@ def load_tokenizer(folder: Path) -> Any:
 def _load_model(folder: Path, dtype: str) -> Any:
     from transformers import Qwen2_5_VLModel
 
-    try:
-        model, info = Qwen2_5_VLModel.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            attn_implementation=ATTENTION,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, and refused below by name
-        )
-    except Exception as exc:
-        raise EncoderError(f"{folder} cannot be loaded: {str(exc).splitlines()[0][:200]}") from exc
-    check_complete(str(folder), info)
-    return model
+    return load_complete(Qwen2_5_VLModel.from_pretrained, folder, dtype=dtype, attention=ATTENTION)
 
 
 def _small_model(dtype: str) -> Any:

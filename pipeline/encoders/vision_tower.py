@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,30 @@ class TowerEncoder:
     def _tower_of(self, pixels: torch.Tensor) -> torch.Tensor:
         values = self._table(pixels.to(self._device)).to(self._dtype)
         return self._select(self._tower(pixel_values=values).last_hidden_state)
+
+
+def load_complete(
+    loads: Callable[..., Any], folder: Path, *, dtype: str, attention: str, harmless: Iterable[str] = ()
+) -> Any:
+    """Load a checkpoint folder by a class's `from_pretrained`, every parameter of it.
+
+    Raises:
+        EncoderError: it cannot be loaded, or is not complete (see `check_complete`).
+    """
+    try:
+        loaded, info = loads(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below by name
+        )
+    except Exception as exc:
+        raise EncoderError(f"{folder} cannot be loaded: {str(exc).splitlines()[0][:200]}") from exc
+    check_complete(str(folder), info, harmless=harmless)
+    return loaded
 
 
 def check_complete(what: str, info: dict[str, Any], *, harmless: Iterable[str] = ()) -> None:

@@ -78,8 +78,11 @@ def _read_json(place: MediaPath, *, is_lines: bool, unfold: Callable[[Any], Rows
 
 
 def _read_table(place: MediaPath, *, delimiter: str) -> tuple[list[str], Rows]:
-    # VLMEvalKit's image benchmarks hold whole pictures in a cell; the default limit is 128 KiB.
-    csv.field_size_limit(sys.maxsize)
-    with place.open("rb") as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        table = csv.DictReader(text, delimiter=delimiter)
-        return list(table.fieldnames or []), list(table)
+    # VLMEvalKit's image benchmarks hold whole pictures in a cell; the default limit, the process's own, is 128 KiB.
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        with place.open("rb") as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            table = csv.DictReader(text, delimiter=delimiter)
+            return list(table.fieldnames or []), list(table)
+    finally:
+        csv.field_size_limit(limit)

@@ -32,7 +32,7 @@ def read(tmp_path, content):
         ("cccccccc,e,3,4", "4 fields"),
         ('cccccccc,"e,3', "unexpected end"),
         (b"cccccccc,\xff\xfe,3", "surrogate"),
-        ("cccccccc," + "e" * 200_000 + ",3", "er than"),
+        ("cccccccc," + "e" * 200_000 + ",3", "field larger"),
         ("cccccccc," + "e" * 2000 + ",3", "longer than 180"),
     ],
 )

@@ -297,15 +297,15 @@ def test_a_file_that_is_replaced_between_reading_and_taking_is_kept(store, monke
 
 
 def test_a_feature_that_is_packed_between_the_two_looks_of_a_delete_is_deleted(store, monkeypatch):
-    real = removing._unlinked
+    real = removing.remove_file
 
     def pack_first(path):
-        monkeypatch.setattr(removing, "_unlinked", real)
+        monkeypatch.setattr(removing, "remove_file", real)
         with FeatureStore(store.root) as other:
             other.pack()
         return real(path)
 
-    monkeypatch.setattr(removing, "_unlinked", pack_first)
+    monkeypatch.setattr(removing, "remove_file", pack_first)
     assert store.delete(STEPS[0])
     assert store.get(STEPS[0]) is None
 
@@ -367,22 +367,24 @@ def test_what_a_packer_has_taken_goes_before_an_older_row(store):
     for _ in range(2):
         assert torch.equal(store.get(STEPS[0]), tensor(100))
         assert torch.equal(store.get_batch(STEPS[:1]).features[0], tensor(100))
+        assert store.file_of(STEPS[0]).parent == folder
     store.pack()
+    assert store.file_of(STEPS[0]).suffix == ".arrow"
     assert torch.equal(store.get(STEPS[0]), tensor(100))
     store.stats()
 
 
 def test_a_put_during_an_eviction_is_not_evicted(store, monkeypatch):
-    real = removing._unlinked
+    real = removing.remove_file
 
     def put_after(path):
         size = real(path)
-        monkeypatch.setattr(removing, "_unlinked", real)
+        monkeypatch.setattr(removing, "remove_file", real)
         with FeatureStore(store.root) as other:
             other.put(STEPS[0], tensor(100))
         return size
 
-    monkeypatch.setattr(removing, "_unlinked", put_after)
+    monkeypatch.setattr(removing, "remove_file", put_after)
     assert removing.remove(store.root, "e0_vlm0.pt")
     assert torch.equal(store.get(STEPS[0]), tensor(100))
     store.stats()
