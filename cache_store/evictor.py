@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from cache_store import shards
 from cache_store.accounts import joined
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal, deletion, line
 from cache_store.ledger import Ledger
 from cache_store.naming import is_shard, is_small
-from cache_store.opening import entry_of
+from cache_store.opening import entry_of, is_packed
 from cache_store.pins import Protected, active
-from cache_store.removing import remove, waste_lines
+from cache_store.removing import remove, remove_loose, waste_lines
 from cache_store.rewriting import Rewriter
 from cache_store.scan import table_for_folding
 from cache_store.snapshot import Snapshot
@@ -147,8 +148,7 @@ class Evictor:
             self._journal.append(line("w", 0, *(row.name for row in rows)))
             freed = _Freed()
             try:
-                for row in rows:
-                    self._unlink(row, freed)
+                self._unlink_all(rows, freed)
             finally:
                 self._tell(rows, freed)
             self._open_queues()
@@ -199,7 +199,19 @@ class Evictor:
         entries = self._ledger.changes.entries.values()
         return any(entry is not None and is_small(entry.bytes) == (pool == "small") for entry in entries)
 
-    def _unlink(self, row: Row, freed: _Freed) -> None:
+    def _unlink_all(self, rows: list[Row], freed: _Freed) -> None:
+        # A store without shards is asked for them once, not at each file: the question costs half as much as an unlink.
+        view = shards.of(self._root).view
+        has_shards = view() is not shards.EMPTY
+        for row in rows:
+            self._unlink(row, freed, has_shards=has_shards)
+        if not has_shards and view() is not shards.EMPTY:
+            # A packer has begun meanwhile: what it took, or packed and left beside the file, is no longer to be found.
+            for row in rows:
+                if is_packed(self._root, row.name):
+                    self._unlink(row, freed, has_shards=True)
+
+    def _unlink(self, row: Row, freed: _Freed, *, has_shards: bool) -> None:
         path = f"{self._root}/{row.name}"
         try:
             found = entry_of(self._root, row.name)
@@ -207,7 +219,7 @@ class Evictor:
                 # Rewritten by a program that keeps no journal: no longer the least recently used.
                 self._ledger.changes.entries[row.name] = found
                 return
-            removed = remove(self._root, row.name)
+            removed = remove(self._root, row.name) if has_shards else remove_loose(self._root, row.name, row.bytes)
         except StoreWriteError as exc:
             if exc.errno not in (errno.EACCES, errno.EPERM):
                 raise
@@ -218,11 +230,11 @@ class Evictor:
             # Removed by hand or by another process whose line is still to come: only the books are wrong.
             self._ledger.changes.entries[row.name] = None
             return
+        if row.used_us <= row.written_us and row.name not in freed.sizes:
+            freed.unread.append(row.name)
         freed.sizes[row.name] = row.bytes
         for shard, size in removed.shards.items():
             freed.shards[shard] = freed.shards.get(shard, 0) + size
-        if row.used_us <= row.written_us:
-            freed.unread.append(row.name)
 
     def _tell(self, rows: list[Row], freed: _Freed) -> None:
         kept = [row.name for row in rows if row.name not in freed.sizes]

@@ -47,6 +47,22 @@ def remove(root: Path, name: str) -> Removed | None:
             return removed
 
 
+def remove_loose(root: Path, name: str, size: int) -> Removed | None:
+    """As `remove`, of a feature of `size` bytes that has its own file, where there are no shards.
+
+    Raises:
+        StoreWriteError: the operating system refused.
+    """
+    path = f"{root}/{name}"
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise StoreWriteError(path, exc) from exc
+    return Removed(size, {})
+
+
 def _removed(killed: Killed | None, loose_bytes: int | None) -> Removed:
     if loose_bytes is not None or killed is None:
         return Removed(loose_bytes or 0, {})

@@ -17,6 +17,7 @@ from cache_store import (
     ReadOnlyStore,
     StepKey,
     VideoKey,
+    evictor,
     packing,
     recipe_fingerprint,
     removing,
@@ -372,6 +373,23 @@ def test_what_a_packer_has_taken_goes_before_an_older_row(store):
     assert store.file_of(STEPS[0]).suffix == ".arrow"
     assert torch.equal(store.get(STEPS[0]), tensor(100))
     store.stats()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_packed_for_the_first_time_during_an_eviction_is_evicted(tmp_path, monkeypatch, keep):
+    def pack_first(*arguments):
+        monkeypatch.setattr(evictor, "remove_loose", removing.remove_loose)
+        packer.pack(keep=keep)
+        return removing.remove_loose(*arguments)
+
+    with filled(tmp_path) as packer, FeatureStore(tmp_path) as store:
+        monkeypatch.setattr(evictor, "remove_loose", pack_first)
+        store.set_limit(store.stats().bytes // 2)  # which the packer has not heard of
+        store.put(StepKey("new", 0), tensor(0))
+        assert store.get(STEPS[0]) is None  # the least recently used
+        found = store.stats()
+        assert found.evictions == len(STEPS) + 1 - found.entries > 0
+        assert store.verify().problems == []
 
 
 def test_a_put_during_an_eviction_is_not_evicted(store, monkeypatch):
