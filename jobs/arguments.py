@@ -141,6 +141,12 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--frames-per-forward", type=positive_int, metavar="N", help="instead of a whole video in one forward"
     )
+    how.add_argument(
+        "--compile",
+        action="store_true",
+        help="let torch compile the tower: other last bits, and part of the recipe; each number of frames is compiled "
+        "by itself, once in each process, which takes up to some minutes",
+    )
 
     where = parser.add_argument_group("where")
     add_store(where)

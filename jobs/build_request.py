@@ -74,6 +74,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--store-dtype": args.store_dtype is not None and not is_video,
         "--views": args.views is not None and is_video,
         "--frames-per-forward": args.frames_per_forward is not None and not is_video,
+        "--compile": args.compile and not is_video,
     }
     useless = [flag for flag, is_useless in given.items() if is_useless]
     if useless:
@@ -110,6 +111,7 @@ def _load_spec(args: argparse.Namespace) -> EncoderSpec:
         args.model,
         dtype=args.dtype,
         frames_per_forward=args.frames_per_forward,
+        is_compiled=args.compile or None,
         revision=args.revision,
     )
 

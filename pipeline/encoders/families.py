@@ -15,6 +15,7 @@ def load_spec(
     dtype: str | None = None,
     select_layer: int | None = None,
     frames_per_forward: int | None = None,
+    is_compiled: bool | None = None,
     revision: str | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
@@ -27,6 +28,7 @@ def load_spec(
         dtype: float16, bfloat16 or float32; by default LongVA's float16, elsewhere the checkpoint's own.
         select_layer: the hidden state that is stored, of longva alone; by default the checkpoint's, else -2.
         frames_per_forward: split a video's forward, of longva and huggingface; by default it is not split.
+        is_compiled: whether torch compiles the tower, of longva and huggingface; by default it runs eagerly.
         revision: of a hub id.
         max_pixels, min_pixels: bounds of an image's area after resizing, of qwen2_5_vl alone; by default the
             checkpoint's.
@@ -40,6 +42,7 @@ def load_spec(
     options = {
         "select_layer": select_layer,
         "frames_per_forward": frames_per_forward,
+        "is_compiled": is_compiled,
         "max_pixels": max_pixels,
         "min_pixels": min_pixels,
     }
@@ -52,14 +55,21 @@ def load_spec(
             dtype=dtype,
             select_layer=select_layer,
             frames_per_forward=frames_per_forward,
+            is_compiled=bool(is_compiled),
             revision=revision,
         )
     if family == "huggingface":
         _refuse(family, options, "select_layer", "max_pixels", "min_pixels")
         from pipeline.encoders.huggingface import huggingface_spec
 
-        return huggingface_spec(model, dtype=dtype, frames_per_forward=frames_per_forward, revision=revision)
-    _refuse(family, options, "select_layer", "frames_per_forward")
+        return huggingface_spec(
+            model,
+            dtype=dtype,
+            frames_per_forward=frames_per_forward,
+            is_compiled=bool(is_compiled),
+            revision=revision,
+        )
+    _refuse(family, options, "select_layer", "frames_per_forward", "is_compiled")
     from pipeline.encoders.qwen2_5_vl import qwen2_5_vl_spec
 
     return qwen2_5_vl_spec(model, dtype=dtype, revision=revision, max_pixels=max_pixels, min_pixels=min_pixels)

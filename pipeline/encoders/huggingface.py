@@ -25,7 +25,13 @@ from pipeline.encoders.checkpoint import (
     tensor_files,
     weights_digest,
 )
-from pipeline.encoders.vision_tower import ATTENTION, TowerEncoder, checked_frames_per_forward, load_complete
+from pipeline.encoders.vision_tower import (
+    ATTENTION,
+    TowerEncoder,
+    checked_frames_per_forward,
+    compile_facts,
+    load_complete,
+)
 from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import ClipLikePreprocess
 
@@ -67,6 +73,7 @@ class HuggingfaceSpec:
     width: int
     dtype: str
     frames_per_forward: int | None
+    is_compiled: bool
     folder: Path | None  # None for the small model
 
     @cached_property
@@ -89,6 +96,7 @@ class HuggingfaceSpec:
             "dtype": self.dtype,
             "frames_per_forward": self.frames_per_forward,
             "attention": ATTENTION,
+            **compile_facts(self.is_compiled),
         }
 
     def feature_shape(self, num_frames: int) -> tuple[int, int, int]:
@@ -113,6 +121,7 @@ class HuggingfaceSpec:
             dtype=self.dtype,
             table=self.preprocess.table(),
             frames_per_forward=self.frames_per_forward,
+            is_compiled=self.is_compiled,
             select=_all_tokens,
         )
 
@@ -134,6 +143,7 @@ def huggingface_spec(
     *,
     dtype: str | None = None,
     frames_per_forward: int | None = None,
+    is_compiled: bool = False,
     revision: str | None = None,
 ) -> HuggingfaceSpec:
     """Describe the vision part of `model`: `small` (a small DINOv2), a checkpoint folder, or a hub id.
@@ -161,6 +171,7 @@ def huggingface_spec(
         width=width,
         dtype=checked_dtype(dtype or ("float32" if folder is None else stored_dtype(folder, config))),
         frames_per_forward=checked_frames_per_forward(frames_per_forward),
+        is_compiled=is_compiled,
         folder=folder,
     )
 

@@ -24,7 +24,13 @@ from pipeline.encoders.checkpoint import (
     tensor_files,
     weights_digest,
 )
-from pipeline.encoders.vision_tower import ATTENTION, TowerEncoder, check_complete, checked_frames_per_forward
+from pipeline.encoders.vision_tower import (
+    ATTENTION,
+    TowerEncoder,
+    check_complete,
+    checked_frames_per_forward,
+    compile_facts,
+)
 from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import ClipLikePreprocess
 
@@ -86,6 +92,7 @@ class LongvaSpec:
     select_feature: Literal["patch", "cls_patch"]
     dtype: str
     frames_per_forward: int | None
+    is_compiled: bool
     folder: Path | None
     prefix: str
 
@@ -109,6 +116,7 @@ class LongvaSpec:
             "dtype": self.dtype,
             "frames_per_forward": self.frames_per_forward,
             "attention": ATTENTION,
+            **compile_facts(self.is_compiled),
         }
 
     def feature_shape(self, num_frames: int) -> tuple[int, int, int]:
@@ -154,6 +162,7 @@ class LongvaSpec:
             dtype=self.dtype,
             table=self.preprocess.table(),
             frames_per_forward=self.frames_per_forward,
+            is_compiled=self.is_compiled,
             select=_patches if self.select_feature == "patch" else _all_tokens,
         )
 
@@ -177,6 +186,7 @@ def longva_spec(
     select_layer: int | None = None,
     select_feature: str | None = None,
     frames_per_forward: int | None = None,
+    is_compiled: bool = False,
     revision: str | None = None,
 ) -> LongvaSpec:
     """Describe the tower of `model`: `small`, a CLIP folder or hub id, or a LongVA checkpoint folder.
@@ -216,6 +226,7 @@ def longva_spec(
         select_feature=feature,  # type: ignore[arg-type]
         dtype=checked_dtype(dtype or "float16"),
         frames_per_forward=checked_frames_per_forward(frames_per_forward),
+        is_compiled=is_compiled,
         folder=tower.folder,
         prefix=tower.prefix,
     )

@@ -16,6 +16,8 @@ from pipeline.vision.preprocessing import PixelTable
 # Named instead of left to the library: eager, SDPA and flash attention round differently.
 ATTENTION = "sdpa"
 
+_MOST_SHAPES = 1 << 16  # numbers of frames that one process may compile for
+
 
 class TowerEncoder:
     """A vision tower on one device; see `pipeline.encoders.base.VideoEncoder`."""
@@ -29,12 +31,17 @@ class TowerEncoder:
         table: PixelTable,
         frames_per_forward: int | None,
         select: Callable[[torch.Tensor], torch.Tensor],
+        is_compiled: bool = False,
     ) -> None:
         """Move `tower`, already in `dtype`, to `device`.
 
         `select` picks the stored tokens of its last hidden state [n, tokens, width].
+
+        Raises:
+            EncoderError: `is_compiled`, and this machine cannot compile for the device.
         """
-        self._tower = tower.to(device).eval().requires_grad_(False)
+        tower = tower.to(device).eval().requires_grad_(False)
+        self._tower = compiled(tower, device) if is_compiled else tower
         self._device = device
         self._dtype = DTYPES[dtype]
         self._table = table
@@ -63,6 +70,39 @@ class TowerEncoder:
     def _tower_of(self, pixels: torch.Tensor) -> torch.Tensor:
         values = self._table(pixels.to(self._device)).to(self._dtype)
         return self._select(self._tower(pixel_values=values).last_hidden_state)
+
+
+def compile_facts(is_compiled: bool) -> dict[str, str]:
+    """Return what a recipe says of compiling: nothing without it, as before there was a choice."""
+    return {"compile": "inductor"} if is_compiled else {}
+
+
+def compiled(tower: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """Compile a tower's forward so that what it computes for a video depends on the video alone.
+
+    Each number of frames is compiled by itself: kernels for any number would be tuned for the one that came first. So
+    torch's limit on how often it compiles, beyond which a tower would run eagerly, is out of the way. No kernel is
+    chosen by timing it.
+
+    Raises:
+        EncoderError: there is no compiler for the device on this machine.
+    """
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._dynamo.config.recompile_limit = _MOST_SHAPES
+    torch._dynamo.config.accumulated_recompile_limit = _MOST_SHAPES
+    torch._inductor.config.deterministic = True
+    try:
+        torch.compile(_probe, fullgraph=True, dynamic=False)(torch.zeros(8, device=device))
+    except Exception as exc:
+        reason = str(exc).strip().splitlines()[0][:200]
+        raise EncoderError(f"this machine cannot compile for {device}: {reason}") from exc
+    return torch.compile(tower, fullgraph=True, dynamic=False)
+
+
+def _probe(values: torch.Tensor) -> torch.Tensor:
+    return values.exp() + 1
 
 
 def load_complete(

@@ -27,6 +27,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
         ("huggingface", "max_pixels"),
         ("qwen2_5_vl", "select_layer"),
         ("qwen2_5_vl", "frames_per_forward"),
+        ("qwen2_5_vl", "is_compiled"),
     ],
 )
 def test_an_option_that_a_family_does_not_have_is_refused(family, option):
