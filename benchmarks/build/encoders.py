@@ -34,6 +34,7 @@ def clip_spec(vision: Mapping[str, Any], *, dtype: str) -> LongvaSpec:
         select_feature="patch",
         dtype=dtype,
         frames_per_forward=None,
+        is_compiled=False,
         folder=None,
         prefix="",
     )
