@@ -22,6 +22,7 @@ from pipeline.lanes.batch_sizes import BatchSizes
 from pipeline.lanes.device import DeviceStage
 from pipeline.lanes.limits import TimeLimits
 from pipeline.lanes.one_at_a_time import Hung
+from pipeline.lanes.oom_killer import oom_kills
 from pipeline.lanes.writer import Publishing, Writer
 from pipeline.work_plan import BuildTask, Unit
 
@@ -33,6 +34,7 @@ class ProcessInfo:
     node_id: str
     host: str
     device: str
+    oom_kills: int | None  # there, so far; None where the kernel does not tell
 
 
 @dataclass(frozen=True)
@@ -147,4 +149,4 @@ class EncoderProcess:
 
 
 def _info(device: str) -> ProcessInfo:
-    return ProcessInfo(ray.get_runtime_context().get_node_id(), socket.gethostname(), device)
+    return ProcessInfo(ray.get_runtime_context().get_node_id(), socket.gethostname(), device, oom_kills())

@@ -51,9 +51,7 @@ class Recovery:
         self.note_death(lane, worker, exc, is_preempted=is_preempted)
         for work in works:
             if worker.blame(work, is_preempted=is_preempted):
-                reason = f"the process died each time it worked on this alone ({last_line(exc)})"
-                error = ErrorClass.OUT_OF_MEMORY if _is_out_of_memory(exc) else ErrorClass.CRASH
-                self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, error))
+                self._outcomes.fail(worker, work, _death(worker, work, exc))
 
     def take_raised(self, worker: Worker, works: list[Work], exc: Exception) -> None:
         """Take a call that raised, which no unit's own error does: each of several units is tried again alone."""
@@ -104,13 +102,18 @@ class Recovery:
             self._outcomes.fail(worker, work, UnitFailure(work.unit.name, worker.kind, reason, ErrorClass.HANG))
 
 
+def _death(worker: Worker, work: Work, exc: Exception) -> UnitFailure:
+    reason = f"the process died each time it worked on this alone ({last_line(exc)})"
+    if work.met_oom_killer:
+        reason = f"{reason}, and the kernel's out-of-memory killer was at work on its host"
+    is_memory = work.met_oom_killer or isinstance(exc, OutOfMemoryError) or "running low on memory" in str(exc)
+    error = ErrorClass.OUT_OF_MEMORY if is_memory else ErrorClass.CRASH
+    return UnitFailure(work.unit.name, worker.kind, reason, error)
+
+
 def is_restarting(exc: Exception) -> bool:
     """Whether a call never reached its process, because Ray is still bringing that back."""
     return isinstance(exc, ActorUnavailableError) and "The actor is restarting" in str(exc)
-
-
-def _is_out_of_memory(exc: Exception) -> bool:
-    return isinstance(exc, OutOfMemoryError) or "running low on memory" in str(exc)
 
 
 def last_line(exc: Exception) -> str:

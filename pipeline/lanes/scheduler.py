@@ -227,7 +227,7 @@ class Scheduler:
             if isinstance(exc.cause, EncoderError):
                 raise exc.cause from exc
             raise EncoderError(f"{lane.name} cannot load the model: {last_line(exc)}") from exc
-        worker.answered(info.node_id, info.host)
+        worker.answered(info.node_id, info.host, oom_kills=info.oom_kills)
         self._watch.ready(lane, worker, info.device)
         if worker is lane.encoder:
             lane.device = info.device

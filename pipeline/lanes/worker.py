@@ -55,6 +55,7 @@ class Work:
     alone: bool = False  # a suspect: nothing else may be in flight beside it
     lonely_deaths: int = 0
     maybe_done: bool = False  # an encoder had it and was lost: the store may hold it
+    met_oom_killer: bool = False  # the kernel ended processes for want of memory when one was lost with it alone
     decoded: Decoded | None = None
     _account: ByteCount = field(default_factory=ByteCount)
 
@@ -71,7 +72,7 @@ class Work:
 
     def enter_next_stage(self) -> None:
         """Forget what happened in the stage before: its blame is not carried on."""
-        self.attempts, self.alone, self.lonely_deaths = 0, False, 0
+        self.attempts, self.alone, self.lonely_deaths, self.met_oom_killer = 0, False, 0, False
 
 
 def _alone(work: Work) -> Work:
@@ -103,6 +104,8 @@ class Worker:
     ping: Any = None  # ObjectRef of the pending ready()
     restarts: int = 0
     deaths_without_result: int = 0
+    _lost: list[Work] = field(default_factory=list)  # alone, with the process that is to answer
+    _oom_kills: int | None = None  # where the process is, when it came up
     _waiting: int = 0  # calls that can be worked on while one waits
     _head_since: float = 0.0  # when the oldest call became the oldest, on the monotonic clock
     _ask_after: float = 0.0  # on the monotonic clock
@@ -115,10 +118,14 @@ class Worker:
         if self.state is State.DRAINING and not self.in_flight and time.monotonic() >= self._ask_after:
             self.state, self.ping = State.STARTING, self.actor.ready.remote()
 
-    def answered(self, node_id: str, host: str) -> None:
-        """Note that the process can be called, and where it is."""
+    def answered(self, node_id: str, host: str, *, oom_kills: int | None = None) -> None:
+        """Note that the process can be called, where it is, and how often the kernel has killed for memory there."""
+        if node_id == self.node_id and (oom_kills or 0) > (self._oom_kills or 0):
+            for work in self._lost:
+                work.met_oom_killer = True
+        self._lost.clear()
         self.state, self.ping = State.READY, None
-        self.node_id, self.host = node_id, host
+        self.node_id, self.host, self._oom_kills = node_id, host, oom_kills
 
     def admit(self, fresh: Callable[[], list[Work]], orphan: Callable[[], Work | None]) -> list[Work]:
         """Return what the next call may carry: a suspect if nothing else is in flight, else fresh work, else nothing.
@@ -186,6 +193,8 @@ class Worker:
         work.lonely_deaths += work.alone and not is_preempted
         if work.lonely_deaths >= LONELY_DEATHS:
             return True
+        if work.alone:
+            self._lost.append(work)
         self.suspect([work])
         return False
 

@@ -12,6 +12,7 @@ from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes import recovery as recovery_module
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.limits import TimeLimits
+from pipeline.lanes.oom_killer import oom_kills
 from pipeline.lanes.recovery import DEATHS_WITHOUT_RESULT, Recovery, is_restarting
 from pipeline.lanes.worker import State, Work, Worker
 from pipeline.sources import ImageFile, StepSample
@@ -79,6 +80,50 @@ def test_who_dies_alone_twice_is_the_culprit_and_who_dies_in_company_is_not(fail
 def test_a_process_that_the_host_kills_for_its_memory_is_told_apart(failed, lane):
     lose(Recovery(failed, TimeLimits()), lane, work(alone=True), OutOfMemoryError("the node is low on memory"), 2)
     assert [failure.error for failure in failed] == [ErrorClass.OUT_OF_MEMORY]
+
+
+@pytest.mark.parametrize(
+    ("kills", "node", "error"),
+    [
+        ((3, 4), "here", ErrorClass.OUT_OF_MEMORY),
+        ((3, 3), "here", ErrorClass.CRASH),
+        ((None, None), "here", ErrorClass.CRASH),
+        ((0, 7), "elsewhere", ErrorClass.CRASH),  # another host's count tells nothing
+    ],
+)
+def test_the_kernels_out_of_memory_killer_is_told_by_its_count(failed, lane, kills, node, error):
+    recovery, lost = Recovery(failed, TimeLimits()), work(alone=True)
+    lane.encoder.answered("here", "host", oom_kills=kills[0])
+    lose(recovery, lane, lost, RayActorError(), 1)
+    lane.encoder.answered(node, "host", oom_kills=kills[1])
+    lose(recovery, lane, lost, RayActorError(), 1)
+    assert [failure.error for failure in failed] == [error]
+    assert ("killer" in failed[0].reason) == (error is ErrorClass.OUT_OF_MEMORY)
+
+
+def test_who_died_beside_a_victim_of_the_out_of_memory_killer_is_not_taken_for_one(failed, lane):
+    recovery, lost = Recovery(failed, TimeLimits()), work()
+    for kills, alone in ((0, False), (1, True), (1, True)):
+        lane.encoder.answered("here", "host", oom_kills=kills)
+        lost.alone = alone
+        recovery.take_lost(lane, lane.encoder, [lost], RayActorError())
+    assert [failure.error for failure in failed] == [ErrorClass.CRASH]
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "file", "count"),
+    [
+        ("0::/box", "cgroup/box/memory.events", 5),
+        ("4:memory:/box\n0::/", "cgroup/memory/box/memory.oom_control", 5),
+        ("0::/", "proc/vmstat", 5),
+        ("0::/", "proc/other", None),
+    ],
+)
+def test_the_count_is_read_where_the_kernel_keeps_it(tmp_path, cgroup, file, count):
+    for path, content in (("proc/self/cgroup", cgroup), (file, "oom 1\noom_kill 5\noom_group_kill 0")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content + "\n")
+    assert oom_kills(cgroups=tmp_path / "cgroup", proc=tmp_path / "proc") == count
 
 
 @pytest.mark.parametrize("exc", [RESTARTING, NodeDiedError("gone"), RayActorError()])
