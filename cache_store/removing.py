@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from cache_store.atomic import make_folder, publish
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Line, line, now_us
 from cache_store.shards import Killed, remove_file
+from cache_store.taking import put_back
 
 
 class Removed(NamedTuple):
@@ -79,6 +81,10 @@ def set_aside(root: Path, name: str, moved_to: str) -> Removed | None:
     """
     path, target = root / name, root / moved_to
     try:
+        for folder in shards.of(root).view().taken:
+            # It gets its name back first; what a packer had taken is older than a file that has it, or the same file.
+            with contextlib.suppress(FileNotFoundError):
+                put_back(root, name, folder)
         status = os.stat(path)
         older = [
             place
@@ -86,9 +92,6 @@ def set_aside(root: Path, name: str, moved_to: str) -> Removed | None:
             if (place.bytes, int(place.shard.written_ns[place.row])) != (status.st_size, status.st_mtime_ns)
         ]
         shards.supersede(older)
-        for folder in shards.of(root).view().taken:
-            # What a packer had taken is older than the file that hides it, or the same file.
-            remove_file(folder / name)
         make_folder(target.parent)
         os.rename(path, target)
         return Removed(status.st_size, {})

@@ -18,6 +18,7 @@ from cache_store.journal import Journal
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
 from cache_store.opening import entry_of
+from cache_store.taking import taken_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +38,7 @@ def feature_names(root: Path) -> Iterator[str]:
         yield name
     # Looked at again: what has been packed since the listing began is in a shard by now.
     view = shards.of(root).view()
-    taken = _taken_names(view).difference(loose)
+    taken = taken_names(view).keys() - loose
     yield from taken
     yield from (name for name in view.names() if name not in loose and name not in taken)
 
@@ -67,15 +68,6 @@ def loose_names(root: Path) -> Iterator[str]:
                 yield relative
 
 
-def _taken_names(view: shards.View) -> set[str]:
-    """Features that a packer has taken and, if it died, not put back."""
-    found = set()
-    for folder in view.taken:
-        for place, _, names in os.walk(folder):
-            found |= {os.path.relpath(f"{place}/{name}", folder) for name in names}
-    return {name for name in found if naming.is_feature(name)}
-
-
 def packed_on_disk(root: Path, loose: ChunkedArray) -> tuple[list[pa.Array], dict[str, Entry]]:
     """Names of the packed features beside which no loose file lies, and the shards as entries of their own.
 
@@ -86,7 +78,7 @@ def packed_on_disk(root: Path, loose: ChunkedArray) -> tuple[list[pa.Array], dic
     from cache_store import entry_table
 
     view = shards.of(root).view()
-    taken = pa.array(sorted(_taken_names(view)), pa.string())
+    taken = pa.array(sorted(taken_names(view)), pa.string())
     names = [taken.filter(pa.array(~entry_table.is_among(taken, loose)))] if len(taken) else []
     entries: dict[str, Entry] = {}
     for shard, counts in zip(view.shards, view.winners(), strict=True):

@@ -12,6 +12,8 @@ import numpy as np
 from cache_store import naming, shards
 from cache_store.errors import StoreReadError, StoreWriteError
 from cache_store.reports import Problem, VerifyProgress, VerifyReport
+from cache_store.taking import taken_names
+from cache_store.verification import checked
 
 SetAside = Callable[[str, str], str | None]
 
@@ -19,7 +21,9 @@ SetAside = Callable[[str, str], str | None]
 def check_shards(
     root: Path, loose: VerifyReport, progress: Callable[[VerifyProgress], None] | None, set_aside: SetAside | None
 ) -> VerifyReport:
-    """What was found in the loose files and in all shards; a shard that cannot be opened is one problem.
+    """What was found in the loose files, in those that a packer took and in all shards.
+
+    A shard that cannot be opened is one problem.
 
     Raises:
         StoreReadError: the disk.
@@ -29,13 +33,23 @@ def check_shards(
     files, size = loose.checked, loose.bytes
     problems += [_of_shard(root, name, reason, set_aside) for name, reason in view.damaged.items()]
     winners = view.winners()
-    total = files + sum(int(counts.sum()) for counts in winners)
+    taken = taken_names(view)
+    total = files + len(taken) + sum(int(counts.sum()) for counts in winners)
+    for name, folder in taken.items():
+        found = checked(folder, name)
+        if found.bytes is None or os.path.lexists(root / name):
+            total -= 1
+            continue  # packed by now, or put back, or hidden by a newer file
+        files += 1
+        size += found.bytes
+        if found.reason is not None:
+            problems.append(_of_row(name, found.reason, set_aside if found.is_damaged else None))
     for shard, counts in zip(view.shards, winners, strict=True):
         for row in np.flatnonzero(counts).tolist():
             name = shard.name(row)
-            if os.path.lexists(root / name):
+            if name in taken or os.path.lexists(root / name):
                 total -= 1
-                continue  # hidden by a loose file, which has been checked
+                continue  # hidden by a file, which has been checked
             try:
                 reason = shard.problem(row)
                 is_damaged = reason is not None

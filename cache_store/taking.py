@@ -11,7 +11,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from cache_store import shards
+from cache_store import naming, shards
 from cache_store.atomic import flush_folder, make_folder
 from cache_store.errors import StoreWriteError
 
@@ -59,6 +59,17 @@ def put_back(root: Path, name: str, folder: Path) -> None:
         flush_folder((root / name).parent)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(taken)
+
+
+def taken_names(view: shards.View) -> dict[str, Path]:
+    """The features that packers have taken and, if they died, not put back, with the folder of each."""
+    return {
+        name: folder
+        for folder in reversed(view.taken)  # of two that have a name, the first is the one that readers find
+        for place, _, names in os.walk(folder)
+        for name in (os.path.relpath(f"{place}/{file}", folder) for file in names)
+        if naming.is_feature(name)
+    }
 
 
 def put_back_all(root: Path) -> None:

@@ -471,6 +471,27 @@ def test_a_feature_deleted_while_it_is_unpacked_stays_deleted(store, monkeypatch
     assert all_read(store, but=[STEPS[1]])
 
 
+@pytest.mark.parametrize("finds", ["verify", "get"])
+def test_a_damaged_file_that_a_packer_had_taken_is_found_and_set_aside(store, finds):
+    store.pack()
+    folder = store.root / "packed" / f"{'0' * 32}.taken"
+    folder.mkdir()
+    (folder / "e0_vlm500.pt").write_bytes(b"no feature")
+    (folder / "e1_vlm1.pt").write_bytes(store_content(store.root, tensor(1)))  # which is packed, too
+    found = store.verify()
+    assert (found.checked, [problem.path for problem in found.problems]) == (len(STEPS) + 1, ["e0_vlm500.pt"])
+    assert store.stats().entries == found.checked
+    if finds == "get":
+        assert store.get(StepKey("e0", 500)) is None
+    else:
+        assert store.verify(repair=True).problems[0].quarantined_to
+    assert store.verify().problems == []
+    assert store.stats().entries == len(STEPS)
+    assert [path.name.partition(".")[0] for path in store.root.glob(".vlm-cache/quarantine/*")] == ["e0_vlm500"]
+    store.pack()
+    assert torch.equal(store.get(STEPS[1]), tensor(1))
+
+
 def test_readers_find_what_a_packer_has_taken_and_the_next_one_puts_it_back(store, monkeypatch):
     monkeypatch.setattr(packing.Shard, "mark", lambda *_, **__: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
