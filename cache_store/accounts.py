@@ -10,6 +10,9 @@ from typing import NamedTuple
 from cache_store.naming import is_small
 from cache_store.processes import Owner, is_alive
 
+# Announced beside the files of a batch that an evictor is about to unlink; no feature can be called so.
+EVICTING = ".evicting"
+
 Event = tuple[int, list[str]]  # time in microseconds, and the fields of one journal line
 
 
@@ -81,6 +84,12 @@ class Changes:
     @property
     def being_written(self) -> set[str]:
         return set().union(*(tail.writing for tail in self.tails.values()))
+
+    def being_evicted(self, silent_s: Mapping[str, float], *, besides: str | None) -> set[str]:
+        """Files that living processes, besides the one with this journal, are about to unlink."""
+        others = ((name, tail) for name, tail in self.tails.items() if name != besides and EVICTING in tail.writing)
+        alive = (tail for name, tail in others if not tail.is_finished(silent_s.get(name, 0.0)))
+        return set().union(*(tail.writing for tail in alive))
 
     def apply(self, tail: Tail, fields: list[str]) -> None:
         """Let one event change the view.
@@ -167,7 +176,7 @@ class Changes:
         names: set[str] = set()
         for journal, tail in self.tails.items():
             if (tail.granted or tail.writing) and tail.is_finished(silent_s.get(journal, float("inf"))):
-                names |= tail.writing
+                names |= tail.writing - {EVICTING}
                 tail.writing = set()
                 tail.granted = 0
         return names

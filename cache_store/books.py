@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 _FOLD_CHECK_EVERY_PUTS = 1024
+_EVICTION_WAIT_S = 10.0  # a batch takes milliseconds, unless its process was killed
+_EVICTION_POLL_S = 0.002
 
 logger = logging.getLogger("cache_store")
 
@@ -122,6 +125,9 @@ class Books:
                 self.budget.claim(growths)
             # Evicted, perhaps, while this waited for room; from now on it is known to be written.
             olds = [size_of(self._prefix + file.name) for file in files]
+            if any(olds):
+                self._wait_for_evictors({file.name for file in files})
+                olds = [size_of(self._prefix + file.name) for file in files]
         published: set[str] = set()
         try:
             yield published
@@ -141,6 +147,18 @@ class Books:
             if lines:
                 self.journal.append(*waste, *lines)
                 self._count_puts(len(lines))
+
+    def _wait_for_evictors(self, names: set[str]) -> None:
+        """Let other processes unlink what they are about to: who replaces it then knows what it replaces."""
+        deadline_s = time.monotonic() + _EVICTION_WAIT_S
+        while True:
+            with self._lock:
+                self._ledger.read()
+                silences_s = self._ledger.silences_s(file_system_now_s(self._root))
+                theirs = self._ledger.changes.being_evicted(silences_s, besides=self.journal.name)
+            if names.isdisjoint(theirs) or time.monotonic() > deadline_s:
+                return
+            time.sleep(_EVICTION_POLL_S)
 
     def _superseded(self, packed: dict[str, list[Place]], published: set[str], *, olds: dict[str, int]) -> list[Line]:
         """Take the packed versions of published names out of the count; the lines that say what that wastes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cache_store import shards
-from cache_store.accounts import joined
+from cache_store.accounts import EVICTING, joined
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal, deletion, line
@@ -145,10 +145,10 @@ class Evictor:
         self._open_queues()
         while rows := self._chosen(limit_bytes, low_water_bytes, guard, is_last=is_last):
             # Announced, so that whoever lists the files meanwhile does not take them for lost: the `d` lines follow.
-            self._journal.append(line("w", 0, *(row.name for row in rows)))
+            self._journal.append(line("w", 0, EVICTING, *(row.name for row in rows)))
             freed = _Freed()
             try:
-                self._unlink_all(rows, freed)
+                self._unlink_all(self._undisturbed(rows), freed)
             finally:
                 self._tell(rows, freed)
             self._open_queues()
@@ -199,6 +199,19 @@ class Evictor:
         entries = self._ledger.changes.entries.values()
         return any(entry is not None and is_small(entry.bytes) == (pool == "small") for entry in entries)
 
+    def _undisturbed(self, rows: list[Row]) -> list[Row]:
+        """Those of the announced rows that nobody else is at, as the journals say now.
+
+        Of an evictor and a writer who announce one file at the same moment at least one sees the other: the evictor
+        lets it be, the writer waits. Else both would take its bytes off the sums. Of two evictors one goes on.
+        """
+        self._ledger.read()
+        own = self._journal.name or ""
+        tails = self._ledger.changes.tails.items()
+        theirs = (tail.writing for name, tail in tails if name != own and not (EVICTING in tail.writing and name > own))
+        taken = set().union(*theirs)
+        return [row for row in rows if row.name not in taken]
+
     def _unlink_all(self, rows: list[Row], freed: _Freed) -> None:
         # A store without shards is asked for them once, not at each file: the question costs half as much as an unlink.
         view = shards.of(self._root).view
@@ -240,7 +253,7 @@ class Evictor:
         kept = [row.name for row in rows if row.name not in freed.sizes]
         lines = [deletion(freed.sizes)] if freed.sizes else []
         lines += waste_lines(self._root, freed.shards)
-        self._journal.append(*lines, *([line("x", 0, *kept)] if kept else []))
+        self._journal.append(*lines, line("x", 0, EVICTING, *kept))
         self._usage.evicted(freed.sizes, unread=freed.unread)
         self._ledger.read()
         self._evicted += len(freed.sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where stores are made; default: a temporary one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there")
     args = parser.parse_args()
+    logging.getLogger("cache_store").setLevel(logging.ERROR)  # thousands of damaged files are what is asked for
     results = {}
     with tempfile.TemporaryDirectory(prefix="vlm-cache-faults-", dir=args.folder) as folder:
         for name in args.names or SCRIPTS:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache_store import PutItem, StepKey, StoreFull, atomic, budget
+from cache_store import PutItem, StepKey, StoreFull, atomic, books, budget, evictor, removing
+from cache_store.accounts import EVICTING
 from cache_store.archive import Record
 from cache_store.codec import encode
 from cache_store.journal import Journal, line
+from cache_store.ledger import Ledger
 from cache_store.put_item import key_fields
 from tests.cache_store.conftest import published_bytes, tensor
 
@@ -168,6 +170,86 @@ def test_an_entry_that_is_being_written_is_not_evicted(open_store):
     assert 0 in kept(store)
     assert 1 not in kept(store)
     other.close()
+
+
+def summed(store):
+    """The total as a writer sees it that knows no entries."""
+    view = Ledger(store.root)
+    view.refresh()
+    return view.total_bytes
+
+
+def wait_until_announced(store, name, wanted, writer):
+    """Wait until as many journals as wanted announce a file, or the writer is done with it."""
+    while writer.is_alive():
+        view = Ledger(store.root)
+        view.read()
+        if sum(name in tail.writing for tail in view.changes.tails.values()) == wanted:
+            return
+
+
+def test_a_writer_waits_for_an_evictor_that_is_at_the_file_that_it_replaces(open_store, monkeypatch):
+    store, other = open_store(limit_bytes=3 * SIZE), open_store(limit_bytes=3 * SIZE)
+    for index in range(3):
+        store.put(key(index), tensor(index))
+    smaller = threading.Thread(target=other.put, args=(key(0), tensor(7, width=8)))
+
+    def replace_first(*arguments):
+        monkeypatch.setattr(evictor, "remove_loose", removing.remove_loose)
+        smaller.start()
+        wait_until_announced(store, "episode_vlm0.pt", 2, smaller)
+        smaller.join(0.2)  # who does not wait is done by then
+        return removing.remove_loose(*arguments)
+
+    monkeypatch.setattr(evictor, "remove_loose", replace_first)
+    store.put(key(3), tensor(3))
+    smaller.join()
+    assert torch.equal(store.get(key(0)), tensor(7, width=8))
+    assert summed(store) - store._books.budget._granted - other._books.budget._granted == published_bytes(store.root)
+
+
+def test_an_evictor_lets_a_file_be_that_a_writer_has_just_announced(open_store, monkeypatch):
+    store, other = open_store(limit_bytes=3 * SIZE), open_store(limit_bytes=3 * SIZE)
+    for index in range(3):
+        store.put(key(index), tensor(index))
+    may_publish, publish = threading.Event(), books.publish
+
+    def publish_late(*arguments, **options):
+        if threading.current_thread() is smaller:
+            may_publish.wait()
+        publish(*arguments, **options)
+
+    def chosen(self, *arguments, **options):
+        rows = choose(self, *arguments, **options)
+        if not smaller.is_alive():
+            smaller.start()
+            wait_until_announced(store, "episode_vlm0.pt", 1, smaller)
+        return rows
+
+    smaller = threading.Thread(target=other.put, args=(key(0), tensor(7, width=8)))
+    choose = evictor.Evictor._chosen
+    monkeypatch.setattr(books, "publish", publish_late)
+    monkeypatch.setattr(evictor.Evictor, "_chosen", chosen)
+    store.put(key(3), tensor(3))
+    may_publish.set()
+    smaller.join()
+    assert torch.equal(store.get(key(0)), tensor(7, width=8))
+    assert kept(store) == [0, 2, 3]
+    assert summed(store) - store._books.budget._granted - other._books.budget._granted == published_bytes(store.root)
+
+
+def test_nobody_waits_for_an_evictor_that_was_killed(open_store, monkeypatch):
+    def announce_and_die(store):
+        store._books.journal.append(line("w", 0, EVICTING, "episode_vlm0.pt"))
+        os._exit(0)
+
+    store = open_store(limit_bytes=3 * SIZE)
+    store.put(key(0), tensor(0))
+    child = multiprocessing.get_context("fork").Process(target=announce_and_die, args=(store,))
+    child.start()
+    child.join()
+    monkeypatch.setattr(books.time, "sleep", lambda _: pytest.fail("it waits"))
+    store.put(key(0), tensor(1))
 
 
 def test_a_writer_waits_for_the_room_that_another_one_holds(open_store, monkeypatch):
