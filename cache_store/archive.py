@@ -217,6 +217,22 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
         yield Archive(name, file)
 
 
+@contextmanager
+def open_content(path: str, content: bytes | memoryview, *, file_bytes: int | None = None) -> Iterator[Archive]:
+    """A feature file that is in memory, or its last bytes where it has `file_bytes` of them; `path` names it in errors.
+
+    Raises:
+        DamagedFeature: as `Archive`.
+    """
+    # A file in memory: every way of reading a file works on it.
+    with open(os.memfd_create("vlm-cache"), "w+b", buffering=0) as file:
+        os.truncate(file.fileno(), file_bytes if file_bytes is not None else len(content))
+        file.seek(-len(content), os.SEEK_END)
+        file.write(content)
+        file.seek(0)
+        yield Archive(path, file)
+
+
 def check(path: str | os.PathLike[str]) -> str | None:
     """Verify a file's structure and checksums; None when sound, else the reason in words.
 

@@ -37,14 +37,24 @@ logger = logging.getLogger("cache_store")
 class FeatureStore(Upkeep):
     """Features by key, one atomic file each. Safe for threads, forks and processes; picklable.
 
+    `root` is a folder, or a URL that fsspec knows (`s3://bucket/prefix`): docs/remote.md says what is different there.
+
     `limit_bytes` is never passed; above `soft_limit_bytes` eviction begins without making a writer wait. Both are kept
     for later openings; None takes the kept one, and 0 or less means none. Entries put or protected under `run_id` are
     not evicted while a process of that run is at work.
 
     Raises:
         StoreFormatError: `root` cannot be a store.
+        LocalOnly: a limit for a remote root.
         InvalidKey: `run_id` has characters other than letters, digits, ".", "_", ":" and "-".
     """
+
+    def __new__(cls, root: str | os.PathLike[str], **_: object) -> FeatureStore:
+        if cls is FeatureStore and naming.is_url(root):
+            from cache_store.remote.store import RemoteStore
+
+            return object.__new__(RemoteStore)
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -85,7 +95,7 @@ class FeatureStore(Upkeep):
             self._books.usage.tick(now_s)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopened, (str(self.root), self.run_id))
+        return (_reopened, (self.location, self.run_id))
 
     def __enter__(self) -> FeatureStore:
         return self
@@ -94,7 +104,7 @@ class FeatureStore(Upkeep):
         self.close()
 
     def __repr__(self) -> str:
-        return f"FeatureStore({str(self.root)!r}, limit_bytes={self.limit_bytes}, run_id={self.run_id!r})"
+        return f"FeatureStore({self.location!r}, limit_bytes={self.limit_bytes}, run_id={self.run_id!r})"
 
     @property
     def limits(self) -> Settings:
@@ -276,7 +286,7 @@ class FeatureStore(Upkeep):
 
         Video files of the old scripts are left out: their names are hashes and they carry no record.
         """
-        return maintenance.stored_keys(self.root, feature_names(self.root), dataset)
+        return maintenance.stored_keys(self._record, feature_names(self.root), dataset)
 
     def flush_meta(self) -> None:
         """Rewrite `cache_meta.json` from what is stored; `close` does it after video features were put."""
