@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from cache_store import pickle_layout
 from cache_store.checksum import crc32
@@ -248,20 +248,41 @@ def check(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def sound_content(path: str | os.PathLike[str]) -> tuple[bytes, str | None]:
-    """All bytes of a file whose every checksum is right, and its recipe's fingerprint if it tells one.
+class Content(NamedTuple):
+    """All bytes of a sound feature file, and its record; None for files that others wrote."""
+
+    whole: bytes
+    record: Record | None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The recipe's, 64 hex digits, if the file tells one."""
+        return None if self.record is None else self.record.recipe_fingerprint
+
+
+def sound_content(archive: Archive) -> Content:
+    """All bytes of an open file whose every checksum is right.
 
     Raises:
-        FileNotFoundError, DamagedFeature, StoreReadError: as `open_archive`.
+        DamagedFeature, StoreReadError: as `Archive`.
     """
-    with open_archive(path) as archive:
-        archive.verify()
-        record = archive.record()
-        archive.file.seek(0)
-        try:
-            return archive.file.read(), record.recipe_fingerprint if record is not None else None
-        except OSError as exc:
-            raise StoreReadError(archive.path, exc) from exc
+    archive.verify()
+    record = archive.record()
+    archive.file.seek(0)
+    try:
+        return Content(archive.file.read(), record)
+    except OSError as exc:
+        raise StoreReadError(archive.path, exc) from exc
+
+
+END_BYTES = 1 << 16  # a file's record and directory are within them, a few thousand as a rule
+
+
+def last_bytes(archive: Archive) -> tuple[int, bytes]:
+    """The length of an open file, and its last `END_BYTES`."""
+    length = archive.file.seek(0, os.SEEK_END)
+    archive.file.seek(max(0, length - END_BYTES))
+    return length, archive.file.read()
 
 
 def append_record(buffer: BytesIO, root: str, record: Record) -> None:

@@ -141,12 +141,19 @@ def stored_keys(record_of: RecordOf, names: Iterable[str], dataset: str | None) 
 def recorded_key(record_of: RecordOf, name: str) -> VideoKey | None:
     """The video key that a file's record tells; None when it tells none, is damaged or went away."""
     try:
-        record = record_of(name)
+        return video_key_in(record_of(name))
+    except (FileNotFoundError, DamagedFeature):
+        return None
+
+
+def video_key_in(record: Record | None) -> VideoKey | None:
+    """The video key that a record tells, if it does."""
+    try:
         if record is None or record.key is None or record.key["kind"] != "video":
             return None
         fields = record.key
         return VideoKey(fields["dataset"], fields["video_id"], fields["nframe"], fields["model_signature"])
-    except (FileNotFoundError, DamagedFeature, KeyError):
+    except KeyError:
         return None
 
 

@@ -11,11 +11,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cache_store import families, maintenance, meta, naming, settings
-from cache_store.archive import sound_content
+from cache_store.archive import Content, last_bytes, open_archive, sound_content
 from cache_store.books import Books, NewFile
-from cache_store.errors import StoreWriteError
+from cache_store.errors import DamagedFeature, StoreWriteError
 from cache_store.feature_file import PLAINLY, Check, Frames, How
-from cache_store.keys import FeatureKey, StepKey
+from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.opening import open_feature
 from cache_store.processes import HERE
 from cache_store.put_item import PutItem, encoded_item
 from cache_store.reader import OnStale, Reader, Wanted
@@ -180,9 +181,35 @@ class FeatureStore(Upkeep):
         """
         self._begin()
         name = naming.relative_path(key)
-        content, fingerprint = sound_content(file)
-        self._books.publish(NewFile(name, [content], (fingerprint or "")[:8]), create_only=True)
+        with open_archive(file) as opened:
+            self._add(name, sound_content(opened))
         return self.root / name
+
+    # What copies from store to store are made by.
+
+    def _content(self, name: str) -> Content:
+        """A feature's file by its relative path, every checksum verified; raises as `opening.open_feature`."""
+        with open_feature(self.root, name) as opened:
+            return sound_content(opened)
+
+    def _end_of(self, name: str) -> tuple[int, bytes] | None:
+        """The length of a feature's file and its last bytes, among them its directory; None where there is none."""
+        try:
+            with open_feature(self.root, name) as opened:
+                return last_bytes(opened)
+        except FileNotFoundError:
+            return None
+        except DamagedFeature:
+            return 0, b""
+
+    def _add(self, name: str, content: Content) -> None:
+        """Publish a file under a name that is free; raises as `put` with `create_only`."""
+        self._begin()
+        self._books.publish(NewFile(name, [content.whole], (content.fingerprint or "")[:8]), create_only=True)
+
+    def _claim(self, key: VideoKey, fingerprint: str) -> str:
+        """The owner of a video family, which becomes this recipe if there is none."""
+        return families.claim(self.root, key, fingerprint)
 
     def get(
         self,

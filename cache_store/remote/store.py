@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store import maintenance, naming
-from cache_store.archive import Record, sound_content
+from cache_store.archive import END_BYTES, Content, Record, open_archive, open_content, sound_content
 from cache_store.atomic import publish
 from cache_store.errors import DamagedFeature, InexactFeature, LocalOnly, RecipeMismatch
 from cache_store.feature_file import Check, Frames
@@ -121,8 +121,36 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def adopt(self, file: Path, key: FeatureKey) -> Path:
         """As `FeatureStore.adopt`."""
         name = naming.relative_path(key)
-        self._upload(name, sound_content(file)[0], create_only=True)
+        with open_archive(file) as opened:
+            self._add(name, sound_content(opened))
         return self.root / name
+
+    def copy_of(self, name: str) -> Path | None:
+        """The copy of a feature by its relative path, downloaded if need be; None where there is none, or no room.
+
+        Raises:
+            DamagedFeature, StoreReadError: as `get`.
+        """
+        if not self._tier.has(name) or not self._tier.is_current(name):
+            self._tier.fetch(name)
+        return self.root / name if self._tier.has(name) else None
+
+    def _content(self, name: str) -> Content:
+        whole = self._objects().get(name, lambda content, _: content)
+        if whole is None:
+            raise FileNotFoundError(f"{self.location}/{name}")
+        with open_content(f"{self.location}/{name}", whole) as opened:
+            return sound_content(opened)
+
+    def _end_of(self, name: str) -> tuple[int, bytes] | None:
+        found = self._objects().tail(name, END_BYTES)
+        return None if found is None else (found[1], found[0])
+
+    def _add(self, name: str, content: Content) -> None:
+        self._upload(name, content.whole, create_only=True)
+
+    def _claim(self, key: VideoKey, fingerprint: str) -> str:
+        return self._owners.claim(key, fingerprint)
 
     def _encoded(self, item: PutItem, *, is_second: bool = False) -> tuple[str, bytes]:
         encoded = encoded_item(item)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store import naming
 from cache_store.accounts import Changes
-from cache_store.archive import Record, open_content
+from cache_store.archive import END_BYTES, Record, open_content
 from cache_store.books import View
 from cache_store.errors import DamagedFeature, LocalOnly, RecipeMismatch
 from cache_store.keys import FeatureKey
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from cache_store.store import FeatureStore
 
 REQUESTS_AT_ONCE = 32
-_TAIL_BYTES = 1 << 16  # a feature's record and directory are its last bytes, a few thousand as a rule
 
 logger = logging.getLogger("cache_store")
 
@@ -82,7 +81,7 @@ class RemoteUpkeep(Upkeep):
             FileNotFoundError: there is no such object.
             DamagedFeature, StoreReadError.
         """
-        found = self._objects().tail(name, _TAIL_BYTES)
+        found = self._objects().tail(name, END_BYTES)
         if found is None:
             raise FileNotFoundError(f"{self.location}/{name}")
         path = f"{self.location}/{name}"
@@ -90,7 +89,7 @@ class RemoteUpkeep(Upkeep):
             with open_content(path, found[0], file_bytes=found[1]) as opened:
                 return opened.record()
         except DamagedFeature:
-            if found[1] <= _TAIL_BYTES:
+            if found[1] <= END_BYTES:
                 raise
         whole = self._objects().get(name, lambda content, _: content)
         if whole is None:
