@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store import families, maintenance, meta, naming, settings
 from cache_store.archive import Content, last_bytes, open_archive, sound_content
-from cache_store.books import Books, NewFile
+from cache_store.books import Books, NewFile, size_of
 from cache_store.errors import DamagedFeature, StoreWriteError
 from cache_store.feature_file import PLAINLY, Check, Frames, How
 from cache_store.keys import FeatureKey, StepKey, VideoKey
@@ -171,6 +171,10 @@ class FeatureStore(Upkeep):
         files = {file.name: file for file in map(self._new_file, items)}
         self._books.publish_many(list(files.values()))
         return [self.root / name for name in files]
+
+    def bytes_at(self, path: Path) -> int:
+        """Bytes of the file that a put returned; 0 where it is gone already."""
+        return size_of(path)
 
     def adopt(self, file: Path, key: FeatureKey) -> Path:
         """Copy a sound feature file into the store as it is, under another name; returns the new file.

@@ -53,8 +53,8 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         self.run_id = run_id
         self.set_limit(limit_bytes, soft_limit_bytes=soft_limit_bytes)
         self.root = tier.folder_of(self._url)
+        self._connect()  # first: a URL that leads nowhere leaves no folder behind
         self._open_tier(FeatureStore(self.root, limit_bytes=tier.limit_bytes()))
-        self._objects()
 
     @property
     def location(self) -> str:
@@ -117,6 +117,11 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         for _ in self._pool().map(lambda pair: self._upload(*pair), contents.items()):
             pass
         return [self.root / name for name in contents]
+
+    def bytes_at(self, path: Path) -> int:
+        """Bytes of the object that a put returned the copy's path of; 0 where it is gone already."""
+        info = self._objects().head(path.relative_to(self.root).as_posix())
+        return 0 if info is None else info.bytes
 
     def adopt(self, file: Path, key: FeatureKey) -> Path:
         """As `FeatureStore.adopt`."""

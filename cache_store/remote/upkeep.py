@@ -44,11 +44,14 @@ class RemoteUpkeep(Upkeep):
     _tier: Tier
     _owners: Owners
 
+    def _connect(self) -> None:
+        self._connected: tuple[int, Objects, ThreadPoolExecutor] | None = None
+        self._connecting = threading.Lock()
+        self._connection()
+
     def _open_tier(self, store: FeatureStore) -> None:
         self._tier = Tier(store, self._objects)
         self._owners = Owners(self._objects, self._recorded)
-        self._connected: tuple[int, Objects, ThreadPoolExecutor] | None = None
-        self._connecting = threading.Lock()
 
     def _connection(self) -> tuple[int, Objects, ThreadPoolExecutor]:
         # Neither connections nor threads outlive a fork.
