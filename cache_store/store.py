@@ -317,7 +317,11 @@ class FeatureStore(Upkeep):
 
         Video files of the old scripts are left out: their names are hashes and they carry no record.
         """
-        return maintenance.stored_keys(self._record, feature_names(self.root), dataset)
+        return maintenance.stored_keys(self._record, self._names(), dataset)
+
+    def _names(self) -> Iterator[str]:
+        """The relative paths of all features, in no order."""
+        return feature_names(self.root)
 
     def flush_meta(self) -> None:
         """Rewrite `cache_meta.json` from what is stored; `close` does it after video features were put."""

@@ -221,7 +221,10 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def _fetch(self, key: FeatureKey, wanted: Wanted) -> dict[str, bytes]:
         """Download what a reader of this key looks at, unless there is a copy; returns what found no room there."""
         unkept: dict[str, bytes] = {}
-        for name in candidates(key, wanted.fingerprint):
+        names = list(candidates(key, wanted.fingerprint))
+        if wanted.fingerprint is not None and any(self._tier.fits(name, wanted.fingerprint) for name in names):
+            return unkept  # whichever of its names it has, it is the same feature
+        for name in names:
             if not self._tier.has(name):
                 try:
                     content = self._tier.fetch(name)
@@ -316,11 +319,15 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
 
     def keys(self, dataset: str | None = None) -> Iterator[FeatureKey]:
         """As `FeatureStore.keys`; each video is asked for its record, many at a time."""
-        with self._viewed() as view:
-            names = sorted(view.table["name"].to_pylist())
+        names = sorted(self._names())
         for start in range(0, len(names), _KEYS_AT_ONCE):
             found = self._pool().map(lambda name: self._keys_of(name, dataset), names[start : start + _KEYS_AT_ONCE])
             yield from (key for keys in found for key in keys)
+
+    def _names(self) -> Iterator[str]:
+        with self._viewed() as view:
+            names: list[str] = view.table["name"].to_pylist()
+        return iter(names)
 
     def _keys_of(self, name: str, dataset: str | None) -> list[FeatureKey]:
         return list(maintenance.stored_keys(self._record, [name], dataset))

@@ -6,17 +6,28 @@ import multiprocessing
 import pickle
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import fsspec
 import pytest
 import torch
 
-from cache_store import FeatureStore, LocalOnly, RecipeMismatch, StepKey, StoreFormatError, VideoKey
+from cache_store import (
+    FeatureStore,
+    LocalOnly,
+    RecipeMismatch,
+    StepKey,
+    StoreFormatError,
+    VideoKey,
+    get_cache_manager,
+    known_aliases,
+)
 from cache_store.remote import tier as tiers
 from cache_store.remote.objects import ObjectInfo, Objects
 from tests.cache_store.conftest import tensor
 
 KEY, OTHER = StepKey("episode", 0), StepKey("episode", 30)
+VIDEO = VideoKey("Video-MME", "v", 4, "0a1b2c3d")
 RECIPE, ANOTHER = {"weights": "a"}, {"weights": "b"}
 
 
@@ -45,6 +56,36 @@ def test_a_second_read_asks_the_service_nothing(open_on):
     assert torch.equal(open_on("a").get(KEY), tensor(1))
     assert store.transfers.requests == asked
     assert store.transfers.downloads == 1
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, ANOTHER])
+def test_a_second_read_of_a_video_in_a_recipe_asks_nothing_either(open_on, recipe):
+    store = open_on("a")
+    for seed, one in enumerate((RECIPE, ANOTHER)):
+        store.put(VIDEO, {"vision_features": tensor(seed)}, recipe=one)
+    store.get(VIDEO, recipe=recipe)
+    asked = store.transfers.requests
+    assert torch.equal(store.get(VIDEO, recipe=recipe)["vision_features"], tensor(int(recipe == ANOTHER)))
+    store.prefetch([VIDEO], recipe=recipe)
+    assert store.transfers.requests == asked
+
+
+def test_a_recipe_is_looked_for_under_all_names_of_a_benchmark(open_on):
+    store, alias = open_on("a"), replace(VIDEO, dataset=known_aliases("Video-MME")[0])
+    store.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    store.put(alias, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    assert torch.equal(store.get(VIDEO, recipe=ANOTHER)["vision_features"], tensor(2))
+
+
+def test_the_managers_of_the_scripts_take_a_url(open_on):
+    manager = get_cache_manager(open_on("a").location)
+    manager.save_cache("episode", 3, tensor(1))
+    assert manager is get_cache_manager(open_on("a").location)
+    assert torch.equal(manager.load_cache("episode", 3), tensor(1))
+    assert manager.list_cached_datasets() == {"episode": [3]}
+    assert manager.get_cache_stats()["total_files"] == 1
+    with pytest.raises(LocalOnly):
+        manager.set_limit_gb(1)
 
 
 def test_a_copy_has_the_objects_bytes_and_name(open_on):
@@ -234,13 +275,12 @@ def test_the_limit_of_the_copies_is_a_size(monkeypatch, text, size):
 
 def test_a_video_in_two_recipes_has_one_owner_on_all_machines(open_on):
     here, there = open_on("a"), open_on("b")
-    video = VideoKey("Video-MME", "v", 4, "0a1b2c3d")
-    here.put(video, {"vision_features": tensor(1)}, recipe=RECIPE)
-    there.put(video, {"vision_features": tensor(2)}, recipe=ANOTHER)
-    assert torch.equal(here.get(video)["vision_features"], tensor(1))
-    assert torch.equal(here.get(video, recipe=ANOTHER)["vision_features"], tensor(2))
+    here.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    assert torch.equal(here.get(VIDEO)["vision_features"], tensor(1))
+    assert torch.equal(here.get(VIDEO, recipe=ANOTHER)["vision_features"], tensor(2))
     assert {entry.dataset.partition("@")[0] for entry in here.entries()} == {"Video-MME"}
     here.clear()
     there = open_on("c")
-    there.put(video, {"vision_features": tensor(2)}, recipe=ANOTHER)
-    assert torch.equal(there.get(video)["vision_features"], tensor(2))
+    there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    assert torch.equal(there.get(VIDEO)["vision_features"], tensor(2))
