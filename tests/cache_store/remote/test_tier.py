@@ -11,6 +11,7 @@ from dataclasses import replace
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cache_store import (
     FeatureStore,
@@ -22,6 +23,7 @@ from cache_store import (
     get_cache_manager,
     known_aliases,
 )
+from cache_store.remote import retries
 from cache_store.remote import tier as tiers
 from cache_store.remote.objects import ObjectInfo, Objects
 from tests.cache_store.conftest import tensor
@@ -171,6 +173,38 @@ def test_a_damaged_copy_is_downloaded_again(open_on):
     path.write_bytes(content[: len(content) // 2])
     assert torch.equal(store.get(KEY), tensor(1))
     assert store.transfers.downloads == 2
+
+
+def test_a_file_system_that_gives_half_a_file_is_asked_again(open_on, monkeypatch):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    halves = [True]
+
+    def cat_file(self, path, **options):
+        content = whole(self, path, **options)
+        return content[: len(content) // 2] if halves and halves.pop() else content
+
+    whole = MemoryFileSystem.cat_file
+    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(first_delay_s=0.0))
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert store.transfers.failed_tries == 1
+
+
+def test_an_object_that_is_damaged_once_is_not_damaged(open_on, monkeypatch):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    flips = [True]
+
+    def cat_file(self, path, **options):
+        content = whole(self, path, **options)
+        at = content.find(tensor(1).numpy().tobytes())
+        return content[:at] + b"x" + content[at + 1 :] if flips and flips.pop() else content
+
+    whole = MemoryFileSystem.cat_file
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert store.stats().damaged == 0
 
 
 def test_the_limit_of_the_copies_holds_and_costs_downloads_only(open_on, monkeypatch):
