@@ -235,7 +235,7 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
                     continue
                 if not self._tier.has(name):
                     unkept[name] = content
-            if wanted.fingerprint is None or name in unkept or self._tier.fits(name, wanted.fingerprint):
+            if wanted.fingerprint is None or self._tier.fits(name, wanted.fingerprint):
                 break
         return unkept
 
