@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from cache_store import pickle_layout
 from cache_store.checksum import crc32
@@ -217,6 +217,22 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
         yield Archive(name, file)
 
 
+@contextmanager
+def open_content(path: str, content: bytes | memoryview, *, file_bytes: int | None = None) -> Iterator[Archive]:
+    """A feature file that is in memory, or its last bytes where it has `file_bytes` of them; `path` names it in errors.
+
+    Raises:
+        DamagedFeature: as `Archive`.
+    """
+    # A file in memory: every way of reading a file works on it.
+    with open(os.memfd_create("vlm-cache"), "w+b", buffering=0) as file:
+        os.truncate(file.fileno(), file_bytes if file_bytes is not None else len(content))
+        file.seek(-len(content), os.SEEK_END)
+        file.write(content)
+        file.seek(0)
+        yield Archive(path, file)
+
+
 def check(path: str | os.PathLike[str]) -> str | None:
     """Verify a file's structure and checksums; None when sound, else the reason in words.
 
@@ -232,20 +248,41 @@ def check(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def sound_content(path: str | os.PathLike[str]) -> tuple[bytes, str | None]:
-    """All bytes of a file whose every checksum is right, and its recipe's fingerprint if it tells one.
+class Content(NamedTuple):
+    """All bytes of a sound feature file, and its record; None for files that others wrote."""
+
+    whole: bytes
+    record: Record | None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The recipe's, 64 hex digits, if the file tells one."""
+        return None if self.record is None else self.record.recipe_fingerprint
+
+
+def sound_content(archive: Archive) -> Content:
+    """All bytes of an open file whose every checksum is right.
 
     Raises:
-        FileNotFoundError, DamagedFeature, StoreReadError: as `open_archive`.
+        DamagedFeature, StoreReadError: as `Archive`.
     """
-    with open_archive(path) as archive:
-        archive.verify()
-        record = archive.record()
-        archive.file.seek(0)
-        try:
-            return archive.file.read(), record.recipe_fingerprint if record is not None else None
-        except OSError as exc:
-            raise StoreReadError(archive.path, exc) from exc
+    archive.verify()
+    record = archive.record()
+    archive.file.seek(0)
+    try:
+        return Content(archive.file.read(), record)
+    except OSError as exc:
+        raise StoreReadError(archive.path, exc) from exc
+
+
+END_BYTES = 1 << 16  # a file's record and directory are within them, a few thousand as a rule
+
+
+def last_bytes(archive: Archive) -> tuple[int, bytes]:
+    """The length of an open file, and its last `END_BYTES`."""
+    length = archive.file.seek(0, os.SEEK_END)
+    archive.file.seek(max(0, length - END_BYTES))
+    return length, archive.file.read()
 
 
 def append_record(buffer: BytesIO, root: str, record: Record) -> None:

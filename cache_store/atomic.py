@@ -87,10 +87,10 @@ def publish_many(files: Sequence[tuple[Iterable[Bytes], str]], *, published: Cal
             _remove_quietly(temp)
 
 
-def publish_new(files: Sequence[tuple[Bytes, str, int]]) -> list[bool]:
+def publish_new(files: Sequence[tuple[Bytes, str, int]], *, flush: bool = True) -> list[bool]:
     """Publish files (content, path, time of writing in ns) unless their names are taken; for each whether it was.
 
-    One flush for all contents, one for each folder.
+    One flush for all contents, one for each folder; without `flush` a power loss may leave damaged files.
 
     Raises:
         StoreWriteError: the operating system refused; some may be published.
@@ -103,14 +103,15 @@ def publish_new(files: Sequence[tuple[Bytes, str, int]]) -> list[bool]:
             temps.append(_open_temp(os.path.dirname(path)))
             _write_all(temps[-1][1], [content])
             os.utime(temps[-1][1], ns=(written_ns, written_ns))
-        _flush_all([fd for _, fd in temps])
+        if flush:
+            _flush_all([fd for _, fd in temps])
         for (temp, _), (_, path, _) in zip(temps, files, strict=True):
             try:
                 os.link(temp, path)
                 made.append(True)
             except FileExistsError:
                 made.append(False)
-        for path in sorted({os.path.dirname(path) for _, path, _ in files}):
+        for path in sorted({os.path.dirname(path) for _, path, _ in files} if flush else ()):
             flush_folder(path)
     except OSError as exc:
         raise StoreWriteError(path, exc) from exc

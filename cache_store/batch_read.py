@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +35,24 @@ class Batch(NamedTuple):
 
     features: torch.Tensor
     missing: list[int]
+
+    def with_rows(self, values: Mapping[int, object]) -> Batch:
+        """The batch with the features that were found for some of the missing positions.
+
+        Raises:
+            ValueError: they do not fit together, or are no tensors.
+        """
+        out = self.features
+        for position, value in values.items():
+            tensor = _main(value)
+            if tensor is None:
+                raise ValueError(f"position {position} has no {MAIN_FIELD!r}")
+            if len(self.missing) == len(out) and out.shape[1:] != tensor.shape:
+                out = _empty(len(out), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            if out.dtype != tensor.dtype or out.shape[1:] != tensor.shape:
+                raise ValueError(f"position {position} is {tensor.dtype} {list(tensor.shape)}, the batch {_shown(out)}")
+            out[position].copy_(tensor)
+        return Batch(out, [position for position in self.missing if position not in values])
 
 
 class _Kind(NamedTuple):

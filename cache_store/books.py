@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cache_store import naming, opening, removing, shards
 from cache_store.accounts import Changes
-from cache_store.atomic import Bytes, publish, publish_many
+from cache_store.atomic import Bytes, publish, publish_many, publish_new
 from cache_store.budget import Budget, Growth
 from cache_store.clock import file_system_now_s
 from cache_store.errors import EntryExists, StoreWriteError
@@ -105,6 +105,19 @@ class Books:
         with self._published(files) as published:
             targets = [(file.buffers, self._prefix + file.name) for file in files]
             publish_many(targets, published=lambda position: published.add(files[position].name))
+
+    def publish_copy(self, file: NewFile, written_ns: int) -> None:
+        """Publish a copy of what lies elsewhere, with that one's time of writing, unless the name is taken.
+
+        Not flushed to the disk: what a power loss damages is noticed by its checksum and copied again.
+
+        Raises:
+            StoreFull, StoreWriteError: nothing was published.
+        """
+        with self._published([file]) as published:
+            content = b"".join(file.buffers)
+            if publish_new([(content, self._prefix + file.name, written_ns)], flush=False)[0]:
+                published.add(file.name)
 
     @contextmanager
     def _published(self, files: Sequence[NewFile]) -> Iterator[set[str]]:

@@ -9,6 +9,7 @@
     ├── StoreWriteError                          the disk failed while writing: a bad disk stops the run
     ├── StoreReadError                           the disk or its permissions failed while reading
     ├── StoreFormatError                         the folder is no store, or of a newer format
+    ├── LocalOnly                                a remote root cannot do what was asked
     └── DamagedFeature                           a file whose content cannot be trusted
 
 All keep their data as fields and survive pickling, because they travel between Ray workers.
@@ -39,6 +40,10 @@ def _rebuild(kind: type[CacheStoreError], message: str) -> CacheStoreError:
     error = kind.__new__(kind)
     Exception.__init__(error, message)
     return error
+
+
+def _advice(path: str, for_a_file: str) -> str:
+    return "check the service, the network and the credentials" if "://" in path else for_a_file
 
 
 class InvalidKey(CacheStoreError, ValueError):
@@ -128,7 +133,8 @@ class StoreWriteError(CacheStoreError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot write {path}: {cause.strerror or cause}; check the disk's space, quota and permissions",
+            f"cannot write {path}: {cause.strerror or cause}; "
+            + _advice(path, "check the disk's space, quota and permissions"),
             path=path,
             errno=cause.errno,
             reason=cause.strerror or str(cause),
@@ -144,7 +150,8 @@ class StoreReadError(CacheStoreError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot read {path}: {cause.strerror or cause}; check the disk and the file's permissions",
+            f"cannot read {path}: {cause.strerror or cause}; "
+            + _advice(path, "check the disk and the file's permissions"),
             path=path,
             errno=cause.errno,
             reason=cause.strerror or str(cause),
@@ -159,6 +166,16 @@ class StoreFormatError(CacheStoreError):
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path} cannot be opened as a store: {reason}", path=path, reason=reason)
+
+
+class LocalOnly(CacheStoreError):
+    """A store behind a URL was asked for what only one in a folder of a machine can do: `what`."""
+
+    location: str
+    what: str
+
+    def __init__(self, location: str, what: str, advice: str) -> None:
+        super().__init__(f"{location} is a remote root, which has no {what}; {advice}", location=location, what=what)
 
 
 class DamagedFeature(CacheStoreError):

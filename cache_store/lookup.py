@@ -41,6 +41,15 @@ class Lookup:
         raise NotImplementedError
 
     @property
+    def location(self) -> str:
+        """What the store is opened by again: its folder, or the URL of a remote root."""
+        return str(self.root)
+
+    def _record(self, name: str) -> Record | None:
+        """The record of a feature by its relative path; raises as `opening.read_record`."""
+        return read_record(self.root, name)
+
+    @property
     def limit_bytes(self) -> int | None:
         """The limit in bytes, None for none."""
         return self.limits.limit_bytes
@@ -99,7 +108,7 @@ class Lookup:
             StoreReadError: the disk.
         """
         try:
-            return read_record(self.root, naming.relative_path(key))
+            return self._record(naming.relative_path(key))
         except (FileNotFoundError, DamagedFeature):
             return None
 

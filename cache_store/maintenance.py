@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cache_store import naming, opening
+from cache_store import naming
+from cache_store.archive import Record
 from cache_store.dataset_patterns import DatasetPatterns, check_pattern
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.keys import FeatureKey, VideoKey
@@ -17,6 +17,9 @@ from cache_store.reports import EntryInfo
 
 if TYPE_CHECKING:
     from pyarrow import Table
+
+# The record of a feature by its relative path; raises as `opening.read_record`.
+RecordOf = Callable[[str], Record | None]
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,64}")
 
@@ -55,10 +58,10 @@ class Selection:
             if value is not None and not value >= 0:
                 raise ValueError(f"{field} is {value!r}, not a number of at least 0")
 
-    def chosen(self, root: Path, entries: Iterable[EntryInfo], now_s: float, protected: Protected) -> Chosen:
+    def chosen(self, record_of: RecordOf, entries: Iterable[EntryInfo], now_s: float, protected: Protected) -> Chosen:
         """Those of a store's `entries` that it means at `now_s`, the file system's clock."""
         patterns = None if self.datasets is None else DatasetPatterns(self.datasets)
-        made_how = _MadeHow(root, self.model, self.recipe_fingerprint)
+        made_how = _MadeHow(record_of, self.model, self.recipe_fingerprint)
         found: list[EntryInfo] = []
         total_bytes = pinned = 0
         for entry in entries:
@@ -86,8 +89,8 @@ class Selection:
 class _MadeHow:
     """Whether files were made by a model or a recipe, by what they say of themselves; one read for each recipe."""
 
-    def __init__(self, root: Path, model: str | None, recipe_fingerprint: str | None) -> None:
-        self._root = root
+    def __init__(self, record_of: RecordOf, model: str | None, recipe_fingerprint: str | None) -> None:
+        self._record_of = record_of
         self._model = model
         self._recipe_fingerprint = recipe_fingerprint
         self._answers: dict[str, bool] = {}
@@ -105,7 +108,7 @@ class _MadeHow:
         from cache_store.store_stats import model_in
 
         try:
-            record = opening.read_record(self._root, name)
+            record = self._record_of(name)
         except (FileNotFoundError, DamagedFeature, StoreReadError):
             # Not readable, so not known to be meant: prune must not guess.
             return False
@@ -125,25 +128,32 @@ def entry_infos(table: Table) -> Iterator[EntryInfo]:
         yield from map(EntryInfo, *columns)
 
 
-def stored_keys(root: Path, names: Iterable[str], dataset: str | None) -> Iterator[FeatureKey]:
+def stored_keys(record_of: RecordOf, names: Iterable[str], dataset: str | None) -> Iterator[FeatureKey]:
     """The keys of the named files, of one data set or all, sorted by path; without files that do not tell their key."""
     for name in sorted(names):
         parsed = naming.parse(name)
         if parsed is not None and dataset in (None, parsed.dataset):
-            key = parsed.key or recorded_key(root, name)
+            key = parsed.key or recorded_key(record_of, name)
             if key is not None:
                 yield key
 
 
-def recorded_key(root: Path, name: str) -> VideoKey | None:
+def recorded_key(record_of: RecordOf, name: str) -> VideoKey | None:
     """The video key that a file's record tells; None when it tells none, is damaged or went away."""
     try:
-        record = opening.read_record(root, name)
+        return video_key_in(record_of(name))
+    except (FileNotFoundError, DamagedFeature):
+        return None
+
+
+def video_key_in(record: Record | None) -> VideoKey | None:
+    """The video key that a record tells, if it does."""
+    try:
         if record is None or record.key is None or record.key["kind"] != "video":
             return None
         fields = record.key
         return VideoKey(fields["dataset"], fields["video_id"], fields["nframe"], fields["model_signature"])
-    except (FileNotFoundError, DamagedFeature, KeyError):
+    except KeyError:
         return None
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import operator
+import os
 import re
 import unicodedata
 import uuid
@@ -233,6 +234,11 @@ def check_run_id(run_id: str) -> None:
     """
     if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
         raise InvalidKey("is not 1 to 80 letters, digits, '.', '_', ':' or '-'", field="run_id", value=run_id)
+
+
+def is_url(root: str | os.PathLike[str]) -> bool:
+    """Whether a store's root lies behind a URL and not in a folder of this machine."""
+    return "://" in os.fspath(root)
 
 
 def temp_name() -> str:

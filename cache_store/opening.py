@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cache_store import naming, shards
 from cache_store.accounts import Entry
-from cache_store.archive import Archive, Record, open_archive
+from cache_store.archive import Archive, Record, open_archive, open_content
 from cache_store.errors import DamagedFeature
 from cache_store.shards import Place, View
 
@@ -59,11 +59,8 @@ def _open_packed(root: Path, name: str, place: Place) -> Iterator[Archive]:
     problem = place.shard.problem(place.row)
     if problem is not None:
         raise DamagedFeature(f"{root}/{name}", f"{problem} (in {naming.PACKED}/{place.shard.id})")
-    # A file in memory: every way of reading a file works on it.
-    with open(os.memfd_create("vlm-cache"), "w+b", buffering=0) as file:
-        file.write(place.shard.content(place.row))
-        file.seek(0)
-        yield Archive(f"{root}/{name}", file)
+    with open_content(f"{root}/{name}", place.shard.content(place.row)) as opened:
+        yield opened
 
 
 def read_record(root: Path, name: str) -> Record | None:

@@ -195,7 +195,8 @@ class _Packing:
         path = self._root / name
         try:
             status = os.stat(path)
-            content, fingerprint = archive.sound_content(path)
+            with archive.open_archive(path) as opened:
+                content, record = archive.sound_content(opened)
             if identity_of(os.stat(path)) != identity_of(status) or len(content) != status.st_size:
                 return  # replaced meanwhile: the next run packs it
         except FileNotFoundError:
@@ -206,7 +207,7 @@ class _Packing:
         except OSError as exc:
             self._report.problems.append(Problem(name, f"cannot be read: {exc.strerror or exc}"))
             return
-        fingerprint8 = (fingerprint or "")[:8]
+        fingerprint8 = ((record.recipe_fingerprint if record is not None else None) or "")[:8]
         found.append(_Found(name, identity_of(status), status.st_ctime_ns, fingerprint8))
         rows.append(Row(name, content, status.st_mtime_ns, status.st_ctime_ns, fingerprint8))
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from cache_store import settings, shards
+from cache_store import naming, settings, shards
 from cache_store.books import View
+from cache_store.errors import LocalOnly
 from cache_store.ledger import Ledger
 from cache_store.lookup import Lookup
 from cache_store.scan import looked_at
@@ -22,9 +23,12 @@ class ReadOnlyStore(Lookup):
 
     Raises:
         StoreFormatError: `root` cannot be a store.
+        LocalOnly: `root` is a URL.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        if naming.is_url(root):
+            raise LocalOnly(os.fspath(root), "plan", "open it as a FeatureStore; `vlm-cache build` skips what is there")
         self.root = Path(root).absolute()
         self._limits = settings.open_root(self.root, create=False)
         self._shards = shards.of(self.root)  # kept open as long as this is

@@ -61,7 +61,9 @@ class _Found:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stale:
+class Stale:
+    """A feature of another recipe."""
+
     name: str
     record: Record
     inexact: InexactFeature | None = None  # there may be no recipe to blame
@@ -110,7 +112,7 @@ class Reader:
             StoreReadError: the disk.
             ValueError, IndexError: `how` does not fit what is stored.
         """
-        stale: _Stale | None = None
+        stale: Stale | None = None
         for name in candidates(key, wanted.fingerprint):
             outcome = self._read_one(name, wanted, how)
             if isinstance(outcome, _Found):
@@ -118,7 +120,7 @@ class Reader:
                 return outcome.value
             stale = stale or outcome
         if stale is not None and on_stale == "error":
-            raise stale.inexact or _mismatch(self._root, stale, key, wanted)
+            raise stale.inexact or told_mismatch(str(self._root), stale, key, wanted)
         if stale is not None and on_stale == "use":
             outcome = self._read_one(stale.name, ANY, how)
             if isinstance(outcome, _Found):
@@ -146,7 +148,7 @@ class Reader:
 
         return self._batches.read(keys, wanted.fingerprint, out, read_one)
 
-    def _read_one(self, name: str, wanted: Wanted, how: How) -> _Found | _Stale | None:
+    def _read_one(self, name: str, wanted: Wanted, how: How) -> _Found | Stale | None:
         path = self._root / name
         for _ in range(3):
             before = identity(self._root, name)
@@ -156,7 +158,7 @@ class Reader:
                 with open_feature(self._root, name) as archive:
                     record = archive.record() if wanted.fingerprint is not None else None
                     if record is not None and not wanted.fits(record):
-                        return _Stale(name, record)
+                        return Stale(name, record)
                     is_unsure = wanted.needs_a_look_inside(record)
                     value = load(archive, replace(how, exact=True) if is_unsure else how)
                     if how is PLAINLY and int8.mark_of(value) is None:
@@ -165,7 +167,7 @@ class Reader:
                         self._tell_if_inexact(value, name)
                     return _Found(value)
             except InexactFeature as exc:
-                return _Stale(name, Record(), exc)
+                return Stale(name, Record(), exc)
             except FileNotFoundError:
                 return None
             except OSError as exc:
@@ -231,12 +233,12 @@ def state(root: Path, key: FeatureKey, wanted: Wanted) -> State:
 def mismatch(root: Path, key: FeatureKey, wanted: Wanted) -> RecipeMismatch | None:
     """What `read` would raise for `on_stale="error"`; None where a feature fits, or none is there."""
     is_fitting, stale = _looked_for(root, key, wanted)
-    return None if is_fitting or stale is None else _mismatch(root, stale, key, wanted)
+    return None if is_fitting or stale is None else told_mismatch(str(root), stale, key, wanted)
 
 
-def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[bool, _Stale | None]:
+def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[bool, Stale | None]:
     """Whether a fitting file is there, and, if not, the best one of another recipe."""
-    stale: _Stale | None = None
+    stale: Stale | None = None
     for name in candidates(key, wanted.fingerprint):
         try:
             record = read_record(root, name)
@@ -246,7 +248,7 @@ def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[bool, _Sta
         inexact = _inexactness(root, name) if wanted.needs_a_look_inside(record) else None
         if inexact is None and (record is None or wanted.fits(record)):
             return True, None
-        stale = stale or _Stale(name, record or Record(), inexact)
+        stale = stale or Stale(name, record or Record(), inexact)
     return False, stale
 
 
@@ -260,16 +262,17 @@ def _inexactness(root: Path, name: str) -> InexactFeature | None:
     return None if int8.mark_of(tree) is None else InexactFeature(f"{root}/{name}", int8.loss_of(tree))
 
 
-def _mismatch(root: Path, stale: _Stale, key: FeatureKey, wanted: Wanted) -> RecipeMismatch:
+def told_mismatch(location: str, stale: Stale, key: FeatureKey, wanted: Wanted) -> RecipeMismatch:
+    """The error that a reader of the store at `location` gets for what it found."""
     advice = "rebuild it, or open it with on_stale='use' or without recipe"
     if isinstance(key, VideoKey):
         own = naming.relative_path(key, second_recipe=wanted.fingerprint)
         advice = (
             "get(key) without recipe reads the existing one; a build with this recipe goes to "
-            f"{root / own}, which get(key, recipe=...) then reads"
+            f"{location}/{own}, which get(key, recipe=...) then reads"
         )
     return RecipeMismatch(
-        path=str(root / stale.name),
+        path=f"{location}/{stale.name}",
         found=stale.record.recipe_fingerprint or "",
         wanted=wanted.fingerprint or "",
         differences=differences(stale.record.recipe, wanted.recipe),

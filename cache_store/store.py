@@ -11,11 +11,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cache_store import families, maintenance, meta, naming, settings
-from cache_store.archive import sound_content
-from cache_store.books import Books, NewFile
-from cache_store.errors import StoreWriteError
+from cache_store.archive import Content, last_bytes, open_archive, sound_content
+from cache_store.books import Books, NewFile, size_of
+from cache_store.errors import DamagedFeature, StoreWriteError
 from cache_store.feature_file import PLAINLY, Check, Frames, How
-from cache_store.keys import FeatureKey, StepKey
+from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.opening import open_feature
 from cache_store.processes import HERE
 from cache_store.put_item import PutItem, encoded_item
 from cache_store.reader import OnStale, Reader, Wanted
@@ -37,14 +38,24 @@ logger = logging.getLogger("cache_store")
 class FeatureStore(Upkeep):
     """Features by key, one atomic file each. Safe for threads, forks and processes; picklable.
 
+    `root` is a folder, or a URL that fsspec knows (`s3://bucket/prefix`): docs/remote.md says what is different there.
+
     `limit_bytes` is never passed; above `soft_limit_bytes` eviction begins without making a writer wait. Both are kept
     for later openings; None takes the kept one, and 0 or less means none. Entries put or protected under `run_id` are
     not evicted while a process of that run is at work.
 
     Raises:
         StoreFormatError: `root` cannot be a store.
+        LocalOnly: a limit for a remote root.
         InvalidKey: `run_id` has characters other than letters, digits, ".", "_", ":" and "-".
     """
+
+    def __new__(cls, root: str | os.PathLike[str], **_: object) -> FeatureStore:
+        if cls is FeatureStore and naming.is_url(root):
+            from cache_store.remote.store import RemoteStore
+
+            return object.__new__(RemoteStore)
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -85,7 +96,7 @@ class FeatureStore(Upkeep):
             self._books.usage.tick(now_s)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopened, (str(self.root), self.run_id))
+        return (_reopened, (self.location, self.run_id))
 
     def __enter__(self) -> FeatureStore:
         return self
@@ -94,7 +105,7 @@ class FeatureStore(Upkeep):
         self.close()
 
     def __repr__(self) -> str:
-        return f"FeatureStore({str(self.root)!r}, limit_bytes={self.limit_bytes}, run_id={self.run_id!r})"
+        return f"FeatureStore({self.location!r}, limit_bytes={self.limit_bytes}, run_id={self.run_id!r})"
 
     @property
     def limits(self) -> Settings:
@@ -161,6 +172,10 @@ class FeatureStore(Upkeep):
         self._books.publish_many(list(files.values()))
         return [self.root / name for name in files]
 
+    def bytes_at(self, path: Path) -> int:
+        """Bytes of the file that a put returned; 0 where it is gone already."""
+        return size_of(path)
+
     def adopt(self, file: Path, key: FeatureKey) -> Path:
         """Copy a sound feature file into the store as it is, under another name; returns the new file.
 
@@ -170,9 +185,35 @@ class FeatureStore(Upkeep):
         """
         self._begin()
         name = naming.relative_path(key)
-        content, fingerprint = sound_content(file)
-        self._books.publish(NewFile(name, [content], (fingerprint or "")[:8]), create_only=True)
+        with open_archive(file) as opened:
+            self._add(name, sound_content(opened))
         return self.root / name
+
+    # What copies from store to store are made by.
+
+    def _content(self, name: str) -> Content:
+        """A feature's file by its relative path, every checksum verified; raises as `opening.open_feature`."""
+        with open_feature(self.root, name) as opened:
+            return sound_content(opened)
+
+    def _end_of(self, name: str) -> tuple[int, bytes] | None:
+        """The length of a feature's file and its last bytes, among them its directory; None where there is none."""
+        try:
+            with open_feature(self.root, name) as opened:
+                return last_bytes(opened)
+        except FileNotFoundError:
+            return None
+        except DamagedFeature:
+            return 0, b""
+
+    def _add(self, name: str, content: Content) -> None:
+        """Publish a file under a name that is free; raises as `put` with `create_only`."""
+        self._begin()
+        self._books.publish(NewFile(name, [content.whole], (content.fingerprint or "")[:8]), create_only=True)
+
+    def _claim(self, key: VideoKey, fingerprint: str) -> str:
+        """The owner of a video family, which becomes this recipe if there is none."""
+        return families.claim(self.root, key, fingerprint)
 
     def get(
         self,
@@ -276,7 +317,11 @@ class FeatureStore(Upkeep):
 
         Video files of the old scripts are left out: their names are hashes and they carry no record.
         """
-        return maintenance.stored_keys(self.root, feature_names(self.root), dataset)
+        return maintenance.stored_keys(self._record, self._names(), dataset)
+
+    def _names(self) -> Iterator[str]:
+        """The relative paths of all features, in no order."""
+        return feature_names(self.root)
 
     def flush_meta(self) -> None:
         """Rewrite `cache_meta.json` from what is stored; `close` does it after video features were put."""

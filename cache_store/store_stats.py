@@ -14,8 +14,9 @@ from cache_store.accounts import Counters
 from cache_store.archive import Record
 from cache_store.books import View
 from cache_store.errors import DamagedFeature, StoreReadError
+from cache_store.maintenance import RecordOf
 from cache_store.naming import dataset_shown
-from cache_store.opening import is_packed, open_feature, read_record
+from cache_store.opening import is_packed, open_feature
 from cache_store.reports import DatasetStats, Int8Stats, ModelStats, PinInfo, StoreStats
 from cache_store.settings import Settings
 
@@ -32,7 +33,7 @@ class _Dataset:
     losses: list[int8.Loss] = field(default_factory=list)
 
 
-def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo]) -> StoreStats:
+def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo], record_of: RecordOf) -> StoreStats:
     """The statistics of all entries; reads a record for each data set and recipe, and the heads of int8 files."""
     datasets: dict[str, _Dataset] = {}
     records: dict[str, Record | None] = {}
@@ -41,7 +42,7 @@ def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo]) -> 
         fingerprint8 = group.fingerprint8
         of_dataset = datasets.setdefault(dataset_shown(group.name), _Dataset())
         if fingerprint8 not in records or not fingerprint8:
-            records[fingerprint8] = _record_of(root, group.name)
+            records[fingerprint8] = _found(record_of, group.name)
         record = records[fingerprint8]
         of_dataset.models.append(ModelStats(model_in(record), fingerprint8 or None, group.entries, group.bytes))
         if _is_int8(record):
@@ -139,9 +140,9 @@ def _sum(counters: Iterable[Counters]) -> Counters:
     return total
 
 
-def _record_of(root: Path, name: str) -> Record | None:
+def _found(record_of: RecordOf, name: str) -> Record | None:
     try:
-        return read_record(root, name)
+        return record_of(name)
     except (FileNotFoundError, DamagedFeature, StoreReadError):
         # Evicted this moment, or a problem that `verify` names.
         return None

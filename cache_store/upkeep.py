@@ -43,7 +43,7 @@ class Upkeep(Lookup):
         from cache_store import store_stats
 
         with self._viewed() as view:
-            return store_stats.summed_up(view, self.root, self.limits, self.pins())
+            return store_stats.summed_up(view, self.root, self.limits, self.pins(), self._record)
 
     def remember_plan(self, title: str, keys: Iterable[tuple[FeatureKey, Mapping[str, Any] | None]]) -> None:
         """Keep which features a build wants, for the coverage in `stats`; a later plan of this title replaces it.
@@ -132,7 +132,7 @@ class Upkeep(Lookup):
         selection = maintenance.Selection(names, older_than_s, unused_for_s, model, recipe_fingerprint, down_to_bytes)
         now_s = file_system_now_s(self.root)
         protected = pins.Protected(pins.active(self.root, now_s) if keep_pinned else [])
-        chosen = selection.chosen(self.root, self.entries(), now_s, protected)
+        chosen = selection.chosen(self._record, self.entries(), now_s, protected)
         return self._delete_all(chosen, dry_run=dry_run)
 
     def pack(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store import naming
 from cache_store.keys import StepKey
-from cache_store.scan import feature_names
 from cache_store.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -23,18 +22,24 @@ class VLACacheManager:
     """Features of VLM steps in `cache_dir`, at most `cache_limit_gb` GiB of them; 0 or less means no limit.
 
     A limit other than the default is remembered by the store; the default only where none is remembered, so
-    that a training script that never chose one does not shrink a larger store for the next build.
+    that a training script that never chose one does not shrink a larger store for the next build. `cache_dir` may be a
+    URL, which has no limit; `self.cache_dir` is then the folder of the copies.
     """
 
     def __init__(self, cache_dir: str | os.PathLike[str], cache_limit_gb: float = _DEFAULT_LIMIT_GB) -> None:
-        self.cache_dir = Path(cache_dir)
         self.store = FeatureStore(cache_dir)
+        self.cache_dir = self.store.root if naming.is_url(cache_dir) else Path(cache_dir)
         self.set_limit_gb(cache_limit_gb)
 
     def set_limit_gb(self, cache_limit_gb: float) -> None:
-        """Change the limit; the next save evicts what is too much."""
+        """Change the limit; the next save evicts what is too much.
+
+        Raises:
+            LocalOnly: the store is behind a URL, and the limit is neither the default nor none.
+        """
         chosen = cache_limit_gb != _DEFAULT_LIMIT_GB or self.store.limit_bytes is None
-        self.store.set_limit(int(cache_limit_gb * _GIB), remember=chosen)
+        if cache_limit_gb != _DEFAULT_LIMIT_GB or not naming.is_url(self.store.location):
+            self.store.set_limit(int(cache_limit_gb * _GIB), remember=chosen)
         self.cache_limit_gb = cache_limit_gb
 
     def get_cache_path(self, dataset_name: str, vlm_idx: int, prompt_hash: str | None = None) -> Path:
@@ -88,7 +93,7 @@ class VLACacheManager:
     def list_cached_datasets(self) -> dict[str, Any]:
         """`{dataset: sorted indices}`; steps under a prompt hash are nested, `{hash: {dataset: indices}}`."""
         listed: dict[str, Any] = {}
-        for name in sorted(feature_names(self.store.root)):
+        for name in sorted(self.store._names()):
             parsed = naming.parse(name)
             if parsed is None or parsed.key is None:
                 continue
@@ -108,7 +113,7 @@ class VLACacheManager:
         return len(self.store.clear().deleted)
 
 
-_managers: dict[Path, VLACacheManager] = {}
+_managers: dict[Path | str, VLACacheManager] = {}
 _managers_lock = threading.Lock()
 
 
@@ -119,8 +124,8 @@ def get_cache_manager(
 
     The default folder is `$VLM_CACHE_DIR`, else `./vlm_cache`.
     """
-    chosen = Path(cache_dir if cache_dir is not None else os.environ.get("VLM_CACHE_DIR") or "./vlm_cache")
-    folder = chosen.resolve()
+    chosen = os.fspath(cache_dir if cache_dir is not None else os.environ.get("VLM_CACHE_DIR") or "./vlm_cache")
+    folder = chosen if naming.is_url(chosen) else Path(chosen).resolve()
     with _managers_lock:
         manager = _managers.get(folder)
         if manager is None:

@@ -36,7 +36,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
     run_id = None if args.allow_eviction else run
     with FeatureStore(args.store, run_id=run_id) as store:
         set_limits(args, store, remember=False)
-        task = task_of(args, spec, store.root, sampling, run_id=run_id)
+        task = task_of(args, spec, store.location, sampling, run_id=run_id)
         if store.limit_bytes is not None:
             check_one_feature(task, store.limit_bytes)
         check_name(args, store)

@@ -6,7 +6,6 @@ import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 from cache_store import CacheStoreError, FeatureStore, Lookup, ReadOnlyStore, StepKey, canonical_dataset_name
 from pipeline.encoders import EncoderSpec, load_spec
@@ -34,13 +33,13 @@ def asked_for(args: argparse.Namespace, *, is_apart: bool = False) -> tuple[Sour
 
 
 def task_of(
-    args: argparse.Namespace, spec: EncoderSpec, store_root: Path, sampling: SamplingRule, *, run_id: str | None
+    args: argparse.Namespace, spec: EncoderSpec, store_root: str, sampling: SamplingRule, *, run_id: str | None
 ) -> BuildTask:
     """Return what every process of the build is to know."""
     partial_frames: PartialFrames = "allow" if args.allow_partial else "refuse"
     return BuildTask(
         spec,
-        str(store_root),
+        store_root,
         run_id,
         args.nframe,
         sampling,

@@ -19,6 +19,7 @@ from cache_store.codec import described
 from cache_store.dataset_patterns import DatasetPatterns
 from cache_store.opening import is_file, is_packed, open_feature
 from cache_store.reader import candidates
+from cache_store.remote.store import RemoteStore
 from jobs.printing import open_store, printable, results
 from jobs.sizes import format_size
 from pipeline.errors import BuildRefused
@@ -149,6 +150,8 @@ def _packed_at(path: Path, store: Path | None) -> tuple[Path, str] | None:
 
 def _path_shown(args: argparse.Namespace) -> Path:
     key = _key(args)
+    if isinstance(args.store, str):
+        return _copy_shown(args.store, key, args.file)
     if key is None:
         if args.file is None:
             raise BuildRefused("say which feature: a FILE, or --store ROOT with --dataset and --vlm-idx or --video-id")
@@ -160,6 +163,20 @@ def _path_shown(args: argparse.Namespace) -> Path:
         raise BuildRefused("a key (--dataset and what goes with it) needs --store ROOT, and no FILE")
     with open_store(args.store) as store:
         return _path_of(store, key)
+
+
+def _copy_shown(url: str, key: FeatureKey | None, file: Path | None) -> Path:
+    if (key is None) == (file is None):
+        raise BuildRefused(
+            f"say which feature of {url}: a FILE, relative to it, or a key (--dataset and what goes with it)"
+        )
+    names = [str(file)] if key is None else list(candidates(key, None))
+    with open_store(url) as store:
+        assert isinstance(store, RemoteStore)
+        found = next(filter(None, map(store.copy_of, names)), None)
+    if found is None:
+        raise BuildRefused(f"{names[0]} is not in {url}")
+    return found
 
 
 def _key(args: argparse.Namespace) -> FeatureKey | None:

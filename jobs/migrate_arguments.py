@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.parsers import Commands, add_command, add_store
+from jobs.parsers import Commands, add_command, add_store, store_root
 
 
 def add_migrate(commands: Commands) -> None:
@@ -12,15 +12,31 @@ def add_migrate(commands: Commands) -> None:
     parser = add_command(
         commands,
         "migrate",
-        "Bring caches of earlier scripts under today's names: each file is checked, copied and read back; nothing is "
-        "computed again, overwritten or deleted. The same command again goes on where it was interrupted.",
+        "Copy a store into another, or bring caches of earlier scripts under today's names: each file is checked, "
+        "copied and read back; nothing is computed again, overwritten or deleted. The same command again goes on where "
+        "it was interrupted. With --from alone a store is copied as it is: loose, packed or behind a URL, and into "
+        "either.",
+        "vlm-cache migrate --from /cache/vla --store s3://bucket/vla",
+        "vlm-cache migrate --from s3://bucket/vla --store /scratch/vla --dataset 'recv_all_2025*'",
         "vlm-cache migrate --store /cache/vla --from /old/cache --names names.json",
         "vlm-cache migrate --store /cache/vla --to flat --dry-run",
         "vlm-cache migrate --store /cache/longva --aliases --write-list done.txt",
     )
     add_store(parser)
-    parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help="old cache; default: the store itself")
-    what = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=store_root,
+        metavar="ROOT",
+        help="the store to copy, or the old cache, which by default is the store itself",
+    )
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        metavar="NAME",
+        help="of a store to copy only these: a name, <name>@<recipe> or a shell pattern; may be repeated",
+    )
+    what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--names",
         type=Path,

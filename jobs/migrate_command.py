@@ -21,6 +21,7 @@ from cache_store.migration import refuse_packed
 from cache_store.migration_names import BadLine, read_names
 from cache_store.migration_sources import Move, Moved, moves_of_aliases, moves_of_names, moves_to_flat, moves_to_tree
 from cache_store.naming import relative_path
+from jobs.copy_command import copy_store
 from jobs.printing import notes, print_json, printable, results, table
 from jobs.sizes import format_size
 from pipeline.errors import BuildRefused
@@ -30,7 +31,13 @@ _SHOWN = 20
 
 def migrate(args: argparse.Namespace) -> int:
     """Copy what the options select; 1 if a file was damaged, in conflict or could not say what it is, or a line bad."""
+    if not (args.names or args.to or args.aliases):
+        return copy_store(args)
     source = args.source or args.store
+    if isinstance(source, str) or isinstance(args.store, str):
+        raise BuildRefused("--names, --to and --aliases are for folders; migrate there, then copy the store to its URL")
+    if args.dataset:
+        raise BuildRefused("--dataset belongs to copying a store, without --names, --to and --aliases")
     if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
         raise BuildRefused(f"{source} is no folder that can be read; --from names the old cache")
     recipe = _read_json(args.recipe) if args.recipe else None

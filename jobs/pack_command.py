@@ -19,15 +19,17 @@ _MOST_NAMES = 20
 
 def pack(args: argparse.Namespace) -> int:
     """Pack, or with `--unpack` the other way round; returns 1 if some files had to be left where they are."""
-    return unpack(args) if args.unpack else _run(args, FeatureStore.pack, "packing", "packed")
+    return unpack(args) if args.unpack else _run(args, lambda store: store.pack, "packing", "packed")
 
 
 def unpack(args: argparse.Namespace) -> int:
     """Write packed features as files again; returns 1 if some could not be."""
-    return _run(args, FeatureStore.unpack, "unpacking", "unpacked")
+    return _run(args, lambda store: store.unpack, "unpacking", "unpacked")
 
 
-def _run(args: argparse.Namespace, work: Callable[..., PackReport], doing: str, done: str) -> int:
+def _run(
+    args: argparse.Namespace, work: Callable[[FeatureStore], Callable[..., PackReport]], doing: str, done: str
+) -> int:
     started = time.monotonic()
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with (
@@ -40,7 +42,7 @@ def _run(args: argparse.Namespace, work: Callable[..., PackReport], doing: str, 
             note = format_size(told.bytes) + (f", {told.problems:,} problems" if told.problems else "")
             bars.update(bar, completed=told.files, total=told.total_files, note=note)
 
-        found = work(store, show, datasets=args.dataset, keep=args.keep, dry_run=args.dry_run)
+        found = work(store)(show, datasets=args.dataset, keep=args.keep, dry_run=args.dry_run)
     if args.json:
         print_json(found.to_json())
     else:

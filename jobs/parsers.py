@@ -39,9 +39,18 @@ def add_command(commands: Commands, name: str, summary: str, *examples: str) -> 
     )
 
 
+def store_root(text: str) -> Path | str:
+    """Return a store's root as it is typed: a folder, or a URL as it is."""
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return text.rstrip("/") if "://" in text else Path(text)
+
+
 def add_store(arguments: Arguments) -> None:
     """Add `--store` and `--json`."""
-    arguments.add_argument("--store", required=True, type=Path, metavar="ROOT", help="folder of the feature store")
+    arguments.add_argument(
+        "--store", required=True, type=store_root, metavar="ROOT", help="folder or URL of the feature store"
+    )
     add_json(arguments)
 
 

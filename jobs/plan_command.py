@@ -39,7 +39,7 @@ def plan(args: argparse.Namespace) -> int:
     store = ReadOnlyStore(args.store)
     set_limits(args, store, remember=False)
     check_name(args, store)
-    task = task_of(args, spec, store.root, sampling, run_id=None)
+    task = task_of(args, spec, store.location, sampling, run_id=None)
     made = plan_build(source, task, store, overwrite=args.overwrite)
     report = _reported(args, made, store)
     if args.json:

@@ -19,13 +19,14 @@ from pipeline.errors import BuildRefused
 _WIDTH_IN_FILES = 160
 
 
-def open_store(root: Path) -> FeatureStore:
+def open_store(root: Path | str) -> FeatureStore:
     """Open a store that is there: looking at one must not make one.
 
     Raises:
         BuildRefused: no such folder.
+        StoreFormatError: no such bucket.
     """
-    if not root.is_dir():
+    if isinstance(root, Path) and not root.is_dir():
         raise BuildRefused(f"{root} is no folder; --store names the root of a feature store")
     return FeatureStore(root)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from jobs.build_command import build
+from jobs.parsers import store_root
 from jobs.run_files import FailedRun, read_failed
 from pipeline.errors import BuildRefused
 from pipeline.sources import parse_media_path
@@ -29,7 +29,7 @@ def _asked_then(run: FailedRun, args: argparse.Namespace) -> argparse.Namespace:
     """Return the arguments of the earlier build; where to run and to report is today's choice."""
     asked = dict(run.arguments)
     try:
-        asked["store"] = Path(asked["store"])
+        asked["store"] = store_root(asked["store"])
         for name in ("data", "annotations"):
             asked[name] = None if asked[name] is None else parse_media_path(asked[name])
     except (KeyError, TypeError) as exc:

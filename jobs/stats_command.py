@@ -47,7 +47,7 @@ def _write_page(path: Path, found: StoreStats, store: FeatureStore) -> None:
         if (exc.name or "").partition(".")[0] != "matplotlib":
             raise
         raise BuildRefused("--html needs matplotlib, which is not installed; pip install 'vlm-cache[build]'") from exc
-    page = stats_page(found, store.entries(), title=f"Feature store {store.root}", now_s=time.time())
+    page = stats_page(found, store.entries(), title=f"Feature store {store.location}", now_s=time.time())
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as exc:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.migrate_arguments import add_migrate
 from jobs.pack_arguments import add_pack
-from jobs.parsers import Commands, add_command, add_json, add_store
+from jobs.parsers import Commands, add_command, add_json, add_store, store_root
 from jobs.sizes import fingerprint_prefix, parse_age, parse_size, positive_int, positive_seconds
 
 _PATTERNS = "a name, <name>@<recipe> or a shell pattern; may be repeated"
@@ -78,7 +78,7 @@ def _add_show(commands: Commands) -> None:
         "      --nframe 128 --model-signature 61e3f5cb",
     )
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a .pt file; with --store, relative to it")
-    parser.add_argument("--store", type=Path, metavar="ROOT", help="folder of the feature store")
+    parser.add_argument("--store", type=store_root, metavar="ROOT", help="folder or URL of the feature store")
     parser.add_argument("--dataset", metavar="NAME", help="data set or episode")
     parser.add_argument("--vlm-idx", type=int, metavar="N", help="of a step")
     parser.add_argument("--prompt-hash", metavar="HEX8", help="of a step in a store with prompt hashes")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBars
@@ -39,11 +38,11 @@ def verify(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.to_json())
     else:
-        _print_verified(found, store.root, seconds=time.monotonic() - started)
+        _print_verified(found, store.location, seconds=time.monotonic() - started)
     return 1 if found.problems else 0
 
 
-def _print_verified(found: VerifyReport, root: Path, *, seconds: float) -> None:
+def _print_verified(found: VerifyReport, location: str, *, seconds: float) -> None:
     console = results()
     for problem in found.problems:
         moved = f"; set aside as {problem.quarantined_to}" if problem.quarantined_to else ""
@@ -63,7 +62,7 @@ def _print_verified(found: VerifyReport, root: Path, *, seconds: float) -> None:
     set_aside = sum(problem.quarantined_to is not None for problem in found.problems)
     if set_aside:
         console.print(
-            f"{set_aside:,} damaged files are in {root / '.vlm-cache' / 'quarantine'}; run the build command again, "
+            f"{set_aside:,} damaged files are in {location}/.vlm-cache/quarantine; run the build command again, "
             "which makes what is missing and skips the rest",
             soft_wrap=True,
         )

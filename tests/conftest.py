@@ -9,6 +9,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def copies(tmp_path_factory):
+    """Where copies of remote features lie, in Ray's processes too: not in the home of who runs the tests."""
+    os.environ["VLM_CACHE_TIER"] = str(tmp_path_factory.mktemp("tier"))
+
+
 @pytest.fixture(scope="session")
 def real_media() -> Path:
     """The folder of real media, where it is there; nothing of it is part of the project."""
@@ -19,7 +25,7 @@ def real_media() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray():
+def local_ray(copies):
     """One Ray cluster of two CPUs for every test that needs no cluster of its own: starting it costs seconds."""
     import ray
 

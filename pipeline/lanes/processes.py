@@ -9,7 +9,6 @@ import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 import torch
@@ -109,8 +108,7 @@ class EncoderProcess:
         self._store = FeatureStore(self._task.store_root, run_id=self._task.run_id)
         encoder = self._task.spec.load(self._device)
         name = torch.cuda.get_device_name(self._device) if self._device != "cpu" else "cpu"
-        file = Path(self._task.store_root) / BATCH_SIZES
-        sizes = BatchSizes(file, self._task.spec.recipe(), device_name=name)
+        sizes = BatchSizes(self._store.root / BATCH_SIZES, self._task.spec.recipe(), device_name=name)
         self._stage = DeviceStage(encoder, self._device, sizes, limit_s=self._limits.encode_s)
         self._writer = Writer(self._task, self._store, limit_s=self._limits.write_s)
         self._is_loaded = True

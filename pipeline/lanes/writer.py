@@ -127,4 +127,4 @@ class Writer:
     def _done(self, waiting: Publishing, path: Path) -> UnitDone:
         encoded = waiting.encoded
         write_s = time.perf_counter() - waiting.since
-        return UnitDone(encoded.unit.name, path.stat().st_size, encoded.encode_s, write_s, encoded.split_into)
+        return UnitDone(encoded.unit.name, self._store.bytes_at(path), encoded.encode_s, write_s, encoded.split_into)

@@ -97,7 +97,7 @@ def test_a_name_that_can_be_no_data_set_is_refused(store):
 
 def test_ages_count_from_the_last_write_and_the_last_use(store):
     def names(now_s, **conditions):
-        chosen = Selection(**conditions).chosen(store.root, store.entries(), now_s, Protected([]))
+        chosen = Selection(**conditions).chosen(store._record, store.entries(), now_s, Protected([]))
         return len(chosen.entries)
 
     written_s = max(entry.mtime for entry in store.entries())

@@ -1,0 +1,56 @@
+"""All features of a remote root as one table, from a listing page by page, which also shows what copies are old."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cache_store import naming
+from cache_store.remote.objects import ObjectInfo, Objects
+from cache_store.remote.tier import Tier
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+logger = logging.getLogger("cache_store")
+
+
+def table(objects: Objects, tier: Tier) -> Table:
+    """All features as the service lists them, in the columns of `entry_table`.
+
+    It knows no uses, and no recipes but those that a folder's name tells.
+
+    Memory: a page of objects beside 100 bytes for each feature.
+
+    Raises:
+        StoreReadError: the service refused or could not be reached.
+    """
+    import pyarrow as pa
+
+    from cache_store import entry_table
+
+    parts = [entry_table.SCHEMA.empty_table()]
+    for page in features(objects):
+        tier.compare(page)
+        written = [info.written_us for info in page]
+        names = [info.name for info in page]
+        recipes = [name.partition("/")[0].partition("@")[2] if "@" in name else "" for name in names]
+        columns = [names, [info.bytes for info in page], written, written, recipes, [""] * len(page)]
+        parts.append(pa.table(columns, schema=entry_table.SCHEMA))
+    found = pa.concat_tables(parts).combine_chunks()
+    tier.forget_all_but(found)
+    return found
+
+
+def features(objects: Objects) -> Iterator[list[ObjectInfo]]:
+    """The objects that are features, page by page."""
+    has_shards = False
+    for page in objects.pages():
+        if not has_shards and any(naming.is_shard(info.name) for info in page):
+            has_shards = True
+            logger.warning(
+                "%s holds shards, which are not read there; `vlm-cache migrate` copies what is packed one by one",
+                objects.url,
+            )
+        yield [info for info in page if naming.is_feature(info.name)]

@@ -1,0 +1,91 @@
+"""Which recipe owns a video family's plain folder on a remote root: as `families`, with markers that are objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+
+from cache_store import naming
+from cache_store.archive import Record
+from cache_store.errors import EntryExists
+from cache_store.keys import FeatureKey, VideoKey
+from cache_store.remote.objects import Objects
+
+
+class Owners:
+    """The owners of the families of one remote root; one that was found is remembered, because it stays."""
+
+    def __init__(self, objects: Callable[[], Objects], record_of: Callable[[str], Record | None]) -> None:
+        self._objects = objects
+        self._record_of = record_of
+        self._known: dict[str, str] = {}
+
+    def owner_of(self, key: VideoKey) -> str | None:
+        """Fingerprint (64 hex digits) of the recipe that owns the plain folder for this family; None: free.
+
+        Where someone removed the marker, one of its features tells, if the put's own name is among them.
+        """
+        marker = naming.family_marker(key)
+        if marker not in self._known:
+            owner = self._marked(marker)
+            if owner is None:
+                return self._recorded(key)
+            self._known[marker] = owner
+        return self._known[marker]
+
+    def claimed_name(self, key: FeatureKey, fingerprint: str | None, *, is_second: bool = False) -> str:
+        """The name that a put of this recipe writes; the first recipe of a video family becomes its owner.
+
+        Raises:
+            InvalidKey: the key cannot be a file name.
+            StoreReadError, StoreWriteError: the marker cannot be read or put.
+        """
+        if not isinstance(key, VideoKey) or fingerprint is None:
+            return naming.relative_path(key)
+        owner = self.owner_of(key) if is_second else self.claim(key, fingerprint)
+        return naming.relative_path(key, second_recipe=None if owner == fingerprint else fingerprint)
+
+    def claim(self, key: VideoKey, fingerprint: str) -> str:
+        """Make `fingerprint` the owner unless there is one; the same for all who race where puts can be create-only."""
+        marker = naming.family_marker(key)
+        while (owner := self.owner_of(key)) is None or marker not in self._known:
+            content = {"dataset": key.dataset, "recipe_fingerprint": owner or fingerprint}
+            try:
+                self._objects().put(marker, json.dumps(content, sort_keys=True).encode(), create_only=True)
+            except EntryExists:
+                if self._marked(marker) is None:
+                    # Unreadable: no owner can be told from it, and it would block the family for ever.
+                    self._objects().delete(marker)
+        return owner
+
+    def release(self, emptied: Iterable[str]) -> None:
+        """Forget the owners of data sets whose plain folder holds no feature any more."""
+        gone = set(emptied)
+        for marker in list(self._objects().names_in(naming.RECIPES)):
+            content = self._objects().get(marker, lambda content, _: content)
+            try:
+                is_gone = json.loads(content or b"")["dataset"] in gone
+            except (ValueError, KeyError, TypeError):
+                continue  # no marker of ours
+            if is_gone:
+                self._objects().delete(marker)
+        self._known.clear()
+
+    def _marked(self, marker: str) -> str | None:
+        content = self._objects().get(marker, lambda content, _: content)
+        try:
+            fingerprint = json.loads(content or b"")["recipe_fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            # Gone or damaged: a hint, rebuilt from the features.
+            return None
+        return fingerprint if isinstance(fingerprint, str) else None
+
+    def _recorded(self, key: VideoKey) -> str | None:
+        for name in self._objects().names_in(key.dataset):
+            record = self._record_of(name)
+            if record is None or record.key is None or record.recipe_fingerprint is None:
+                continue
+            fields = record.key
+            if (fields.get("nframe"), fields.get("model_signature")) == (key.nframe, key.model_signature):
+                return record.recipe_fingerprint
+        return None

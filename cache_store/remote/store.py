@@ -1,0 +1,352 @@
+"""A feature store whose root is a URL: the same names and bytes as objects, read through copies on this machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache_store import maintenance, naming
+from cache_store.archive import END_BYTES, Content, Record, open_archive, open_content, sound_content
+from cache_store.atomic import publish
+from cache_store.errors import DamagedFeature, InexactFeature, LocalOnly, RecipeMismatch
+from cache_store.feature_file import Check, Frames
+from cache_store.keys import FeatureKey, StepKey, VideoKey
+from cache_store.put_item import PutItem, encoded_item
+from cache_store.reader import OnStale, Wanted, candidates
+from cache_store.recipes import recipe_fingerprint
+from cache_store.remote import tier
+from cache_store.remote.objects import Transfers
+from cache_store.remote.upkeep import RemoteUpkeep
+from cache_store.settings import Settings
+from cache_store.store import FeatureStore
+
+if TYPE_CHECKING:
+    import torch
+
+    from cache_store.batch_read import Batch
+
+_KEYS_AT_ONCE = 1024
+
+
+class RemoteStore(RemoteUpkeep, FeatureStore):
+    """What `FeatureStore(url)` returns. `root` is the folder of the copies, `location` the URL.
+
+    Raises:
+        StoreFormatError: the URL's protocol is unknown or its package missing, or there is no such bucket.
+        LocalOnly: a limit was given.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        limit_bytes: int | None = None,
+        soft_limit_bytes: int | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        if run_id is not None:
+            naming.check_run_id(run_id)
+        self._url = os.fspath(root).rstrip("/")
+        self.run_id = run_id
+        self.set_limit(limit_bytes, soft_limit_bytes=soft_limit_bytes)
+        self.root = tier.folder_of(self._url)
+        self._connect()  # first: a URL that leads nowhere leaves no folder behind
+        self._open_tier(FeatureStore(self.root, limit_bytes=tier.limit_bytes()))
+
+    @property
+    def location(self) -> str:
+        """The URL."""
+        return self._url
+
+    @property
+    def limits(self) -> Settings:
+        """None: nothing is evicted from a remote root. `$VLM_CACHE_TIER_LIMIT` is that of the copies."""
+        return Settings()
+
+    @property
+    def transfers(self) -> Transfers:
+        """What this process asked of the service."""
+        return self._objects().transfers
+
+    def set_limit(
+        self, limit_bytes: int | None = None, *, soft_limit_bytes: int | None = None, remember: bool = True
+    ) -> None:
+        """Refuse a limit; None and 0 or less, which mean none, are fine.
+
+        Raises:
+            LocalOnly: a limit above 0.
+        """
+        if (limit_bytes or 0) > 0 or (soft_limit_bytes or 0) > 0:
+            advice = (
+                "call prune with down_to_bytes (`vlm-cache prune --down-to`), or give the bucket a lifecycle rule; "
+                f"${tier.LIMIT_VARIABLE} limits the copies on this machine"
+            )
+            raise LocalOnly(self.location, "size limit", advice)
+
+    def put(
+        self,
+        key: FeatureKey,
+        value: object,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        create_only: bool = False,
+        is_second: bool = False,
+    ) -> Path:
+        """As `FeatureStore.put`, with one request; returns where a copy will lie once the feature is read.
+
+        Raises:
+            InvalidKey, TypeError, ValueError, EntryExists, StoreWriteError: nothing was published.
+            StoreReadError: the service could not be asked which recipe owns the family; nothing was published.
+        """
+        name, content = self._encoded(PutItem(key, value, recipe, provenance), is_second=is_second)
+        self._upload(name, content, create_only=create_only)
+        return self.root / name
+
+    def put_many(self, items: Iterable[PutItem]) -> list[Path]:
+        """Store several features, several requests at a time; returns where copies will lie, in order.
+
+        Raises:
+            InvalidKey, TypeError, ValueError: nothing was published.
+            StoreReadError, StoreWriteError: the service failed; some may be published, all others are as they were.
+        """
+        contents = dict(self._encoded(item) for item in items)
+        for _ in self._pool().map(lambda pair: self._upload(*pair), contents.items()):
+            pass
+        return [self.root / name for name in contents]
+
+    def bytes_at(self, path: Path) -> int:
+        """Bytes of the object that a put returned the copy's path of; 0 where it is gone already."""
+        info = self._objects().head(path.relative_to(self.root).as_posix())
+        return 0 if info is None else info.bytes
+
+    def adopt(self, file: Path, key: FeatureKey) -> Path:
+        """As `FeatureStore.adopt`."""
+        name = naming.relative_path(key)
+        with open_archive(file) as opened:
+            self._add(name, sound_content(opened))
+        return self.root / name
+
+    def copy_of(self, name: str) -> Path | None:
+        """The copy of a feature by its relative path, downloaded if need be; None where there is none, or no room.
+
+        Raises:
+            DamagedFeature, StoreReadError: as `get`.
+        """
+        if not self._tier.has(name) or not self._tier.is_current(name):
+            self._tier.fetch(name)
+        return self.root / name if self._tier.has(name) else None
+
+    def _content(self, name: str) -> Content:
+        whole = self._objects().get(name, lambda content, _: content)
+        if whole is None:
+            raise FileNotFoundError(f"{self.location}/{name}")
+        with open_content(f"{self.location}/{name}", whole) as opened:
+            return sound_content(opened)
+
+    def _end_of(self, name: str) -> tuple[int, bytes] | None:
+        found = self._objects().tail(name, END_BYTES)
+        return None if found is None else (found[1], found[0])
+
+    def _add(self, name: str, content: Content) -> None:
+        self._upload(name, content.whole, create_only=True)
+
+    def _claim(self, key: VideoKey, fingerprint: str) -> str:
+        return self._owners.claim(key, fingerprint)
+
+    def _encoded(self, item: PutItem, *, is_second: bool = False) -> tuple[str, bytes]:
+        encoded = encoded_item(item)
+        name = self._owners.claimed_name(item.key, encoded.fingerprint, is_second=is_second)
+        return name, b"".join(encoded.buffers)
+
+    def _upload(self, name: str, content: bytes, *, create_only: bool = False) -> None:
+        self._objects().put(name, content, create_only=create_only)
+        self._tier.forget(name)
+
+    def get(
+        self,
+        key: FeatureKey,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        on_stale: OnStale = "error",
+        out: torch.Tensor | None = None,
+        frames: Frames | None = None,
+        check: Check = "once",
+        mmap: bool = False,
+        dtype: torch.dtype | None = None,
+        exact: bool = False,
+    ) -> object | None:
+        """As `FeatureStore.get`, from the copy on this machine, which is downloaded first where there is none.
+
+        What a copy does not fit is asked of the service before it is told. A damaged object is a counted miss and
+        stays where it is. A service that cannot be reached is no miss.
+
+        Raises:
+            RecipeMismatch, InexactFeature, InvalidKey, ValueError, IndexError: as `FeatureStore.get`.
+            StoreReadError: the service refused or could not be reached, and there is no copy.
+        """
+        is_whole = out is None and frames is None and not mmap and dtype is None
+        if type(key) is StepKey and is_whole and check in ("once", "always"):
+            fingerprint = None if recipe is None else recipe_fingerprint(recipe)
+            value = self._tier.store._reader.read_step(naming.step_path(key), fingerprint)
+            if value is not None:
+                return value
+        options: dict[str, Any] = {"recipe": recipe, "out": out, "frames": frames, "check": check}
+        options |= {"mmap": mmap, "dtype": dtype, "exact": exact}
+        wanted = Wanted.of(recipe)
+        try:
+            return self._read(key, wanted, "error", options)
+        except (RecipeMismatch, InexactFeature):
+            self._look_again(key, wanted)
+            return self._read(key, wanted, on_stale, options)
+
+    def _read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any]) -> object | None:
+        copies = self._tier.store
+        for _ in range(3):  # another process may evict a copy before it is read, and a damaged one is set aside
+            unkept = self._fetch(key, wanted)
+            if unkept:
+                return self._read_unkept(key, unkept, on_stale, options)
+            had_copies = self._has_copies(key, wanted)
+            value = copies.get(key, on_stale=on_stale, **options)
+            if value is not None or not had_copies or self._has_copies(key, wanted):
+                return value
+        return None
+
+    def _has_copies(self, key: FeatureKey, wanted: Wanted) -> bool:
+        return any(map(self._tier.has, candidates(key, wanted.fingerprint)))
+
+    def _fetch(self, key: FeatureKey, wanted: Wanted) -> dict[str, bytes]:
+        """Download what a reader of this key looks at, unless there is a copy; returns what found no room there."""
+        unkept: dict[str, bytes] = {}
+        names = list(candidates(key, wanted.fingerprint))
+        if wanted.fingerprint is not None and any(self._tier.fits(name, wanted.fingerprint) for name in names):
+            return unkept  # whichever of its names it has, it is the same feature
+        for name in names:
+            if not self._tier.has(name):
+                try:
+                    content = self._tier.fetch(name)
+                except DamagedFeature as exc:
+                    self._note_damage(name, exc)
+                    continue
+                if content is None:
+                    continue
+                if not self._tier.has(name):
+                    unkept[name] = content
+            if wanted.fingerprint is None or self._tier.fits(name, wanted.fingerprint):
+                break
+        return unkept
+
+    def _read_unkept(
+        self, key: FeatureKey, unkept: dict[str, bytes], on_stale: OnStale, options: dict[str, Any]
+    ) -> object | None:
+        with tempfile.TemporaryDirectory(prefix="vlm-cache-") as folder, FeatureStore(folder) as passing:
+            for name, content in unkept.items():
+                publish([content], Path(folder) / name)
+            return passing.get(key, on_stale=on_stale, **options)
+
+    def _look_again(self, key: FeatureKey, wanted: Wanted) -> None:
+        """Replace what copies of a key are out of date."""
+        for name in candidates(key, wanted.fingerprint):
+            if self._tier.has(name):
+                self._tier.is_current(name)
+        self._fetch(key, wanted)
+
+    def prefetch(self, keys: Iterable[FeatureKey], *, recipe: Mapping[str, Any] | None = None) -> None:
+        """Download the copies of several keys that are not on this machine yet, many at a time.
+
+        Raises:
+            StoreReadError: the service refused or could not be reached.
+        """
+        wanted = Wanted.of(recipe)
+        missing = [key for key in keys if not self._tier.has(next(candidates(key, wanted.fingerprint)))]
+        for _ in self._pool().map(lambda key: self._fetch(key, wanted), missing):
+            pass
+
+    def get_batch(
+        self,
+        keys: Sequence[FeatureKey],
+        *,
+        out: torch.Tensor | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        on_stale: OnStale = "error",
+    ) -> Batch:
+        """As `FeatureStore.get_batch`; what is not on this machine yet is downloaded at once.
+
+        Raises:
+            RecipeMismatch, InvalidKey, ValueError: as `FeatureStore.get_batch`.
+            StoreReadError: as `get`.
+        """
+        if on_stale not in ("error", "miss", "use"):
+            raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
+        self.prefetch(keys, recipe=recipe)
+        copies, wanted = self._tier.store, Wanted.of(recipe)
+        try:
+            found = copies.get_batch(keys, out=out, recipe=recipe)
+        except (RecipeMismatch, InexactFeature):
+            for _ in self._pool().map(lambda key: self._look_again(key, wanted), keys):
+                pass
+            found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
+        return self._filled(found, keys, recipe, on_stale)
+
+    def _filled(
+        self, found: Batch, keys: Sequence[FeatureKey], recipe: Mapping[str, Any] | None, on_stale: OnStale
+    ) -> Batch:
+        """The batch with what has no copy: evicted since, damaged, or larger than the limit of the copies."""
+        late: dict[int, object] = {}
+        for position in found.missing:
+            value = self.get(keys[position], recipe=recipe, on_stale=on_stale)
+            if value is not None:
+                late[position] = value
+        if not late:
+            return found
+        return found.with_rows(late)
+
+    def delete(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
+        """Delete the object that `put` would replace, and its copy here; False when there was none."""
+        return self._delete_name(self._relative(key, recipe))
+
+    def protect(self, keys: Iterable[FeatureKey], *, recipe: Mapping[str, Any] | None = None) -> None:
+        """Nothing: no object is ever evicted.
+
+        Raises:
+            ValueError: the store was opened without `run_id`.
+        """
+        if self.run_id is None:
+            raise ValueError("protect() needs a store that was opened with run_id=")
+
+    def keys(self, dataset: str | None = None) -> Iterator[FeatureKey]:
+        """As `FeatureStore.keys`; each video is asked for its record, many at a time."""
+        names = sorted(self._names())
+        for start in range(0, len(names), _KEYS_AT_ONCE):
+            found = self._pool().map(lambda name: self._keys_of(name, dataset), names[start : start + _KEYS_AT_ONCE])
+            yield from (key for keys in found for key in keys)
+
+    def _names(self) -> Iterator[str]:
+        with self._viewed() as view:
+            names: list[str] = view.table["name"].to_pylist()
+        return iter(names)
+
+    def _keys_of(self, name: str, dataset: str | None) -> list[FeatureKey]:
+        return list(maintenance.stored_keys(self._record, [name], dataset))
+
+    def flush_meta(self) -> None:
+        """Nothing: a remote root has no `cache_meta.json`."""
+
+    def close(self) -> None:
+        """Write what the copies' store still has in memory."""
+        self._tier.store.close()
+
+    def _record(self, name: str) -> Record | None:
+        return self._recorded(name)
+
+    def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
+        """Where a copy lies, of what `put` would write now, once it was read."""
+        name = naming.relative_path(key)
+        fingerprint = Wanted.of(recipe).fingerprint
+        if not isinstance(key, VideoKey) or fingerprint is None:
+            return self.root / name
+        is_owner = self._owners.owner_of(key) in (None, fingerprint)
+        return self.root / naming.relative_path(key, second_recipe=None if is_owner else fingerprint)

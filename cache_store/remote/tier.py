@@ -1,0 +1,180 @@
+"""The copies of a remote root's features on this machine: a store of its own, shared by all processes, with a limit.
+
+A copy has the bytes of the object, and as its time of writing a stamp of the version that it was made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache_store import opening, scan
+from cache_store.archive import open_content
+from cache_store.books import NewFile
+from cache_store.errors import DamagedFeature, StoreFull, StoreWriteError
+from cache_store.remote.objects import ObjectInfo, Objects
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+    from cache_store.store import FeatureStore
+
+FOLDER_VARIABLE = "VLM_CACHE_TIER"
+LIMIT_VARIABLE = "VLM_CACHE_TIER_LIMIT"
+_DEFAULT_LIMIT_BYTES = 50 << 30
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?")
+_UNITS = {"B": 1} | {f"{one}iB": 1 << 10 * (at + 1) for at, one in enumerate("KMGT")}
+_UNITS |= {f"{one}B": 1000 ** (at + 1) for at, one in enumerate("KMGT")}
+_NAMES_AT_ONCE = 65_536
+
+logger = logging.getLogger("cache_store")
+
+
+def folder_of(url: str) -> Path:
+    """Where the copies of a remote root lie: one folder for each URL below `$VLM_CACHE_TIER` or the user's caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    top = Path(os.environ.get(FOLDER_VARIABLE) or Path(caches) / "vlm-cache" / "tier")
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", url).strip("-")[:60]
+    return top.absolute() / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+
+
+def limit_bytes() -> int:
+    """How many bytes the copies of one remote root may take: `$VLM_CACHE_TIER_LIMIT`, else 50 GiB; 0 for no limit.
+
+    Raises:
+        ValueError: the variable is no size.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "").strip()
+    if not text:
+        return _DEFAULT_LIMIT_BYTES
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"${LIMIT_VARIABLE} is {text!r}; give a size such as 200GiB, or 0 for no limit")
+    return int(float(found[1]) * _UNITS[found[2] or "B"])
+
+
+def stamp_ns(info: ObjectInfo) -> int:
+    """The time of writing that a copy of this version gets: the object's second, and digits that tell versions apart.
+
+    So a copy and what it is a copy of change in one rename, and need no second file that could be lost apart from it.
+    """
+    digest = hashlib.sha256(f"{info.bytes}:{info.written_us}:{info.version}".encode()).digest()
+    return info.written_us // 1_000_000 * 1_000_000_000 + int.from_bytes(digest[:8], "big") % 1_000_000_000
+
+
+class Tier:
+    """The copies of one remote root. Whatever goes wrong with a copy costs a download, never a wrong answer."""
+
+    def __init__(self, store: FeatureStore, objects: Callable[[], Objects]) -> None:
+        self.store = store
+        self.root = store.root
+        self._objects = objects
+        self._has_told = False
+
+    def has(self, name: str) -> bool:
+        """Whether there is a copy."""
+        return os.path.exists(f"{self.root}/{name}")
+
+    def forget(self, name: str) -> None:
+        """Delete a copy, if there is one."""
+        if self.has(name):
+            try:
+                self.store._books.delete(name)
+            except StoreWriteError as exc:
+                logger.warning("the copy %s/%s may be out of date: %s", self.root, name, exc)
+
+    def fetch(self, name: str) -> bytes | None:
+        """Download an object, check every checksum in it and keep a copy where there is room; None where there is none.
+
+        Two processes may both download it, and one copy stays.
+
+        Raises:
+            DamagedFeature: what came is damaged, also when asked for again.
+            StoreReadError: the service refused or could not be reached.
+        """
+        path = f"{self._objects().url}/{name}"
+        got = self._objects().get(name, _with_version)
+        if got is None:
+            self.forget(name)
+            return None
+        try:
+            fingerprint8 = _checked(path, got[0])
+        except DamagedFeature:
+            # On its way, perhaps.
+            got = self._objects().get(name, _with_version) or got
+            fingerprint8 = _checked(path, got[0])
+        self._keep(NewFile(name, [got[0]], fingerprint8), stamp_ns(got[1]))
+        return got[0]
+
+    def _keep(self, file: NewFile, stamp: int) -> None:
+        try:
+            self.store._books.publish_copy(file, stamp)
+        except (StoreFull, StoreWriteError) as exc:
+            if not self._has_told:
+                self._has_told = True
+                logger.warning("no copy is kept of %s, nor perhaps of others: %s", file.name, exc)
+
+    def is_current(self, name: str) -> bool:
+        """Whether a copy is of the version that the service has now; a copy that is not is deleted.
+
+        Raises:
+            StoreReadError: the service refused or could not be reached.
+        """
+        info = self._objects().head(name)
+        if info is not None and self._is_copy_of(info):
+            return True
+        self.forget(name)
+        return False
+
+    def _is_copy_of(self, info: ObjectInfo) -> bool:
+        try:
+            status = os.stat(f"{self.root}/{info.name}")
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (info.bytes, stamp_ns(info))
+
+    def compare(self, page: list[ObjectInfo]) -> None:
+        """Delete those copies that are of other versions than a listing tells."""
+        for info in page:
+            if self.has(info.name) and not self._is_copy_of(info):
+                self.forget(info.name)
+
+    def forget_all_but(self, table: Table) -> None:
+        """Delete the copies whose names a listing lacks."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        names = list(scan.loose_names(self.root))
+        for start in range(0, len(names), _NAMES_AT_ONCE):
+            part = pa.array(names[start : start + _NAMES_AT_ONCE], pa.string())
+            for name in part.filter(pc.invert(pc.is_in(part, value_set=table["name"]))).to_pylist():
+                self.forget(name)
+
+    def fits(self, name: str, fingerprint: str | None) -> bool:
+        """Whether a copy is of the recipe with this fingerprint, or tells none."""
+        try:
+            record = opening.read_record(self.root, name)
+        except (FileNotFoundError, DamagedFeature):
+            return False
+        return record is None or record.recipe_fingerprint in (None, fingerprint)
+
+
+def _with_version(content: bytes, info: ObjectInfo) -> tuple[bytes, ObjectInfo]:
+    return content, info
+
+
+def _checked(path: str, content: bytes) -> str:
+    """The first digits of the recipe in a sound feature file.
+
+    Raises:
+        DamagedFeature: it is not sound.
+    """
+    with open_content(path, content) as opened:
+        opened.verify()
+        record = opened.record()
+    return ((record.recipe_fingerprint if record is not None else None) or "")[:8]

@@ -1,0 +1,320 @@
+"""Copies on this machine: read without asking, never wrong for long, never a reason for an error."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import sys
+import tracemalloc
+from dataclasses import replace
+
+import fsspec
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+
+from cache_store import (
+    FeatureStore,
+    LocalOnly,
+    RecipeMismatch,
+    StepKey,
+    StoreFormatError,
+    VideoKey,
+    get_cache_manager,
+    known_aliases,
+)
+from cache_store.remote import retries
+from cache_store.remote import tier as tiers
+from cache_store.remote.objects import ObjectInfo, Objects
+from tests.cache_store.conftest import tensor
+
+KEY, OTHER = StepKey("episode", 0), StepKey("episode", 30)
+VIDEO = VideoKey("Video-MME", "v", 4, "0a1b2c3d")
+RECIPE, ANOTHER = {"weights": "a"}, {"weights": "b"}
+
+
+@pytest.fixture
+def open_on(tmp_path, monkeypatch):
+    """Opens the same remote root as another machine would: with copies of its own."""
+    opened = []
+
+    def open_one(machine, **options):
+        monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / machine))
+        opened.append(FeatureStore(f"memory://{tmp_path.name}/store", **options))
+        return opened[-1]
+
+    yield open_one
+    for store in opened:
+        assert store.verify().problems == []
+        store.close()
+
+
+def test_a_second_read_asks_the_service_nothing(open_on):
+    store = open_on("a")
+    store.put(KEY, tensor(1), recipe=RECIPE)
+    store.get(KEY)
+    asked = store.transfers.requests
+    assert torch.equal(store.get(KEY, recipe=RECIPE), tensor(1))
+    assert torch.equal(open_on("a").get(KEY), tensor(1))
+    assert store.transfers.requests == asked
+    assert store.transfers.downloads == 1
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, ANOTHER])
+def test_a_second_read_of_a_video_in_a_recipe_asks_nothing_either(open_on, recipe):
+    store = open_on("a")
+    for seed, one in enumerate((RECIPE, ANOTHER)):
+        store.put(VIDEO, {"vision_features": tensor(seed)}, recipe=one)
+    store.get(VIDEO, recipe=recipe)
+    asked = store.transfers.requests
+    assert torch.equal(store.get(VIDEO, recipe=recipe)["vision_features"], tensor(int(recipe == ANOTHER)))
+    store.prefetch([VIDEO], recipe=recipe)
+    assert store.transfers.requests == asked
+
+
+def test_a_recipe_is_looked_for_under_all_names_of_a_benchmark(open_on):
+    store, alias = open_on("a"), replace(VIDEO, dataset=known_aliases("Video-MME")[0])
+    store.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    store.put(alias, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    assert torch.equal(store.get(VIDEO, recipe=ANOTHER)["vision_features"], tensor(2))
+
+
+def test_the_managers_of_the_scripts_take_a_url(open_on):
+    manager = get_cache_manager(open_on("a").location)
+    manager.save_cache("episode", 3, tensor(1))
+    assert manager is get_cache_manager(open_on("a").location)
+    assert torch.equal(manager.load_cache("episode", 3), tensor(1))
+    assert manager.list_cached_datasets() == {"episode": [3]}
+    assert manager.get_cache_stats()["total_files"] == 1
+    with pytest.raises(LocalOnly):
+        manager.set_limit_gb(1)
+
+
+def test_a_copy_has_the_objects_bytes_and_name(open_on):
+    store = open_on("a")
+    store.put(KEY, tensor(1), recipe=RECIPE)
+    store.get(KEY)
+    content = fsspec.filesystem("memory").cat(f"{store.location.removeprefix('memory:/')}/episode_vlm0.pt")
+    assert (store.root / "episode_vlm0.pt").read_bytes() == content
+    assert torch.equal(torch.load(store.root / "episode_vlm0.pt", weights_only=True), tensor(1))
+
+
+def test_what_this_machine_replaces_or_deletes_is_not_read_from_its_copy(open_on):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    store.get(KEY)
+    store.put(KEY, tensor(2))
+    assert torch.equal(store.get(KEY), tensor(2))
+    store.delete(KEY)
+    assert store.get(KEY) is None
+
+
+def test_a_recipe_that_a_copy_does_not_fit_is_asked_of_the_service(open_on):
+    here, there = open_on("a"), open_on("b")
+    here.put(KEY, tensor(1), recipe=RECIPE)
+    here.get(KEY)
+    there.put(KEY, tensor(2), recipe=ANOTHER)
+    assert torch.equal(here.get(KEY, recipe=ANOTHER), tensor(2))
+    with pytest.raises(RecipeMismatch):
+        here.get(KEY, recipe=RECIPE)
+    assert here.get(KEY, recipe=RECIPE, on_stale="miss") is None
+
+
+def test_a_batch_asks_the_service_about_what_does_not_fit(open_on):
+    here, there = open_on("a"), open_on("b")
+    here.put(KEY, tensor(1), recipe=RECIPE)
+    here.put(OTHER, tensor(3), recipe=ANOTHER)
+    here.get(KEY)
+    there.put(KEY, tensor(2), recipe=ANOTHER)
+    batch = here.get_batch([KEY, OTHER], recipe=ANOTHER)
+    assert batch.missing == []
+    assert torch.equal(batch.features, torch.stack([tensor(2), tensor(3)]))
+
+
+@pytest.mark.parametrize("listing", ["entries", "stats", "keys"])
+def test_any_listing_drops_copies_of_what_others_replaced_or_deleted(open_on, listing):
+    here, there = open_on("a"), open_on("b")
+    for key in (KEY, OTHER):
+        here.put(key, tensor(1))
+        here.get(key)
+    there.put(KEY, tensor(2))
+    there.delete(OTHER)
+    found = getattr(here, listing)()
+    list(found) if listing != "stats" else None
+    assert torch.equal(here.get(KEY), tensor(2))
+    assert here.get(OTHER) is None
+
+
+def test_a_listing_leaves_current_copies_where_they_are(open_on):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    store.get(KEY)
+    store.stats()
+    store.get(KEY)
+    assert store.transfers.downloads == 1
+
+
+def test_a_late_listing_hides_no_put(open_on, monkeypatch):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    monkeypatch.setattr(Objects, "pages", lambda self: iter([[]]))
+    assert list(store.entries()) == []
+    assert store.contains(KEY)
+    assert store.state_of(KEY) == "present"
+    assert torch.equal(store.get(KEY), tensor(1))
+
+
+def test_a_damaged_copy_is_downloaded_again(open_on):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    store.get(KEY)
+    path = store.root / "episode_vlm0.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert store.transfers.downloads == 2
+
+
+def test_a_file_system_that_gives_half_a_file_is_asked_again(open_on, monkeypatch):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    halves = [True]
+
+    def cat_file(self, path, **options):
+        content = whole(self, path, **options)
+        return content[: len(content) // 2] if halves and halves.pop() else content
+
+    whole = MemoryFileSystem.cat_file
+    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(first_delay_s=0.0))
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert store.transfers.failed_tries == 1
+
+
+def test_an_object_that_is_damaged_once_is_not_damaged(open_on, monkeypatch):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    flips = [True]
+
+    def cat_file(self, path, **options):
+        content = whole(self, path, **options)
+        at = content.find(tensor(1).numpy().tobytes())
+        return content[:at] + b"x" + content[at + 1 :] if flips and flips.pop() else content
+
+    whole = MemoryFileSystem.cat_file
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert store.stats().damaged == 0
+
+
+def test_the_limit_of_the_copies_holds_and_costs_downloads_only(open_on, monkeypatch):
+    store = open_on("a")
+    keys = [StepKey("episode", index) for index in range(8)]
+    for index, key in enumerate(keys):
+        store.put(key, tensor(index))
+    size = next(store.entries()).bytes
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", str(3 * size + 10))
+    small = open_on("small")
+    for _ in range(2):
+        for index, key in enumerate(keys):
+            assert torch.equal(small.get(key), tensor(index))
+    assert sum(path.stat().st_size for path in small.root.glob("*.pt")) <= 3 * size + 10
+    assert torch.equal(small.get_batch(keys).features, torch.stack([tensor(index) for index in range(8)]))
+
+
+def test_prefetch_downloads_what_is_missing_here_and_nothing_twice(open_on):
+    store = open_on("a")
+    keys = [StepKey("episode", index) for index in range(40)]
+    for index, key in enumerate(keys):
+        store.put(key, tensor(index))
+    store.get(keys[3])
+    store.prefetch([*keys, StepKey("episode", 99)])
+    assert store.transfers.downloads == 40
+    assert all((store.root / f"episode_vlm{index}.pt").exists() for index in range(40))
+
+
+def _read_in_a_child(store, answers):
+    answers.put(store.get(KEY).sum().item())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_store_goes_into_other_processes(tmp_path, monkeypatch, method):
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
+    with FeatureStore(f"local://{tmp_path}/store") as store:
+        store.put(KEY, tensor(1))
+        context = multiprocessing.get_context(method)
+        answers = context.Queue()
+        child = context.Process(target=_read_in_a_child, args=(store, answers))
+        child.start()
+        assert answers.get(timeout=60) == tensor(1).sum().item()
+        child.join()
+        assert pickle.loads(pickle.dumps(store)).location == store.location
+
+
+@pytest.mark.parametrize("option", ["limit_bytes", "soft_limit_bytes"])
+def test_a_limit_is_refused_and_never_ignored(open_on, option):
+    with pytest.raises(LocalOnly, match="no size limit; call prune"):
+        open_on("a", **{option: 10})
+    open_on("a", limit_bytes=0)
+
+
+def test_what_a_remote_root_cannot_do_is_refused_by_name(open_on):
+    store = open_on("a")
+    for ask in (lambda: store.pin(["episode"]), store.pack, store.unpack, lambda: store.prune(unused_for_s=1)):
+        with pytest.raises(LocalOnly):
+            ask()
+
+
+def test_every_method_of_a_store_is_answered_for_a_remote_root(open_on):
+    # What is inherited looks at no file: it asks what a remote root answers itself.
+    inherited = {"clear", "contains", "entries", "eviction_for", "limit_bytes", "record_of", "remember_plan",
+                 "size", "soft_limit_bytes"}  # fmt: skip
+    public = {name for name in dir(FeatureStore) if not name.startswith("_")}
+    defined = {name for one in type(open_on("a")).__mro__[:2] for name in vars(one)}
+    assert public - defined == inherited
+
+
+def test_an_unknown_protocol_and_a_missing_package_are_named(monkeypatch):
+    with pytest.raises(StoreFormatError, match="nonsense"):
+        FeatureStore("nonsense://a/b")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    with pytest.raises(StoreFormatError, match=r"vlm-cache\[remote\]"):
+        FeatureStore("s3://a/b")
+
+
+def test_a_listing_keeps_a_page_of_objects_in_memory_beside_the_table(open_on, monkeypatch):
+    def pages(self):
+        for start in range(0, 40_000, 1000):
+            yield [ObjectInfo(f"e_vlm{at}.pt", 7000, at * 1_000_000, "tag") for at in range(start, start + 1000)]
+
+    store = open_on("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "pages", pages)
+        tracemalloc.start()
+        assert store.size() == (40_000, 280_000_000)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4 << 20  # as Python's objects all of them would take 20 MB
+
+
+@pytest.mark.parametrize(("text", "size"), [("10", 10), ("2KiB", 2048), ("1.5 GB", 1_500_000_000), ("0", 0)])
+def test_the_limit_of_the_copies_is_a_size(monkeypatch, text, size):
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", text)
+    assert tiers.limit_bytes() == size
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "lots")
+    with pytest.raises(ValueError, match="lots"):
+        tiers.limit_bytes()
+
+
+def test_a_video_in_two_recipes_has_one_owner_on_all_machines(open_on):
+    here, there = open_on("a"), open_on("b")
+    here.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    assert torch.equal(here.get(VIDEO)["vision_features"], tensor(1))
+    assert torch.equal(here.get(VIDEO, recipe=ANOTHER)["vision_features"], tensor(2))
+    assert {entry.dataset.partition("@")[0] for entry in here.entries()} == {"Video-MME"}
+    here.clear()
+    there = open_on("c")
+    there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    assert torch.equal(there.get(VIDEO)["vision_features"], tensor(2))
