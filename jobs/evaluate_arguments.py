@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from jobs.parsers import Commands, add_command, add_json
@@ -35,21 +36,7 @@ def add_evaluate(commands: Commands) -> None:
     what.add_argument("--dataset", metavar="NAME", help="name in the store, instead of the source's own")
     what.add_argument("--first", type=positive_int, metavar="N", help="only the first N multiple-choice questions")
 
-    whom = parser.add_argument_group("whom to ask")
-    whom.add_argument(
-        "--model",
-        action="append",
-        metavar="PATH_OR_ID|small",
-        help="a LongVA checkpoint, which needs the package longva, or the built-in random model: small, or "
-        "small:<seed>; may be given several times",
-    )
-    whom.add_argument("--nframe", type=positive_int, default=128, metavar="N", help="as the build was told")
-    whom.add_argument("--sampling", default="source", metavar="RULE", help="as the build was told")
-    whom.add_argument(
-        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="of the small model"
-    )
-    whom.add_argument("--device-map", default="auto", metavar="MAP", help="of a checkpoint, as transformers takes it")
-
+    _add_models(parser)
     where = parser.add_argument_group("where")
     where.add_argument("--store", type=Path, metavar="ROOT", help="folder of the feature store")
     add_json(where)
@@ -64,3 +51,20 @@ def add_evaluate(commands: Commands) -> None:
     where.add_argument(
         "--resume", type=Path, metavar="DIR", help="go on in this results folder, with what it was started with"
     )
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    whom = parser.add_argument_group("whom to ask")
+    whom.add_argument(
+        "--model",
+        action="append",
+        metavar="PATH_OR_ID|small",
+        help="a LongVA checkpoint, which needs the package longva, or the built-in random model: small, or "
+        "small:<seed>; may be given several times",
+    )
+    whom.add_argument("--nframe", type=positive_int, default=128, metavar="N", help="as the build was told")
+    whom.add_argument("--sampling", default="source", metavar="RULE", help="as the build was told")
+    whom.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="of the small model"
+    )
+    whom.add_argument("--device-map", default="auto", metavar="MAP", help="of a checkpoint, as transformers takes it")
