@@ -131,6 +131,20 @@ def test_lanes_and_order_do_not_change_a_byte(videos, tmp_path):
     assert digests(stores["backward"]) == expected
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_an_evaluation_finds_every_feature_that_a_build_made_and_answers_with_the_same_bits(videos, tmp_path, capsys):
+    asked = {"question": "What happens?", "options": ["A. this", "B. that"], "answer": "A"}
+    rows = [{"videoID": path.stem, **asked} for path in sorted(videos.iterdir())]
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    what = ["--source", "video-mme", "--data", videos, "--annotations", tmp_path / "questions.json", "--nframe", 16]
+    what += ["--store", tmp_path / "store", "--model", "small"]
+    assert build(*what, "--encoder", "longva") == 0
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, what), "--results", str(tmp_path / "results"), "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert (model["questions"], model["agreeing"], model["hits"]) == (5, 5, 5)
+
+
 def test_a_build_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
     videos = tmp_path / "videos"
     for number in range(24):
