@@ -28,6 +28,7 @@ _MODULES = {
     "migrate": "jobs.migrate_command",
     "pack": "jobs.pack_command",
     "unpack": "jobs.pack_command",
+    "stream": "jobs.stream_command",
 }
 _BUILD_ONLY = ("ray", "transformers", "av", "PIL", "safetensors")
 

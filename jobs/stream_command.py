@@ -1,0 +1,21 @@
+"""`vlm-cache stream`: from what follows it to the module that does it."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+# Each module's `run(args)` returns the exit status. Imported when called: the demo's packages are not the reports'.
+_MODULES = {
+    "compare": "jobs.stream_reports",
+    "chunks": "jobs.stream_reports",
+    "delayed": "jobs.stream_reports",
+    "multi-round": "jobs.stream_reports",
+    "capacity": "jobs.stream_reports",
+}
+
+
+def stream(args: argparse.Namespace) -> int:
+    """Run what `args.stream_command` names; returns its exit status."""
+    status: int = import_module(_MODULES[args.stream_command]).run(args)
+    return status
