@@ -190,6 +190,8 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, u
         axes.plot(across, up, color=_colour(position), marker=_MARKERS[position % len(_MARKERS)], label=name)
     axes.set_ylim(0, max((y for points in series.values() for _, y in points), default=0) * 1.08 or 1)
     axes.set_xlim(0)
+    if all(float(x).is_integer() for points in series.values() for x, _ in points):
+        axes.xaxis.get_major_locator().set_params(integer=True)  # there is no fifth of a frame
     axes.yaxis.set_major_formatter(_number)
     axes.xaxis.set_major_formatter(_number)
     axes.set_ylabel(unit)

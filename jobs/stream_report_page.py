@@ -9,7 +9,7 @@ from consumers.streaming.reports.report import Bars, Curves, Report, Table
 from jobs import plots
 from jobs.html_page import Section, figure, html_table, page
 from jobs.printing import printable
-from jobs.stream_report_view import cell, facts, heading, markdown
+from jobs.stream_report_view import cell, heading, markdown
 
 _ON_WHITE = '<svg style="background:#fff;color:#1c2330" '  # a picture in a Markdown page does not know its ground
 
@@ -43,7 +43,7 @@ def report_page(report: Report, drawn: list[str]) -> str:
     sections.append(Section("What this was measured with", html_table(("fact", "value"), told, names=2)))
     return page(
         report.title,
-        subtitle=printable(facts(report)),
+        subtitle="; ".join(cell(name, report.facts[name]) for name in ("video", "model", "dtype", "device")),
         warnings=[f"Failed: {printable(line)}" for line in report.failures] + [printable(w) for w in report.warnings],
         sections=sections,
     )
@@ -51,7 +51,7 @@ def report_page(report: Report, drawn: list[str]) -> str:
 
 def _table(shown: Table) -> str:
     names = shown.names
-    texts = next((place for place, name in enumerate(names) if not shown.is_text(name)), len(names))
+    texts = [place for place, name in enumerate(names) if shown.is_text(name)]
     rows = [[cell(name, row.get(name)) for name in names] for row in shown.rows]
     return html_table([heading(name) for name in names], rows, names=texts)
 

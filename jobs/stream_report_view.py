@@ -11,7 +11,7 @@ from consumers.streaming.reports.report import Cell, Report, Table
 from jobs.printing import printable, table
 from jobs.sizes import format_number, format_size
 
-_WORDS = {"ttft": "TTFT", "gb": "GB", "fps": "frames per second"}
+_WORDS = {"ttft": "TTFT", "gb": "GB"}
 # What a name ends in, and what its heading says instead; bytes carry their unit in the cell.
 _UNITS = (("_per_s", "/s"), ("_s", " (s)"), ("_bytes", ""))
 
@@ -50,13 +50,21 @@ def for_terminal(report: Report) -> RenderableType:
     for shown in report.tables:
         columns = [(heading(name), "name" if shown.is_text(name) else "right") for name in shown.names]
         drawn = table(*columns, title=printable(shown.heading))
+        drawn.padding = (0, 1, 0, 0)
+        for column in drawn.columns:
+            column.no_wrap = False  # headings break between words where the terminal is narrow
         for row in shown.rows:
-            drawn.add_row(*(Text(cell(name, row.get(name))) for name in shown.names))
+            drawn.add_row(*(Text(_unbroken(name, row.get(name))) for name in shown.names))
         parts += [drawn, Text(shown.note, style="dim")] if shown.note else [drawn]
         parts.append(Text(""))
     parts += [Text(f"look at: {printable(line)}", style="yellow") for line in report.warnings]
     parts += [Text(f"failed: {printable(line)}", style="bold red") for line in report.failures]
     return Group(*parts)
+
+
+def _unbroken(name: str, value: Cell) -> str:
+    text = cell(name, value)
+    return text if isinstance(value, str) else text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def markdown(report: Report, pictures: Sequence[tuple[str, str]]) -> str:

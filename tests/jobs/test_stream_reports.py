@@ -51,6 +51,30 @@ def test_model_video_and_stride_come_from_the_environment(video_file, monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("arguments", "tables"),
+    [
+        (["compare", *SMALL, "--frames", "4", "--question", "What?"], ["Methods", "Questions", "Answers"]),
+        (["chunks", *SMALL, "--frames", "4", "--size", "2", "--choice", "A"], ["Chunk sizes", "Answers"]),
+        (
+            ["multi-round", *SMALL, "--rounds", "1", "--chunks-per-round", "1"],
+            ["Questions beside the stream", "Answers kept in the stream", "Answers"],
+        ),
+        (
+            ["capacity", "--size", "224", "--max-chunks", "1", "--memory-limit", "4GiB"],
+            ["Where each size ended", "Every 10 chunks of 4 frames"],
+        ),
+    ],
+)
+def test_each_report_is_written_with_its_tables_and_plots(video_file, tmp_path, capsys, arguments, tables):
+    what = ["--model", "small", "--video", str(video_file), "--report", str(tmp_path), "--json"]
+    assert main(["stream", *arguments, *what]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["tables"]) == tables
+    assert all(told["tables"].values())
+    assert Page((tmp_path / "report.html").read_text()).plots == [plot["title"] for plot in told["plots"]]
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ([], r"name a model: --model, or \$QWEN_MODEL_PATH"),

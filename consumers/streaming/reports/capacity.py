@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -78,10 +77,14 @@ def report_capacity(
 
 
 _ENDED_NOTE = (
-    "seconds at 24 fps: of a film of which every frame is taken; GB per megapixel: of the KV cache, over all pixels of "
-    "the frames as the model sees them; bytes of memory are those beside the model"
+    "pixels: of a frame as the model sees it; seconds at 24 fps: of a film of which every frame is taken; GB per "
+    "megapixel: of the KV cache, over all pixels of the frames as the model sees them; model: memory "
+    "before the first chunk"
 )
-_STEPS_NOTE = "padded frames: with the repetition that completes the last pair; encode: since the row before"
+_STEPS_NOTE = (
+    "padded frames: with the repetition that completes the last pair; encode: since the row before; peak: beside "
+    "what was in use before the first chunk"
+)
 
 
 @dataclass
@@ -103,10 +106,8 @@ class _Run:
         self._shape = (0, 0)  # of a frame as the model sees it
 
     def go(self) -> None:
-        """Append until the end, and let go of the stream."""
-        gc.collect()
-        self._meter.reset_peak()
-        self._baseline = self._meter.used_bytes()
+        """Append until the end."""
+        self._meter.begin()
         if self.limit_bytes is None and self.setting.model.device.type == "cpu":
             free = self._meter.free_bytes()
             self.limit_bytes = None if free is None else int(free * _USED_AT_MOST)
@@ -117,14 +118,11 @@ class _Run:
         try:
             self.reason = self._grow(stream)
         except ContextTooLong as exc:
-            self.reason = f"end of the model's context: {exc.limit:,} tokens"
+            self.reason = f"context full ({exc.limit:,} tokens)"
         except (torch.OutOfMemoryError, MemoryError, _NoMemory):
             self.reason = "out of memory"
         if self._chunks % CHUNKS_PER_STEP:
             self._measure(stream)
-        del stream
-        if setting.model.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _grow(self, stream: VideoStreamingInference) -> str:
         video = self.setting.video
@@ -142,19 +140,17 @@ class _Run:
             self.setting.told(self._frames, video.num_frames, f"{self.size}: {self._chunks} chunks")
             if self._chunks % CHUNKS_PER_STEP == 0:
                 self._measure(stream)
-        return f"as many chunks as asked for: {self._chunks}"
+        return "as many chunks as asked for"
 
     def _check_memory(self) -> None:
-        if self.limit_bytes is not None and self._meter.peak_bytes() - self._baseline > self.limit_bytes:
+        if self.limit_bytes is not None and self._meter.peak_bytes() > self.limit_bytes:
             raise _NoMemory
 
     def _measure(self, stream: VideoStreamingInference) -> None:
         info = stream.get_cache_info()
-        megapixels = self._padded * self._shape[0] * self._shape[1] / 1e6
         self.rows.append(
             {
                 "size": self.size,
-                "pixels": f"{self._shape[1]}x{self._shape[0]}",
                 "chunks": self._chunks,
                 "real_frames": self._frames,
                 "padded_frames": self._padded,
@@ -163,19 +159,24 @@ class _Run:
                 "frames_per_s": self._frames / self._encode_s,
                 "cache_tokens": info["cache_seq_length"],
                 "cache_bytes": info["cache_memory_bytes"],
-                "peak_bytes": max(0, self._meter.peak_bytes() - self._baseline),
-                "model_bytes": self._baseline,
-                "gb_per_megapixel": info["cache_memory_bytes"] / 1e9 / megapixels,
-                "seconds_at_24_fps": self._frames / _FILM_FPS,
+                "peak_bytes": self._meter.peak_bytes(),
             }
         )
         self._step_s = 0.0
 
     def ended(self) -> Row:
         """The last state that was reached, and why there is none after it."""
-        last = dict(self.rows[-1]) if self.rows else {}
-        last.pop("encode_s", None)
-        return {"size": self.size, "end": self.reason} | last
+        last = self.rows[-1] if self.rows else {}
+        megapixels = self._padded * self._shape[0] * self._shape[1] / 1e6
+        return {
+            "size": self.size,
+            "end": self.reason,
+            "pixels": f"{self._shape[1]}x{self._shape[0]}" if self.rows else None,
+            **{name: last.get(name) for name in ("chunks", "real_frames", "padded_frames")},
+            "seconds_at_24_fps": self._frames / _FILM_FPS,
+            "gb_per_megapixel": float(last["cache_bytes"] or 0) / 1e9 / megapixels if last else None,
+            "model_bytes": self._meter.baseline_bytes,
+        }
 
     def points(self, name: str) -> list[tuple[float, float]]:
         """Return (frames, figure) of each row, bytes in GB."""

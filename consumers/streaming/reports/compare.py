@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import gc
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
@@ -22,9 +21,8 @@ SHORT, LONG = 0.5, 2.0  # answers shorter or longer than this many times native'
 NATIVE = "native"
 Row = dict[str, Cell]
 Frames = list[np.ndarray]
-# What a method makes of a question: the answer, and its metrics; and the tokens and bytes of the cache then.
-Ask = Callable[[str], tuple[str, dict[str, Any]]]
-Held = Callable[[], tuple[int | None, int | None]]
+Ask = Callable[[str], tuple[str, dict[str, Any]]]  # the answer to a question, and its metrics
+Held = Callable[[], Row]  # the frames that an answer is made from, and the cache's tokens and bytes
 
 
 def report_compare(
@@ -70,7 +68,9 @@ def report_compare(
 def _native(setting: Setting, frames: Frames) -> tuple[Ask, Held]:
     wrapper = QwenInferenceWrapper(setting.model, setting.processor, **setting.pixel_bounds)
     fps, longest = setting.video.fps, setting.max_new_tokens
-    return lambda question: wrapper.native_video_inference(frames, question, fps, longest), lambda: (None, None)
+    return lambda question: wrapper.native_video_inference(frames, question, fps, longest), lambda: {
+        "frames_seen": len(frames)
+    }
 
 
 def _stream(setting: Setting, frames: Frames, chunk: int, wrapping: str) -> tuple[Ask, Held]:
@@ -78,9 +78,13 @@ def _stream(setting: Setting, frames: Frames, chunk: int, wrapping: str) -> tupl
     for start in range(0, len(frames), chunk):
         wrapper.process_video_chunk(frames[start : start + chunk], setting.video.fps)
 
-    def held() -> tuple[int, int]:
+    def held() -> Row:
         info = wrapper.get_cache_info()
-        return info["cache_seq_length"], info["cache_memory_bytes"]
+        return {
+            "frames_seen": info["total_frames"],
+            "cache_tokens": info["cache_seq_length"],
+            "cache_bytes": info["cache_memory_bytes"],
+        }
 
     return lambda question: wrapper.ask_question(question, setting.max_new_tokens), held
 
@@ -92,9 +96,13 @@ def _delayed(
     for index, frame in enumerate(frames):
         engine.add_frame(frame, setting.video.time_s(index))
 
-    def held() -> tuple[int, int]:
+    def held() -> Row:
         info = engine.get_statistics()
-        return info["cache_seq_length"], info["cache_memory_bytes"]
+        return {
+            "frames_seen": info["unique_frames"],
+            "cache_tokens": info["cache_seq_length"],
+            "cache_bytes": info["cache_memory_bytes"],
+        }
 
     longest = setting.max_new_tokens
     return lambda question: engine.ask(question, longest, False, repetition_penalty=1.0), held
@@ -103,25 +111,21 @@ def _delayed(
 def _measured(
     setting: Setting, name: str, begin: Callable[[], tuple[Ask, Held]], questions: Sequence[str]
 ) -> list[Row]:
-    gc.collect()
     meter, rows = setting.meter, []
-    meter.reset_peak()
-    baseline = meter.used_bytes()
+    meter.begin()
     (ask, held), before_s = meter.timed(begin)
     for number, question in enumerate(questions, start=1):
         answer, metrics = ask(question)
-        tokens, nbytes = held()
         rows.append(
             {
                 "method": name,
                 "question": number,
-                "before_s": before_s if number == 1 else 0.0,
+                "before_s": before_s if number == 1 else None,
                 "ttft_s": metrics["ttft"],
                 "total_s": metrics["total_latency"],
                 "output_tokens": metrics["output_tokens"],
-                "cache_tokens": tokens,
-                "cache_bytes": nbytes,
-                "peak_bytes": max(0, meter.peak_bytes() - baseline),
+                **held(),
+                "peak_bytes": meter.peak_bytes(),
                 "asked": question,
                 "answer": answer,
             }
@@ -149,7 +153,9 @@ def agreement(answer: str, native: str) -> float:
 def _report(setting: Setting, rows: list[Row], failures: list[str], *, frames: int, chunk_frames: int) -> Report:
     names = list(dict.fromkeys(str(row["method"]) for row in rows))
     methods = [_summary([row for row in rows if row["method"] == name]) for name in names]
-    each = [{name: value for name, value in row.items() if name not in ("asked", "answer")} for row in rows]
+    each = [
+        {name: value for name, value in row.items() if name not in ("frames_seen", "asked", "answer")} for row in rows
+    ]
     answers = sorted(rows, key=lambda row: int(row["question"] or 0))
     return Report(
         "compare",
@@ -190,11 +196,12 @@ def _summary(rows: list[Row]) -> Row:
 
     return {
         "method": rows[0]["method"],
+        "frames_seen": rows[-1]["frames_seen"],
         "before_s": rows[0]["before_s"],
         "ttft_s": mean("ttft_s"),
         "total_s": mean("total_s"),
-        "cache_tokens": rows[-1]["cache_tokens"],
-        "cache_bytes": rows[-1]["cache_bytes"],
+        "cache_tokens": rows[-1].get("cache_tokens"),
+        "cache_bytes": rows[-1].get("cache_bytes"),
         "peak_bytes": rows[-1]["peak_bytes"],
         "agreement": mean("agreement"),
         "length_ratio": mean("length_ratio"),

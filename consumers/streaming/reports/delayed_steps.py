@@ -49,8 +49,7 @@ class _Steps:
     def __init__(self, setting: Setting, question: str) -> None:
         self._setting, self._question = setting, question
         self._meter = setting.meter
-        self._meter.reset_peak()
-        self._baseline = self._meter.used_bytes()
+        self._meter.begin()
         self._engine = DelayedBatchInferenceEngine(setting.model, setting.processor, **setting.pixel_bounds)
         self._is_encoded, self._last_answer = False, ""
         self.rows: list[Row] = []
@@ -112,6 +111,6 @@ class _Steps:
                 "unique_frames": now["unique_frames"],
                 "cache_tokens": now["cache_seq_length"],
                 "cache_bytes": now["cache_memory_bytes"],
-                "peak_bytes": max(0, self._meter.peak_bytes() - self._baseline),
+                "peak_bytes": self._meter.peak_bytes(),
             }
         )

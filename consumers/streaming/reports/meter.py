@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import sys
 import time
@@ -26,11 +29,12 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.baseline_bytes = 0  # in use when `begin` was called
 
     @property
-    def memory_kind(self) -> str:
+    def memory_counted(self) -> str:
         """In words, whose memory it is."""
-        return "GPU memory allocated by torch" if self._is_gpu else "memory of the whole process"
+        return "allocated by torch on the GPU" if self._is_gpu else "of the whole process"
 
     @property
     def _is_gpu(self) -> bool:
@@ -48,23 +52,27 @@ class Meter:
         if self._is_gpu:
             torch.cuda.synchronize(self._device)
 
-    def used_bytes(self) -> int:
-        """Return what is in use now."""
-        return int(torch.cuda.memory_allocated(self._device)) if self._is_gpu else _of_process("VmRSS")
+    def begin(self) -> None:
+        """Let go of what nobody uses, and count from what is then in use.
 
-    def reset_peak(self) -> None:
-        """Let the peak begin anew at what is in use. Where the kernel does not allow it, the peak never falls."""
+        Where the kernel does not let the peak begin anew, it never falls.
+        """
+        gc.collect()
         if self._is_gpu:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
+            self.baseline_bytes = int(torch.cuda.memory_allocated(self._device))
             return
-        try:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed, and would serve the next part from it
+        with contextlib.suppress(OSError):
             (_PROCESS / "clear_refs").write_text(_RESET_PEAK)
-        except OSError:
-            return
+        self.baseline_bytes = _of_process("VmRSS")
 
     def peak_bytes(self) -> int:
-        """Return the most that was in use since `reset_peak`."""
-        return int(torch.cuda.max_memory_allocated(self._device)) if self._is_gpu else _of_process("VmHWM")
+        """Return how much more than at the beginning was in use at most."""
+        peak = int(torch.cuda.max_memory_allocated(self._device)) if self._is_gpu else _of_process("VmHWM")
+        return max(0, peak - self.baseline_bytes)
 
     def free_bytes(self) -> int | None:
         """Return how much more there is to have; None where nobody tells."""

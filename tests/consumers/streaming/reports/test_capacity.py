@@ -29,11 +29,12 @@ def test_a_short_video_is_measured_to_its_end(setting):
     assert ended["end"] == "end of file"
     assert (ten["chunks"], ten["real_frames"], ten["padded_frames"]) == (10, 40, 40)
     assert (last["chunks"], last["real_frames"], last["padded_frames"]) == (13, 49, 50)
-    assert ten["pixels"] == "56x56"
+    assert ended["pixels"] == "56x56"
     assert last["cache_tokens"] > ten["cache_tokens"]
     assert last["cache_bytes"] / last["cache_tokens"] == ten["cache_bytes"] / ten["cache_tokens"]
-    assert last["gb_per_megapixel"] == pytest.approx(last["cache_bytes"] / 1e9 / (50 * 56 * 56 / 1e6))
-    assert last["seconds_at_24_fps"] == 49 / 24
+    assert ended["gb_per_megapixel"] == pytest.approx(last["cache_bytes"] / 1e9 / (50 * 56 * 56 / 1e6))
+    assert ended["seconds_at_24_fps"] == 49 / 24
+    assert ended["model_bytes"] > 0
     assert last["encode_in_all_s"] == pytest.approx(ten["encode_s"] + last["encode_s"])
     assert last["frames_per_s"] == pytest.approx(49 / last["encode_in_all_s"])
     assert report.failures == []
@@ -41,8 +42,8 @@ def test_a_short_video_is_measured_to_its_end(setting):
 
 def test_sizes_are_those_that_the_model_sees(setting):
     report = report_capacity(setting, sizes=["native", "224"], most_chunks=1)
-    assert [row["pixels"] for row in report.tables[1].rows] == ["56x56", "224x224"]
-    assert [row["end"] for row in report.tables[0].rows] == ["as many chunks as asked for: 1"] * 2
+    assert [row["pixels"] for row in report.tables[0].rows] == ["56x56", "224x224"]
+    assert [row["end"] for row in report.tables[0].rows] == ["as many chunks as asked for"] * 2
 
 
 @pytest.mark.parametrize(("size", "shape"), [("224", (224, 224)), ("480p", (480, 853)), ("720p", (720, 1280))])
@@ -72,14 +73,15 @@ def test_running_out_of_memory_is_an_end_with_what_was_reached(setting, monkeypa
 
 def test_a_limit_ends_the_run_as_memory_does_and_a_first_chunk_that_does_not_fit_is_a_failure(setting):
     report = report_capacity(setting, sizes=["native"], limit_bytes=-(2**60))
-    assert report.tables[0].rows == [{"size": "native", "end": "out of memory"}]
+    (ended,) = report.tables[0].rows
+    assert (ended["end"], ended["chunks"], report.tables[1].rows) == ("out of memory", None, [])
     assert report.failures == ["native: not even the first chunk fits (out of memory)"]
 
 
 def test_the_end_of_the_context_is_an_end(setting, monkeypatch):
     monkeypatch.setattr(setting.model.config.get_text_config(), "max_position_embeddings", 120)
     report = report_capacity(setting, sizes=["native"])
-    assert report.tables[0].rows[0]["end"] == "end of the model's context: 120 tokens"
+    assert report.tables[0].rows[0]["end"] == "context full (120 tokens)"
     assert report.tables[1].rows[0]["cache_tokens"] <= 120
 
 

@@ -24,6 +24,7 @@ def test_all_four_ways_answer_every_question(setting):
     assert [row["question"] for row in answers] == [1] * 5 + [2] * 5
     by_name = {row["method"]: row for row in methods}
     assert by_name["native"]["agreement"] == by_name["stream, continuous"]["agreement"] == 1.0
+    assert [row["frames_seen"] for row in methods] == [8, 8, 8, 8, 2]
     assert by_name["last 2 frames"]["cache_tokens"] < by_name["delayed"]["cache_tokens"]
     assert report.plots[0].title.startswith("Time to the first token")
 
