@@ -61,7 +61,7 @@ def report_compare(
             rows += _measured(setting, name, begin, questions)
         except (StreamError, torch.OutOfMemoryError) as exc:
             failures.append(f"{name}: {type(exc).__name__}: {str(exc).splitlines()[0]}")
-    _judge(rows)
+    judge(rows)
     return _report(setting, rows, failures, frames=len(taken), chunk_frames=chunk_frames)
 
 
@@ -133,8 +133,11 @@ def _measured(
     return rows
 
 
-def _judge(rows: list[Row]) -> None:
-    """Set each answer against native's to the same question."""
+def judge(rows: list[Row]) -> None:
+    """Add to each row `agreement`, `length_ratio` and `flag`: its answer against native's to the same question.
+
+    Without an answer of native's the first two are None; so is the ratio where that is empty.
+    """
     natives = {row["question"]: str(row["answer"]) for row in rows if row["method"] == NATIVE}
     for row in rows:
         native = natives.get(row["question"])

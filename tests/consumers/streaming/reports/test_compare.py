@@ -9,7 +9,7 @@ import torch
 
 from consumers.streaming import QwenInferenceWrapper, qwen_wrapper
 from consumers.streaming.reports import report_compare
-from consumers.streaming.reports.compare import agreement
+from consumers.streaming.reports.compare import agreement, judge
 
 ASKED = {"frames": 8, "last": 2, "questions": ["What happens?", "And then?"]}
 
@@ -53,15 +53,19 @@ def test_natives_time_to_the_first_token_ends_with_the_first_token(setting, monk
         (("", "abc"), None, ""),
     ],
 )
-def test_answers_of_another_length_than_natives_are_flagged(setting, monkeypatch, answers, ratio, flag):
-    native, streamed = answers
+def test_answers_of_another_length_than_natives_are_flagged(answers, ratio, flag):
+    rows = [{"method": name, "question": 1, "answer": text} for name, text in zip("nm", answers, strict=True)]
+    rows[0]["method"] = "native"
+    judge([*rows, {"method": "native", "question": 2, "answer": "another question's"}])
+    assert (rows[1]["length_ratio"], rows[1]["flag"]) == (ratio, flag)
+
+
+def test_a_flagged_answer_is_warned_of(setting, monkeypatch):
     metrics = {"ttft": 1.0, "total_latency": 2.0, "output_tokens": 3}
-    monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", lambda *_: (native, metrics))
-    monkeypatch.setattr(QwenInferenceWrapper, "ask_question", lambda *_: (streamed, metrics))
-    report = report_compare(setting, frames=4, questions=["What?"])
-    row = next(row for row in report.tables[1].rows if row["method"] == "stream, turns")
-    assert (row["length_ratio"], row["flag"]) == (ratio, flag)
-    assert any("stream, turns" in line for line in report.warnings) == bool(flag)
+    monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", lambda *_: ("a long answer", metrics))
+    monkeypatch.setattr(QwenInferenceWrapper, "ask_question", lambda *_: ("short", metrics))
+    warnings = report_compare(setting, frames=4, questions=["What?"]).warnings
+    assert "question 1, stream, turns: 0.38 times as long as native's answer" in warnings
 
 
 def test_agreement_is_the_share_of_words_in_the_same_order():
