@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -78,15 +78,8 @@ def _stream(setting: Setting, frames: Frames, chunk: int, wrapping: str) -> tupl
     for start in range(0, len(frames), chunk):
         wrapper.process_video_chunk(frames[start : start + chunk], setting.video.fps)
 
-    def held() -> Row:
-        info = wrapper.get_cache_info()
-        return {
-            "frames_seen": info["total_frames"],
-            "cache_tokens": info["cache_seq_length"],
-            "cache_bytes": info["cache_memory_bytes"],
-        }
-
-    return lambda question: wrapper.ask_question(question, setting.max_new_tokens), held
+    longest = setting.max_new_tokens
+    return lambda question: wrapper.ask_question(question, longest), lambda: _held(wrapper.get_cache_info())
 
 
 def _delayed(
@@ -96,16 +89,19 @@ def _delayed(
     for index, frame in enumerate(frames):
         engine.add_frame(frame, setting.video.time_s(index))
 
-    def held() -> Row:
-        info = engine.get_statistics()
-        return {
-            "frames_seen": info["unique_frames"],
-            "cache_tokens": info["cache_seq_length"],
-            "cache_bytes": info["cache_memory_bytes"],
-        }
-
     longest = setting.max_new_tokens
-    return lambda question: engine.ask(question, longest, False, repetition_penalty=1.0), held
+    return (
+        lambda question: engine.ask(question, longest, False, repetition_penalty=1.0),
+        lambda: _held(engine.get_statistics()),
+    )
+
+
+def _held(figures: Mapping[str, Any]) -> Row:
+    return {
+        "frames_seen": figures.get("total_frames", figures.get("unique_frames")),
+        "cache_tokens": figures["cache_seq_length"],
+        "cache_bytes": figures["cache_memory_bytes"],
+    }
 
 
 def _measured(
