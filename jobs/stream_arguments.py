@@ -20,7 +20,7 @@ def add_stream(commands: Commands) -> None:
         "vlm-cache stream capacity --model small --video talk.mp4 --json",
     )
     kinds = parser.add_subparsers(dest="stream_command", metavar="WHAT", required=True)
-    for add in (_add_compare, _add_chunks, _add_delayed, _add_multi_round, _add_capacity):
+    for add in (_add_compare, _add_chunks, _add_delayed, _add_multi_round, _add_capacity, _add_check):
         add(kinds)
 
 
@@ -114,6 +114,18 @@ def _add_capacity(kinds: Commands) -> None:
     )
     parser.add_argument("--max-chunks", type=positive_int, metavar="N", help="stop there at the latest")
     _add_wrapping(parser)
+
+
+def _add_check(kinds: Commands) -> None:
+    parser = add_command(
+        kinds,
+        "check",
+        "Whether streaming works with a checkpoint: questions about a made clip of a red square and a green triangle, "
+        "asked in every way; and on the video, that questions leave no trace and that chunk sizes do not matter. Exit "
+        "status 1 if an answer is wrong (small's are not judged) or a promise is broken.",
+        "vlm-cache stream check --model Qwen/Qwen2.5-VL-3B-Instruct --device cuda --video talk.mp4",
+    )
+    _add_report_options(parser)
 
 
 _QUESTION = "What happens in this video?"

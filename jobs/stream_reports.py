@@ -16,6 +16,7 @@ from consumers.streaming.reports import (
     Setting,
     SourceVideo,
     report_capacity,
+    report_check,
     report_chunks,
     report_compare,
     report_delayed,
@@ -110,12 +111,17 @@ def _capacity(setting: Setting, args: argparse.Namespace) -> Report:
     )
 
 
+def _check(setting: Setting, args: argparse.Namespace) -> Report:
+    return report_check(setting, has_sense=args.model != "small")
+
+
 _REPORTS: dict[str, Callable[[Setting, argparse.Namespace], Report]] = {
     "compare": _compare,
     "chunks": _chunks,
     "delayed": _delayed,
     "multi-round": _multi_round,
     "capacity": _capacity,
+    "check": _check,
 }
 
 

@@ -63,6 +63,13 @@ def test_model_video_and_stride_come_from_the_environment(video_file, monkeypatc
             ["capacity", "--size", "224", "--max-chunks", "1", "--memory-limit", "4GiB"],
             ["Where each size ended", "Every 10 chunks of 4 frames"],
         ),
+        (
+            ["check", *SMALL, "--frame-stride", "1"],
+            [
+                "A red square, then a green triangle",
+                *["Questions that leave no trace, continuous", "Questions that leave no trace, turns", "Chunk sizes"],
+            ],
+        ),
     ],
 )
 def test_each_report_is_written_with_its_tables_and_plots(video_file, tmp_path, capsys, arguments, tables):

@@ -1,6 +1,7 @@
 """Reports on streaming inference: measured on a real video and a real model, told as values."""
 
 from consumers.streaming.reports.capacity import report_capacity
+from consumers.streaming.reports.check import report_check
 from consumers.streaming.reports.chunk_sizes import report_chunks
 from consumers.streaming.reports.compare import report_compare
 from consumers.streaming.reports.delayed_steps import report_delayed
@@ -17,6 +18,7 @@ __all__ = [
     "SourceVideo",
     "Table",
     "report_capacity",
+    "report_check",
     "report_chunks",
     "report_compare",
     "report_delayed",
