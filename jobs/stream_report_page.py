@@ -15,12 +15,11 @@ _ON_WHITE = '<svg style="background:#fff;color:#1c2330" '  # a picture in a Mark
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write `report.html`, `report.md`, its `plot-<n>.svg`, and `report.json` into `folder`, which is made.
+    """Write `report.html`, `report.md`, its `plot-<n>.svg`, and `report.json` into a folder.
 
     Raises:
         OSError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = [(plot.title, _drawn(plot)) for plot in report.plots]
     named = [(title, f"plot-{number}.svg") for number, (title, _) in enumerate(drawn, start=1)]
     texts = {

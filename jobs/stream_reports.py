@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         if not getattr(args, what):
             raise BuildRefused(f"name a {what}: --{what}, or ${variable} in the environment")
     _check_device(args.device)
+    if args.report is not None:
+        _make_folder(args.report)
     stride = args.frame_stride or (1 if args.stream_command == "capacity" else None)
     video = SourceVideo(args.video, stride=stride)
     with _progress(f"stream {args.stream_command}") as told:
@@ -50,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
             bounds = {name: getattr(args, name) for name in ("max_new_tokens", "max_pixels") if name in args}
             setting = Setting(model, processor, video, model_name=args.model, told=told, **bounds)
             report = _REPORTS[args.stream_command](setting, args)
-        except (StreamError, ValueError) as exc:
+        except (StreamError, ValueError, ImportError) as exc:  # the last: kernels that are not installed
             raise BuildRefused(str(exc)) from exc
+        except torch.OutOfMemoryError as exc:
+            raise BuildRefused(f"out of memory: take fewer frames or smaller ones ({exc})") from exc
     _show(report, args)
     return 1 if report.failures else 0
 
@@ -63,6 +68,14 @@ def _check_device(name: str) -> None:
         raise BuildRefused(f"--device {name}: {str(exc).splitlines()[0]}") from exc
     if kind == "cuda" and not torch.cuda.is_available():
         raise BuildRefused(f"--device {name}: torch {torch.__version__} sees no GPU here")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the report's folder, before anything is measured that it could not hold."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BuildRefused(f"--report {folder}: {exc.strerror or exc}") from exc
 
 
 def _compare(setting: Setting, args: argparse.Namespace) -> Report:
@@ -129,10 +142,7 @@ def _show(report: Report, args: argparse.Namespace) -> None:
     if args.report is not None:
         from jobs.stream_report_page import write_report
 
-        try:
-            write_report(report, args.report)
-        except OSError as exc:
-            raise BuildRefused(f"{args.report} cannot be written: {exc.strerror or exc}") from exc
+        write_report(report, args.report)
         notes().print(f"wrote {printable(str(args.report / 'report.html'))}", markup=False, soft_wrap=True)
     if args.json:
         print_json(report.to_json())

@@ -77,6 +77,7 @@ def test_a_terminal_shows_every_figure_and_failure(width):
 
 def test_equal_reports_give_equal_files(tmp_path):
     for name in ("one", "other"):
+        (tmp_path / name).mkdir()
         write_report(report(), tmp_path / name)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()

@@ -6,7 +6,9 @@ import json
 import re
 
 import pytest
+import torch
 
+from consumers.streaming.qwen_runner import QwenRunner
 from jobs.__main__ import main
 from tests.jobs.test_stats_page import Page
 from tests.media import write_video
@@ -90,6 +92,8 @@ def test_each_report_is_written_with_its_tables_and_plots(video_file, tmp_path, 
         (["--model", "small", "--video", "VIDEO"], "made.mp4 gives 6 frames"),
         (["--model", "small", "--video", "VIDEO", "--device", "nonsense"], "nonsense"),
         (["--model", "/no/such/folder", "--video", "VIDEO"], "/no/such/folder"),
+        (["--model", "small", "--video", "VIDEO", "--attention", "flash_attention_2"], "FlashAttention2"),
+        (["--model", "small", "--video", "VIDEO", "--report", "VIDEO"], "--report .*: File exists"),
     ],
 )
 def test_what_cannot_be_reported_on_is_refused(video_file, arguments, says, capsys):
@@ -98,6 +102,31 @@ def test_what_cannot_be_reported_on_is_refused(video_file, arguments, says, caps
     told = capsys.readouterr().err
     assert told.startswith("vlm-cache stream: ")
     assert re.search(says, told), told
+
+
+def test_running_out_of_memory_says_what_to_change(video_file, monkeypatch, capsys):
+    def fails(*_):
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(QwenRunner, "features", fails)
+    assert (
+        main(
+            [
+                "stream",
+                "multi-round",
+                "--model",
+                "small",
+                "--video",
+                str(video_file),
+                "--frame-stride",
+                "1",
+                "--rounds",
+                "1",
+            ]
+        )
+        == 2
+    )
+    assert "out of memory: take fewer frames or smaller ones" in capsys.readouterr().err
 
 
 def test_a_failed_part_is_exit_status_1(video_file, monkeypatch, capsys):
@@ -113,3 +142,14 @@ def test_a_failed_part_is_exit_status_1(video_file, monkeypatch, capsys):
     arguments = ["stream", "delayed", "--model", "small", "--video", str(video_file), "--frame-stride", "1"]
     assert main([*arguments, *SMALL, "--frames", "4", "--more", "2"]) == 1
     assert "failed: step 3, ask again" in capsys.readouterr().out
+
+
+def test_a_real_video_is_compared_and_streamed_as_native_sees_it(real_media, capsys):
+    video = real_media / "videos" / "tc_nasa_13013.mp4"
+    assert (
+        main(["stream", "compare", "--model", "small", "--video", str(video), *SMALL, "--frames", "6", "--json"]) == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    agreement = {row["method"]: row["agreement"] for row in told["tables"]["Methods"]}
+    assert agreement["native"] == agreement["stream, continuous"] == agreement["delayed"] == 1.0
+    assert told["facts"]["frame_stride"] == 15

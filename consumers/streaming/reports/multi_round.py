@@ -38,7 +38,7 @@ def report_multi_round(
     if not questions or needed > video.num_frames:
         raise ValueError(
             f"{rounds} rounds need at least one question and {needed} frames; {video.path.name} gives "
-            f"{video.num_frames}, taking one of every {video.stride}"
+            f"{video.num_frames}, taking one of every {video.stride}; take fewer, or a smaller stride"
         )
     made = _Rounds(setting, chunk_frames, chunks_per_round, wrapping)
     asked = [made.beside(number, questions[number % len(questions)], choices) for number in range(rounds)]
