@@ -107,7 +107,7 @@ def _ways(setting: Setting) -> Iterator[list[Row]]:
     delayed = DelayedBatchInferenceEngine(setting.model, setting.processor, **setting.pixel_bounds)
     for index, frame in enumerate(frames):
         delayed.add_frame(frame, index / CLIP_FPS)
-    yield _free("delayed", lambda question: delayed.ask(question, longest, False)[0])
+    yield _free("delayed", lambda question: delayed.ask(question, longest, False, repetition_penalty=1.0)[0])
     native = QwenInferenceWrapper(setting.model, setting.processor, **setting.pixel_bounds)
     yield _free("native", lambda question: native.native_video_inference(frames, question, CLIP_FPS, longest)[0])
 

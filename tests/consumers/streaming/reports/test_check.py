@@ -36,13 +36,13 @@ def one_that_sees(monkeypatch):
         "ask_choice",
         lambda self, question, choices: (RIGHT[question], {}) if question in RIGHT else choose(self, question, choices),
     )
-    monkeypatch.setattr(DelayedBatchInferenceEngine, "ask", lambda _, question, *__: (said(question), {}))
+    monkeypatch.setattr(DelayedBatchInferenceEngine, "ask", lambda _, question, *__, **___: (said(question), {}))
     monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", lambda _, __, asked, *___: (said(asked), {}))
 
 
 def test_answers_are_judged_by_their_words_in_every_way(setting, one_that_sees, monkeypatch):
     monkeypatch.setattr(
-        DelayedBatchInferenceEngine, "ask", lambda *_: ("I covered it in greenery and reddish tones", {})
+        DelayedBatchInferenceEngine, "ask", lambda *_, **__: ("I covered it in greenery and reddish tones", {})
     )
     report = report_check(setting)
     rows = report.tables[0].rows
