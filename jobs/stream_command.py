@@ -12,6 +12,7 @@ _MODULES = {
     "delayed": "jobs.stream_reports",
     "multi-round": "jobs.stream_reports",
     "capacity": "jobs.stream_reports",
+    "demo": "jobs.stream_demo",
 }
 
 

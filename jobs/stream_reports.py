@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     for what, variable in (("model", "QWEN_MODEL_PATH"), ("video", "VIDEO_PATH")):
         if not getattr(args, what):
             raise BuildRefused(f"name a {what}: --{what}, or ${variable} in the environment")
-    _check_device(args.device)
+    check_device(args.device)
     stride = args.frame_stride or (1 if args.stream_command == "capacity" else None)
     video = SourceVideo(args.video, stride=stride)
     with _progress(f"stream {args.stream_command}") as told:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.failures else 0
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
     try:
         kind = torch.device(name).type
     except RuntimeError as exc:
