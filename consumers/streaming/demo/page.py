@@ -49,11 +49,12 @@ class DemoPage:
                 )
                 self._start_video = gr.Button("Start video", variant="primary", elem_id="start-video")
             with gr.Tab("Webcam"):
+                gr.Markdown("Allow the camera, press Record, then Start webcam.")
                 self._webcam = gr.Image(
                     sources=["webcam"], streaming=True, type="numpy", height=240, label="Webcam", elem_id="webcam"
                 )
                 self._start_webcam = gr.Button("Start webcam", variant="primary", elem_id="start-webcam")
-        self._notice = gr.HTML("")
+        self._notice = gr.HTML("", elem_classes="vlm-notice")
         with gr.Row():
             self._pause = gr.Button("Pause", interactive=False, min_width=96, elem_id="pause")
             self._resume = gr.Button("Resume", interactive=False, min_width=96, elem_id="resume")
@@ -73,12 +74,12 @@ class DemoPage:
         )
         with gr.Row():
             self._ask = gr.Button("Ask", variant="primary", min_width=96, elem_id="ask")
-            self._stop = gr.Button("Stop the answer", interactive=False, min_width=96, elem_id="stop")
+            self._stop = gr.Button("Stop", interactive=False, min_width=96, elem_id="stop")
         self._choices = gr.Textbox(
             label="Choices", info="One on each line", placeholder="Yes\nNo", lines=3, elem_id="choices"
         )
         self._choose = gr.Button("Choose the likeliest", elem_id="choose")
-        self._ask_notice = gr.HTML("")
+        self._ask_notice = gr.HTML("", elem_classes="vlm-notice")
 
     def _connect(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}

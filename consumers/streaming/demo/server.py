@@ -12,7 +12,7 @@ from typing import Any
 from consumers.streaming.demo.refusal import DemoRefused
 from consumers.streaming.demo.registry import SessionRegistry
 from consumers.streaming.demo.session import DemoSession, SessionOptions
-from consumers.streaming.demo.style import CSS
+from consumers.streaming.demo.style import CSS, THEME
 
 # Browsers then fetch nothing from elsewhere, whatever Gradio's page asks for. `eval`: Gradio fills templates with it.
 CONTENT_POLICY = (
@@ -70,7 +70,9 @@ class DemoServer:
                 max_file_size=self._options.max_upload_bytes,
                 max_threads=threads,
                 app_kwargs={"middleware": [Middleware(_WithPolicy)], "docs_url": None, "redoc_url": None},
-                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                theme=gr.themes.Default(
+                    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+                ).set(**THEME),
                 css=CSS,
                 share=False,
                 ssr_mode=False,
@@ -79,7 +81,7 @@ class DemoServer:
                 run_history=False,
                 prevent_thread_lock=True,
             )
-        except OSError as exc:
+        except (OSError, OverflowError) as exc:
             raise DemoRefused(f"nothing can listen at {self._options.host}:{self._options.port}: {exc}") from exc
         return str(address)
 

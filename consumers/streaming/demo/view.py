@@ -46,7 +46,7 @@ def status_html(status: Status, *, limit_tokens: int) -> str:
     figures = [
         ("chunks", "Chunks", f"{status.chunks:,}", status.chunks, ""),
         ("frames", "Frames", f"{status.frames:,}", status.frames, ""),
-        ("tokens", "Tokens in the cache", f"{status.tokens:,}", status.tokens, f"at most {limit_tokens:,}"),
+        ("tokens", "Tokens", f"{status.tokens:,}", status.tokens, f"at most {limit_tokens:,}"),
         (
             "bytes",
             "KV cache",
@@ -57,7 +57,7 @@ def status_html(status: Status, *, limit_tokens: int) -> str:
     ]
     if status.evicted_tokens:
         evicted = status.evicted_tokens
-        figures.append(("evicted", "Tokens evicted", f"{evicted:,}", evicted, "oldest chunks first"))
+        figures.append(("evicted", "Evicted", f"{evicted:,}", evicted, "tokens, oldest first"))
     cells = "".join(
         f'<div><dt>{label}</dt><dd data-figure="{name}" data-value="{value}">{text}</dd><small>{note}</small></div>'
         for name, label, text, value, note in figures
