@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from jobs.parsers import Commands, add_command, add_json
+from jobs.parsers import Arguments, Commands, add_command, add_json
 from jobs.sizes import parse_size, positive_int
 
 
@@ -15,12 +15,13 @@ def add_stream(commands: Commands) -> None:
     parser = add_command(
         commands,
         "stream",
-        "Streaming inference on Qwen2.5-VL: reports on a model and a video of yours.",
+        "Streaming inference on Qwen2.5-VL: reports on a model and a video of yours, and a demo in the browser.",
         "vlm-cache stream compare --model Qwen/Qwen2.5-VL-3B-Instruct --video talk.mp4 --report reports/compare",
         "vlm-cache stream capacity --model small --video talk.mp4 --json",
+        "vlm-cache stream demo --model small",
     )
     kinds = parser.add_subparsers(dest="stream_command", metavar="WHAT", required=True)
-    for add in (_add_compare, _add_chunks, _add_delayed, _add_multi_round, _add_capacity, _add_check):
+    for add in (_add_compare, _add_chunks, _add_delayed, _add_multi_round, _add_capacity, _add_check, _add_demo):
         add(kinds)
 
 
@@ -128,6 +129,38 @@ def _add_check(kinds: Commands) -> None:
     _add_report_options(parser)
 
 
+def _add_demo(kinds: Commands) -> None:
+    parser = add_command(
+        kinds,
+        "demo",
+        "Stream a video or a webcam in the browser, watch the KV cache, and ask: a web page for several people at "
+        "once, which fetches nothing from elsewhere. It has no password: whoever reaches the port can use it.",
+        "vlm-cache stream demo",
+        "vlm-cache stream demo --model Qwen/Qwen2.5-VL-3B-Instruct --device cuda --host 0.0.0.0 --max-sessions 8",
+    )
+    what = parser.add_argument_group("the model")
+    what.add_argument(
+        "--model",
+        default=os.environ.get("QWEN_MODEL_PATH") or "small",
+        metavar="PATH_OR_ID|small",
+        help="checkpoint folder, hub id, or the built-in random model, whose answers mean nothing",
+    )
+    _add_model_options(what)
+    _add_bounds(what, max_new_tokens=128)
+    what.add_argument(
+        "--max-cache-tokens",
+        type=positive_int,
+        default=16384,
+        metavar="N",
+        help="of one stream; beyond, its oldest chunks go. Never more than the model's context",
+    )
+    where = parser.add_argument_group("the page")
+    where.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0: for other machines too")
+    where.add_argument("--port", type=positive_int, default=7860, metavar="N", help="where it listens")
+    where.add_argument("--max-sessions", type=positive_int, default=4, metavar="N", help="tabs with a stream at once")
+    where.add_argument("--max-upload", type=parse_size, default="2GiB", metavar="SIZE", help="largest video file")
+
+
 _QUESTION = "What happens in this video?"
 
 
@@ -179,23 +212,35 @@ def _add_report_options(parser: argparse.ArgumentParser, *, is_bounded: bool = T
         + ("as near to 2 frames per second as can be" if is_bounded else "1"),
     )
     how = parser.add_argument_group("how")
+    _add_model_options(how)
+    if is_bounded:
+        _add_bounds(how, max_new_tokens=64)
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write report.html, report.md with its plots, and report.json there"
+    )
+    add_json(parser)
+
+
+def _add_model_options(how: Arguments) -> None:
     how.add_argument("--device", default="cpu", metavar="cpu|cuda|cuda:N", help="where the model runs")
     how.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"), help="of the model, instead of the checkpoint's own"
     )
     how.add_argument("--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="kernels")
-    if is_bounded:
-        how.add_argument(
-            "--max-pixels",
-            type=positive_int,
-            metavar="N",
-            help="of a frame as the model sees it; larger ones are scaled down",
-            default=4 * 224 * 224,
-        )
-        how.add_argument(
-            "--max-new-tokens", type=positive_int, default=64, metavar="N", help="longest answer; answers are greedy"
-        )
-    parser.add_argument(
-        "--report", type=Path, metavar="DIR", help="write report.html, report.md with its plots, and report.json there"
+
+
+def _add_bounds(how: Arguments, *, max_new_tokens: int) -> None:
+    how.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        metavar="N",
+        help="of a frame as the model sees it; larger ones are scaled down",
+        default=4 * 224 * 224,
     )
-    add_json(parser)
+    how.add_argument(
+        "--max-new-tokens",
+        type=positive_int,
+        default=max_new_tokens,
+        metavar="N",
+        help="longest answer; answers are greedy",
+    )

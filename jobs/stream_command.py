@@ -13,6 +13,7 @@ _MODULES = {
     "multi-round": "jobs.stream_reports",
     "capacity": "jobs.stream_reports",
     "check": "jobs.stream_reports",
+    "demo": "jobs.stream_demo",
 }
 
 

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     for what, variable in (("model", "QWEN_MODEL_PATH"), ("video", "VIDEO_PATH")):
         if not getattr(args, what):
             raise BuildRefused(f"name a {what}: --{what}, or ${variable} in the environment")
-    _check_device(args.device)
+    check_device(args.device)
     if args.report is not None:
         _make_folder(args.report)
     stride = args.frame_stride or (1 if args.stream_command == "capacity" else None)
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.failures else 0
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Refuse, with BuildRefused, a device that torch does not know or does not see."""
     try:
         kind = torch.device(name).type
     except RuntimeError as exc:
