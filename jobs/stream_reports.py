@@ -28,6 +28,7 @@ from consumers.streaming.reports.chunk_sizes import SIZES
 from consumers.streaming.reports.multi_round import CHOICES
 from consumers.streaming.reports.setting import QUESTIONS
 from jobs.printing import notes, print_json, printable, results
+from jobs.stream_report_page import write_report
 from jobs.stream_report_view import for_terminal
 from pipeline.errors import BuildRefused
 
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
             bounds = {name: getattr(args, name) for name in ("max_new_tokens", "max_pixels") if name in args}
             setting = Setting(model, processor, video, model_name=args.model, told=told, **bounds)
             report = _REPORTS[args.stream_command](setting, args)
+        except ModuleNotFoundError:
+            raise
         except (StreamError, ValueError, ImportError) as exc:  # the last: kernels that are not installed
             raise BuildRefused(str(exc)) from exc
         except torch.OutOfMemoryError as exc:
@@ -141,8 +144,6 @@ _REPORTS: dict[str, Callable[[Setting, argparse.Namespace], Report]] = {
 
 def _show(report: Report, args: argparse.Namespace) -> None:
     if args.report is not None:
-        from jobs.stream_report_page import write_report
-
         write_report(report, args.report)
         notes().print(f"wrote {printable(str(args.report / 'report.html'))}", markup=False, soft_wrap=True)
     if args.json:

@@ -43,12 +43,11 @@ def measure(_folder: Path, scale: Scale) -> list[Row]:
             ),
         ]
         times_s = interleaved_s(contestants, rounds=scale.rounds)
-        deep, *ours = lines_of(contestants, times_s, base=contestants[0].name, unit_s=1e-6)
+        deep, *ours = lines_of(contestants, times_s, base=contestants[1].name, unit_s=1e-6)
         lines += [deep, *(replace(line, most_value=MOST_S * 1e6) for line in ours)]
         manager.clear()
-    remark = (
-        f"Caches of {LAYERS} layers with {HEADS} heads of {WIDTH} values in bfloat16; ratios are to the same length."
-    )
+    shape = f"{LAYERS} layers with {HEADS} heads of {WIDTH} values in bfloat16"
+    remark = f"Caches of {shape}; ratios are to the snapshot of the same length."
     return [Row("snapshot", "keep the KV cache before a question", "µs", lines, [remark])]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from consumers.streaming.qwen_runner import QwenRunner
+from jobs import stream_command
 from jobs.__main__ import main
 from tests.jobs.test_stats_page import Page
 from tests.media import write_video
@@ -102,6 +103,15 @@ def test_what_cannot_be_reported_on_is_refused(video_file, arguments, says, caps
     told = capsys.readouterr().err
     assert told.startswith("vlm-cache stream: ")
     assert re.search(says, told), told
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch, capsys):
+    def fails(_):
+        raise ModuleNotFoundError("No module named 'av.video'", name="av.video")
+
+    monkeypatch.setattr(stream_command, "import_module", fails)
+    assert main(["stream", "compare"]) == 2
+    assert "the package av.video is not installed; pip install 'vlm-cache[stream]'" in capsys.readouterr().err
 
 
 def test_running_out_of_memory_says_what_to_change(video_file, monkeypatch, capsys):
