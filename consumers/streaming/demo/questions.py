@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from consumers.streaming.chunked import VideoStreamingInference
 from consumers.streaming.demo.records import Exchange
 from consumers.streaming.demo.refusal import DemoRefused, told
+from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
 
 MOST_KEPT = 20  # exchanges that a page shows
 
@@ -19,8 +19,8 @@ MOST_KEPT = 20  # exchanges that a page shows
 class Questions:
     """What was asked of one stream. `changed` is the session's lock and condition, told when an answer ends."""
 
-    def __init__(self, engine: VideoStreamingInference, changed: threading.Condition, max_new_tokens: int) -> None:
-        self._engine, self._changed, self._max_new_tokens = engine, changed, max_new_tokens
+    def __init__(self, backend: QwenInferenceWrapper, changed: threading.Condition, max_new_tokens: int) -> None:
+        self._backend, self._changed, self._max_new_tokens = backend, changed, max_new_tokens
         self._current: Exchange | None = None  # as it was asked
         self._asked = 0
         self.exchanges: tuple[Exchange, ...] = ()  # the latest first
@@ -111,7 +111,7 @@ class Questions:
             self.exchanges = tuple(grown if old.number == grown.number else old for old in self.exchanges)
 
     def _tokens(self, asked: Exchange) -> Iterator[Exchange]:
-        with closing(self._engine.ask_stream(asked.question, self._max_new_tokens)) as events:  # type: ignore[type-var]
+        with closing(self._backend.engine.ask_stream(asked.question, self._max_new_tokens)) as events:  # type: ignore[type-var]
             for event in events:
                 if event["type"] == "token":
                     yield replace(asked, text=event["text"], ttft_s=event["ttft"])
@@ -121,7 +121,7 @@ class Questions:
                     yield replace(asked, text=event["text"], **times)
 
     def _shares(self, asked: Exchange, choices: list[str]) -> Iterator[Exchange]:
-        best, result = self._engine.ask_choice(asked.question, choices)
+        best, result = self._backend.ask_choice(asked.question, choices)
         scores = result["scores"]
         weights = {choice: math.exp(score - scores[best]) for choice, score in scores.items()}
         total = sum(weights.values())

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from consumers.streaming.chunked import VideoStreamingInference
 from consumers.streaming.demo.questions import Questions
 from consumers.streaming.demo.records import Exchange, MemoryPoint, Star, Status
 from consumers.streaming.demo.refusal import DemoRefused, told
@@ -21,6 +20,7 @@ from consumers.streaming.demo.thumbnails import thumbnail
 from consumers.streaming.demo.video_chunks import TimedFrame, video_chunks
 from consumers.streaming.eviction import EvictionConfig
 from consumers.streaming.frame_memory import SmartFrameManager
+from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
 
 CHUNK_SIZES = (1, 2, 4, 6, 8)
 MOST_POINTS = 400  # of the memory's history; beyond, every other one goes
@@ -71,15 +71,13 @@ class DemoSession:
     def __init__(self, model: Any, processor: Any, options: SessionOptions) -> None:
         self._options = options
         eviction = EvictionConfig(options.limit_tokens(model))
-        self._engine = VideoStreamingInference(
-            model, processor, eviction_config=eviction, max_pixels=options.max_pixels
-        )
+        self._backend = QwenInferenceWrapper(model, processor, eviction_config=eviction, max_pixels=options.max_pixels)
         self._memory = SmartFrameManager(options.star_frames, 1, options.importance_threshold)
         self._changed = threading.Condition()
         self._run: _Run | None = None
         self._is_appending = False
         self._status = Status()
-        self._questions = Questions(self._engine, self._changed, options.max_new_tokens)
+        self._questions = Questions(self._backend, self._changed, options.max_new_tokens)
         self._stars: dict[int, Star] = {}  # by the frame's number
 
     def status(self) -> Status:
@@ -168,7 +166,7 @@ class DemoSession:
             self._questions.stop()
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._is_appending)
-            self._engine.reset()
+            self._backend.reset()
             self._memory.reset()
             self._questions.forget()
             self._stars = {}
@@ -212,13 +210,13 @@ class DemoSession:
         grown: dict[str, Any] = {}
         try:
             pixels, times = [frame.pixels for frame in chunk], [frame.time_s for frame in chunk]
-            if len(chunk) == 1 and self._run and self._run.chunk_size == 1:
-                self._engine.append_frame(pixels[0])
+            if self._run and self._run.chunk_size == 1:
+                info = self._backend.process_frame(pixels[0])
             else:
-                self._engine.append_video_chunk(pixels, timestamps=times)
+                info = self._backend.process_video_chunk(pixels, timestamps=times)
             for frame in chunk:
                 self._remember(frame)
-            grown = self._figures() | {"time_s": times[-1]}
+            grown = self._figures(info) | {"time_s": times[-1]}
         finally:
             with self._changed:
                 self._status = replace(self._status, **grown)
@@ -234,8 +232,7 @@ class DemoSession:
         kept = {star.index for star in self._memory.stars()}
         self._stars = {number: star for number, star in self._stars.items() if number in kept}
 
-    def _figures(self) -> dict[str, Any]:
-        info = self._engine.get_cache_info()
+    def _figures(self, info: dict[str, Any]) -> dict[str, Any]:
         history = (*self._status.history, MemoryPoint(info["chunks_encoded"], info["cache_memory_bytes"]))
         if len(history) > MOST_POINTS:
             history = (*history[:-1:2], history[-1])

@@ -1,4 +1,4 @@
-"""What a tab shows, as HTML: figures, star frames and answers. Everything that a person wrote is escaped."""
+"""What a tab shows, as HTML: figures, star frames and answers, with all that a person wrote escaped."""
 
 from __future__ import annotations
 

@@ -21,6 +21,12 @@ WATCH_ANSWERS = """() => {
 }"""
 
 
+# What a person reads or presses and cannot see whole in a window of that width.
+CUT_OFF = """width => [...document.querySelectorAll('button, label, textarea, h3, p, dl, svg.vlm-plot')]
+    .filter(one => one.offsetParent !== null || one.tagName === 'svg')
+    .filter(one => one.getBoundingClientRect().right > width).map(one => one.outerHTML.slice(0, 80))"""
+
+
 def test_a_stream_grows_pauses_answers_goes_on_and_is_reset(tab, long_video):
     tab.upload(long_video)
     tab.choose("chunk", "2")
@@ -87,13 +93,13 @@ def test_a_question_holds_a_running_stream_and_lets_it_go_on(tab, long_video, de
 
 def hold_answers(session, monkeypatch) -> threading.Event:
     """Hold the session's answers before their first token until the event is set."""
-    goes_on, real = threading.Event(), session._engine.ask_stream
+    goes_on, real = threading.Event(), session._backend.engine.ask_stream
 
     def held(*args, **options):
         goes_on.wait()
         return real(*args, **options)
 
-    monkeypatch.setattr(session._engine, "ask_stream", held)
+    monkeypatch.setattr(session._backend.engine, "ask_stream", held)
     return goes_on
 
 
@@ -145,7 +151,7 @@ def test_a_closed_tab_frees_what_its_stream_held(tab, open_tab, long_video, demo
     closing.press("start-video")
     closing.wait_for_chunks(1)
     session = demo.sessions.all()[-1]
-    held = [weakref.ref(session), weakref.ref(session._engine.sequence.manager.cache)]
+    held = [weakref.ref(session), weakref.ref(session._backend.engine.sequence.manager.cache)]
     del session
     closing.page.close()
     while len(demo.sessions) > 1 or any(one() is not None for one in held):
@@ -196,6 +202,7 @@ def test_the_page_fits_a_narrow_window(tab):
     tab.page.set_viewport_size({"width": 400, "height": 800})
     try:
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert tab.page.evaluate(CUT_OFF, 400) == []  # what a block clips does not widen the page
     finally:
         tab.page.set_viewport_size({"width": 1280, "height": 900})
 

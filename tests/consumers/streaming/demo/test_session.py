@@ -54,7 +54,7 @@ def test_a_fault_of_ours_is_logged_and_not_shown(session, short_video, monkeypat
     def fails(*_args, **_options):
         raise KeyError("secret")
 
-    monkeypatch.setattr(session._engine, "append_video_chunk", fails)
+    monkeypatch.setattr(session._backend.engine, "append_video_chunk", fails)
     play(session, short_video)
     assert "secret" not in session.status().message
     assert "secret" in caplog.text
@@ -72,14 +72,14 @@ def test_a_paused_stream_takes_nothing_until_it_is_resumed(session, long_video):
 
 
 def test_a_question_splits_no_chunk_and_sees_the_stream_after_it(session, long_video, monkeypatch):
-    appending, goes_on, real = threading.Event(), threading.Event(), session._engine.append_video_chunk
+    appending, goes_on, real = threading.Event(), threading.Event(), session._backend.engine.append_video_chunk
 
     def held(*args, **options):
         appending.set()
         goes_on.wait()
         real(*args, **options)
 
-    monkeypatch.setattr(session._engine, "append_video_chunk", held)
+    monkeypatch.setattr(session._backend.engine, "append_video_chunk", held)
     session.start_video(long_video, chunk_size=2, is_paced=False)
     appending.wait()
     answers: list = []
