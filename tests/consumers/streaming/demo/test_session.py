@@ -99,9 +99,9 @@ def test_a_reset_ends_the_answer_at_hand_and_keeps_nothing_of_it(session, short_
     answer = session.ask("What?")
     next(answer)
     session.reset()
-    list(answer)
-    assert session.exchanges() == ()
     assert not session.status().is_asking
+    assert len(list(answer)) <= 1  # nothing more than that it ended
+    assert session.exchanges() == ()
 
 
 def test_an_answer_whose_reader_is_gone_lets_the_stream_go_on(session, short_video):
