@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 
-.PHONY: install demo check test bench-store bench-decode bench-build bench-faults format clean
+.PHONY: install demo check test bench-store bench-decode bench-build bench-faults bench-streaming format clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +42,10 @@ bench-build: install
 # About half an hour; `make bench-faults OPTIONS="kill9 --count 500"` runs one script for a minute.
 bench-faults: install
 	$(BIN)/python -W ignore -m benchmarks.faults $(OPTIONS)
+
+# A few minutes. OPTIONS="--device cuda --model DIR" measures a checkpoint on a GPU; OPTIONS=--record rewrites docs/benchmarks.md.
+bench-streaming: install
+	$(BIN)/python -W ignore -m benchmarks.streaming $(OPTIONS)
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH_VENV)

@@ -10,6 +10,7 @@ from jobs.evaluate_arguments import add_evaluate
 from jobs.parsers import Commands, add_command, add_json, add_store
 from jobs.sizes import parse_age, parse_size, positive_int, positive_rate, whole_number
 from jobs.store_arguments import add_store_commands
+from jobs.stream_arguments import add_stream
 from pipeline.sources import STEP_SOURCES, VIDEO_SOURCES, parse_media_path
 from pipeline.version import VERSION
 
@@ -33,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_check(commands)
     add_store_commands(commands)
+    add_stream(commands)
     _add_demo(commands)
     return parser
 

@@ -30,6 +30,7 @@ _MODULES = {
     "migrate": "jobs.migrate_command",
     "pack": "jobs.pack_command",
     "unpack": "jobs.pack_command",
+    "stream": "jobs.stream_command",
 }
 # Packages that a reading install lacks, by the extra that brings them.
 _EXTRA_OF = {

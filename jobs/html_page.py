@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -21,7 +21,9 @@ svg text { font-family: system-ui, sans-serif !important; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th.number, td.number { text-align: right; white-space: nowrap; }
+th.number, td.number { text-align: right; }
+td.number { white-space: nowrap; }
+th { vertical-align: bottom; }
 td.name { overflow-wrap: anywhere; min-width: 4.5rem; }
 td.name:first-child { min-width: 9rem; }
 td.name:last-child { min-width: 14rem; }
@@ -62,11 +64,12 @@ def figure(svg: str) -> str:
     return f"<figure>{svg}</figure>"
 
 
-def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1) -> str:
-    """Return a table of texts; the first `names` columns are texts that may break, the others numbers."""
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, names: int | Collection[int] = 1) -> str:
+    """Return a table of texts; columns at `names`, or the first so many, are texts that may break, others numbers."""
+    are_names = range(names) if isinstance(names, int) else names
 
     def kind(position: int) -> str:
-        return "name" if position < names else "number"
+        return "name" if position in are_names else "number"
 
     head = "".join(
         f'<th scope="col" class="{kind(position)}">{escape(heading)}</th>' for position, heading in enumerate(headings)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 # Told apart also without seeing red and green, and visible on white and on black. Source: the palette of Okabe and Ito.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a")
+_MARKERS = "os^Dv<>"  # lines that lie on each other can be told apart
 _P = ParamSpec("_P")
 _TEXT = "#010203"  # no plot uses it; in the SVG it becomes the page's own colour
 _LONGEST_LABEL = 34
@@ -178,6 +179,27 @@ def steps(
     axes.set_ylabel(unit)
     axes.set_xlabel(axis)
     return _svg(figure, alt, salt=alt)
+
+
+@_styled
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, unit: str, axis: str, alt: str) -> str:
+    """Return a line for each series of points (x, y), with a legend where there are several; y begins at 0."""
+    figure, axes = _figure(height=3.2)
+    for position, (name, points) in enumerate(series.items()):
+        across, up = zip(*points, strict=True) if points else ((), ())
+        axes.plot(across, up, color=_colour(position), marker=_MARKERS[position % len(_MARKERS)], label=name)
+    axes.set_ylim(0, max((y for points in series.values() for _, y in points), default=0) * 1.08 or 1)
+    axes.set_xlim(0)
+    if all(float(x).is_integer() for points in series.values() for x, _ in points):
+        axes.xaxis.get_major_locator().set_params(integer=True)  # there is no fifth of a frame
+    axes.yaxis.set_major_formatter(_number)
+    axes.xaxis.set_major_formatter(_number)
+    axes.set_ylabel(unit)
+    axes.set_xlabel(axis)
+    axes.set_title(title)
+    if len(series) > 1:
+        figure.legend(loc="outside right upper")
+    return _svg(figure, alt, salt=title)
 
 
 def elided(label: str) -> str:

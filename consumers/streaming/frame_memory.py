@@ -123,6 +123,10 @@ class SmartFrameManager:
         self._star.append(kept)
         return True
 
+    def stars(self) -> list[KeptFrame]:
+        """Return the star frames in time order."""
+        return sorted(self._star, key=lambda frame: frame.index)
+
     def union(self) -> list[KeptFrame]:
         """Return the frames of both memories, each once, in time order."""
         by_index = {frame.index: frame for frame in (*self._star, *self._stream)}

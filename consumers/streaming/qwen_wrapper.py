@@ -46,10 +46,15 @@ class QwenInferenceWrapper:
         self.engine.append_frame(frame, text_content)
         return {"encode_latency": time.perf_counter() - started, **self.get_cache_info()}
 
-    def process_video_chunk(self, frames: Sequence[Any], fps: float = 2.0, **_ignored: Any) -> dict[str, Any]:
-        """Append frames of a video; returns `{encode_latency}` and the cache's figures."""
+    def process_video_chunk(
+        self, frames: Sequence[Any], fps: float = 2.0, *, timestamps: Sequence[float] | None = None, **_ignored: Any
+    ) -> dict[str, Any]:
+        """Append frames of a video; returns `{encode_latency}` and the cache's figures.
+
+        See `VideoStreamingInference.append_video_chunk`.
+        """
         started = time.perf_counter()
-        self.engine.append_video_chunk(frames, fps)
+        self.engine.append_video_chunk(frames, fps, timestamps=timestamps)
         return {"encode_latency": time.perf_counter() - started, **self.get_cache_info()}
 
     def ask_question(

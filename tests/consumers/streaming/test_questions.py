@@ -17,6 +17,7 @@ from consumers.streaming import (
     VideoStreamingInference,
 )
 from consumers.streaming.decoding import Answer
+from consumers.streaming.qwen_runner import QwenRunner
 from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, same, video
 
 FRAMES = video(16)
@@ -322,6 +323,30 @@ def test_running_out_of_memory_in_a_chunk_leaves_the_stream_as_it_was(engine, ea
             engine.append_video_chunk(FRAMES[8:12])
     assert same(bits(engine), before)
     assert engine.get_cache_info() == info
+    assert goes_on(engine, before)
+
+
+def test_a_question_that_runs_out_of_memory_leaves_no_trace(engine, monkeypatch):
+    before, extend = bits(engine), QwenRunner.extend
+    for calls_before in (0, 2):
+        for ask in (
+            lambda: engine.ask(QUESTION, max_new_tokens=5, min_new_tokens=5),
+            lambda: engine.ask(QUESTION, max_new_tokens=5, min_new_tokens=5, update_state=True),
+            lambda: engine.ask_choice(QUESTION, ["A"]) and engine.ask_choice(QUESTION, ["both", "none"]),
+        ):
+            left = [calls_before]
+
+            def fails(runner, *args, left=left, **options):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise torch.OutOfMemoryError("simulated")
+                return extend(runner, *args, **options)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(QwenRunner, "extend", fails)
+                with pytest.raises(torch.OutOfMemoryError):
+                    ask()
+            assert same(bits(engine), before)
     assert goes_on(engine, before)
 
 

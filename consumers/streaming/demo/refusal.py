@@ -1,0 +1,24 @@
+"""Errors as the person at the page reads them."""
+
+from __future__ import annotations
+
+import torch
+
+from consumers.streaming.errors import StreamError
+from pipeline.errors import MediaError
+
+
+class DemoRefused(Exception):
+    """What was asked for cannot be done now; the message is for the person at the page."""
+
+
+def told(error: Exception) -> str | None:
+    """Return what the page says of an error that a video, a question or a device brought about.
+
+    None for any other, which is a fault of ours and belongs into the log.
+    """
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "The device ran out of memory; reset, and take smaller chunks or a shorter video."
+    if isinstance(error, (DemoRefused, StreamError, MediaError, ValueError, OSError)):
+        return str(error)
+    return None

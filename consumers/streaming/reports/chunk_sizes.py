@@ -1,0 +1,136 @@
+"""Chunk sizes side by side: what each costs, and what it changes of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from consumers.streaming.chunked import VideoStreamingInference
+from consumers.streaming.reports.multi_round import CHOICES
+from consumers.streaming.reports.report import Bars, Cell, Report, Table
+from consumers.streaming.reports.setting import QUESTIONS, Setting
+from consumers.streaming.video_sequence import Wrapping
+
+SIZES = (2, 3, 4, 6)
+WRAPPINGS: tuple[Wrapping, ...] = ("continuous", "turns")
+_NEARLY_EQUAL = 0.05  # log-probabilities; what rounding to bfloat16 makes of equal sequences
+Row = dict[str, Cell]
+
+
+def report_chunks(
+    setting: Setting,
+    *,
+    sizes: Sequence[int] = SIZES,
+    frames: int = 48,
+    question: str = QUESTIONS[0],
+    choices: Sequence[str] = CHOICES,
+) -> Report:
+    """Report on the first `frames` frames of the video (or all, if it has fewer) in chunks of each size, and in one.
+
+    Both wrappings: continuous chunks must give what one chunk gives, but for rounding; turns are another conversation
+    for each size.
+
+    Raises:
+        ValueError: a size below 1, or no size.
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"chunk sizes must be whole numbers from 1 on, got {list(sizes)}")
+    taken = setting.video.frames(0, frames)
+    all_sizes = [*sizes, len(taken)]
+    _warm_up(setting, taken)
+    rows: list[Row] = []
+    for wrapping in WRAPPINGS:
+        found: list[Row] = []
+        for size in all_sizes:
+            setting.told(len(rows) + len(found), len(WRAPPINGS) * len(all_sizes), f"{wrapping}, chunks of {size}")
+            found.append(_measured(setting, taken, size, wrapping, question, choices))
+        rows += _against_one_chunk(found)
+    warnings = [
+        f"continuous, chunks of {row['chunk_frames']}: scores differ by {row['score_difference']:.3g} from one chunk"
+        for row in rows
+        if row["wrapping"] == "continuous" and float(row["score_difference"] or 0) > _NEARLY_EQUAL
+    ]
+    facts = setting.facts() | {"frames": len(taken), "question": question, "choices": " / ".join(choices)}
+    return Report(
+        "chunks",
+        "Chunk sizes side by side",
+        facts,
+        [
+            Table(
+                "Chunk sizes", [{k: v for k, v in row.items() if k not in ("answer", "choice")} for row in rows], _NOTE
+            ),
+            Table("Answers", [{name: row[name] for name in _SAID} for row in rows]),
+        ],
+        [
+            Bars("Frames encoded per second", "frames/s", _by_size(rows, "frames_per_s")),
+            Bars("Time to the first token", "seconds", _by_size(rows, "ttft_s")),
+        ],
+        warnings=warnings,
+    )
+
+
+_SAID = ("wrapping", "chunk_frames", "answer", "choice")
+_NOTE = (
+    "same answer and score difference: against the wrapping's last row, all frames in one chunk; the difference is the "
+    "largest of the choices' log-probabilities"
+)
+
+
+def _warm_up(setting: Setting, frames: list[np.ndarray]) -> None:
+    """What a process does only once should not be the first row's."""
+    stream = VideoStreamingInference(setting.model, setting.processor, **setting.pixel_bounds)
+    stream.append_video_chunk(frames[:2], setting.video.fps)
+    stream.ask("?", 1)
+
+
+def _measured(
+    setting: Setting,
+    frames: list[np.ndarray],
+    size: int,
+    wrapping: Wrapping,
+    question: str,
+    choices: Sequence[str],
+) -> Row:
+    meter = setting.meter
+    meter.begin()
+    stream = VideoStreamingInference(setting.model, setting.processor, wrapping=wrapping, **setting.pixel_bounds)
+    seconds = 0.0
+    for start in range(0, len(frames), size):
+        chunk = frames[start : start + size]
+        seconds += meter.timed(lambda c=chunk: stream.append_video_chunk(c, setting.video.fps))[1]  # type: ignore[misc]
+    answer, metrics = stream.ask(question, setting.max_new_tokens)
+    choice, scored = stream.ask_choice(question, choices)
+    info = stream.get_cache_info()
+    return {
+        "wrapping": wrapping,
+        "chunk_frames": size,
+        "chunks": info["chunks_encoded"],
+        "encode_s": seconds,
+        "frames_per_s": len(frames) / seconds,
+        "cache_tokens": info["cache_seq_length"],
+        "cache_bytes": info["cache_memory_bytes"],
+        "peak_bytes": meter.peak_bytes(),
+        "ttft_s": metrics["ttft"],
+        "total_s": metrics["total_latency"],
+        "answer": answer,
+        "choice": choice,
+        **{f"score of {text}": score for text, score in scored["scores"].items()},
+    }
+
+
+def _against_one_chunk(rows: list[Row]) -> list[Row]:
+    whole = rows[-1]
+    scores = [name for name in whole if name.startswith("score of ")]
+    return [
+        {name: value for name, value in row.items() if name not in scores}
+        | {
+            "same_answer": row["answer"] == whole["answer"],
+            "score_difference": max(abs(float(row[name] or 0) - float(whole[name] or 0)) for name in scores),
+        }
+        for row in rows
+    ]
+
+
+def _by_size(rows: list[Row], name: str) -> dict[str, float]:
+    return {f"{row['wrapping']}, {row['chunk_frames']} frames": float(row[name] or 0) for row in rows}

@@ -1,0 +1,186 @@
+"""A tab's session, its registry and its chunks, without a browser."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from consumers.streaming.demo import DemoRefused, DemoSession, NoRoom, SessionOptions, SessionRegistry
+from consumers.streaming.demo.video_chunks import steady_indices, video_chunks
+from tests.media import scramble
+
+
+@pytest.fixture
+def session(small_streaming):
+    return DemoSession(*small_streaming, SessionOptions(fps=8, max_new_tokens=4))
+
+
+def wait_for(session: DemoSession, *states: str) -> None:
+    with session._changed:
+        session._changed.wait_for(lambda: session._status.state in states)
+
+
+def play(session: DemoSession, video, *, chunk_size: int = 4) -> None:
+    session.start_video(video, chunk_size=chunk_size, is_paced=False)
+    wait_for(session, "ended", "failed")
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(1, 24), (2, 12), (4, 6), (6, 4), (8, 3)])
+def test_a_video_streams_in_chunks_of_each_size(session, short_video, size, chunks):
+    play(session, short_video, chunk_size=size)
+    status = session.status()
+    assert (status.state, status.frames, status.chunks) == ("ended", 24, chunks)
+    assert status.history[-1].nbytes == status.cache_bytes > 0
+    assert status.stars[0].reason == "first frame"
+
+
+def test_a_size_that_is_not_offered_is_refused(session, short_video):
+    with pytest.raises(DemoRefused, match="1, 2, 4, 6, 8"):
+        session.start_video(short_video, chunk_size=3, is_paced=False)
+    assert session.status().state == "empty"
+
+
+def test_a_damaged_video_ends_the_stream_with_its_reason_and_another_one_begins_anew(session, short_video, tmp_path):
+    play(session, scramble(tmp_path / "bad.mp4"))
+    assert session.status().state == "failed"
+    assert "bad.mp4: not decodable" in session.status().message
+    play(session, short_video)
+    assert (session.status().state, session.status().message) == ("ended", "")
+
+
+def test_a_fault_of_ours_is_logged_and_not_shown(session, short_video, monkeypatch, caplog):
+    def fails(*_args, **_options):
+        raise KeyError("secret")
+
+    monkeypatch.setattr(session._backend.engine, "append_video_chunk", fails)
+    play(session, short_video)
+    assert "secret" not in session.status().message
+    assert "secret" in caplog.text
+
+
+def test_a_paused_stream_takes_nothing_until_it_is_resumed(session, long_video):
+    session.start_video(long_video, chunk_size=8, is_paced=False)
+    session.pause()
+    before = session.status().chunks
+    assert list(session.ask("What?"))[-1][0].outcome == "done"
+    assert session.status().chunks <= before + 1  # the chunk at hand
+    session.resume()
+    wait_for(session, "ended")
+    assert session.status().frames == 400
+
+
+def test_a_question_splits_no_chunk_and_sees_the_stream_after_it(session, long_video, monkeypatch):
+    appending, goes_on, real = threading.Event(), threading.Event(), session._backend.engine.append_video_chunk
+
+    def held(*args, **options):
+        appending.set()
+        goes_on.wait()
+        real(*args, **options)
+
+    monkeypatch.setattr(session._backend.engine, "append_video_chunk", held)
+    session.start_video(long_video, chunk_size=2, is_paced=False)
+    appending.wait()
+    answers: list = []
+    asker = threading.Thread(target=lambda: answers.extend(session.ask("What?")))
+    asker.start()
+    while not session.status().is_asking:
+        pass
+    goes_on.set()
+    asker.join()
+    assert answers[-1][0].text
+    assert answers[-1][0].time_s == pytest.approx(1 / 8)
+    session.reset()
+
+
+def test_a_reset_ends_the_answer_at_hand_and_keeps_nothing_of_it(session, short_video):
+    play(session, short_video)
+    answer = session.ask("What?")
+    next(answer)
+    session.reset()
+    assert not session.status().is_asking
+    assert len(list(answer)) <= 1  # nothing more than that it ended
+    assert session.exchanges() == ()
+
+
+def test_an_answer_whose_reader_is_gone_lets_the_stream_go_on(session, short_video):
+    play(session, short_video)
+    answer = session.ask("What?")
+    next(answer)
+    answer.close()
+    assert not session.status().is_asking
+    assert session.exchanges()[0].outcome == "stopped"
+
+
+def test_choices_get_shares_of_one(session, short_video):
+    play(session, short_video)
+    (exchange,) = list(session.choose("Bright?", ["Yes ", "", "No"]))[-1]
+    assert [choice for choice, _ in exchange.shares] == ["Yes", "No"]
+    assert sum(share for _, share in exchange.shares) == pytest.approx(1)
+    assert exchange.text == max(exchange.shares, key=lambda pair: pair[1])[0]
+    with pytest.raises(DemoRefused, match="two different choices"):
+        session.choose("Bright?", ["Yes", "Yes"])
+
+
+def test_an_endless_webcam_stays_within_its_limits(small_streaming, monkeypatch):
+    monkeypatch.setattr("consumers.streaming.demo.session.MOST_POINTS", 20)
+    session = DemoSession(*small_streaming, SessionOptions(max_cache_tokens=400, star_frames=3, max_new_tokens=4))
+    session.start_webcam(chunk_size=1)
+    for number in range(60):
+        session.add_webcam_frame(np.full((28, 28, 3), 255 * (number % 2), np.uint8))
+    status = session.status()
+    assert status.frames == 60
+    assert status.tokens <= 400
+    assert status.evicted_tokens > 0
+    assert 10 < len(status.history) <= 20
+    assert status.history[-1].chunk == 60
+    assert len(status.stars) == 3
+
+
+def test_a_webcam_frame_of_another_size_ends_the_stream_with_a_reason(session):
+    session.start_webcam(chunk_size=1)
+    session.add_webcam_frame(np.zeros((56, 84, 3), np.uint8))
+    session.add_webcam_frame(np.zeros((84, 56, 3), np.uint8))
+    assert session.status().state == "failed"
+    assert "84x56" in session.status().message
+
+
+def test_a_model_without_room_for_answers_is_refused(small_streaming):
+    with pytest.raises(ValueError, match="leave nothing"):
+        SessionOptions(max_new_tokens=10**6).limit_tokens(small_streaming[0])
+
+
+def test_tabs_that_show_no_sign_of_life_make_room(small_streaming):
+    def make() -> DemoSession:
+        return DemoSession(*small_streaming, SessionOptions())
+
+    full = SessionRegistry(make, max_sessions=1)
+    assert full.get("a") is full.get("a") is full.find("a")
+    with pytest.raises(NoRoom):
+        full.get("b")
+    full.close("a")
+    assert full.find("a") is None
+    silent = SessionRegistry(make, max_sessions=1, idle_s=-1.0)
+    silent.get("a")
+    silent.get("b")
+    assert silent.find("a") is None
+
+
+@pytest.mark.parametrize(
+    ("times", "fps", "wanted"),
+    [
+        (np.arange(24) / 8, 2.0, [0, 4, 8, 12, 16, 20]),
+        (np.arange(5) / 1, 2.0, [0, 1, 2, 3, 4]),
+        (np.array([0.0]), 2.0, [0]),
+        (np.array([3.0, 3.1, 3.45, 3.9, 5.0]), 2.0, [0, 2, 3, 4]),
+    ],
+)
+def test_frames_are_taken_at_a_steady_rate_by_their_true_times(times, fps, wanted):
+    assert steady_indices(times, fps) == wanted
+
+
+def test_a_last_chunk_may_be_shorter(short_video):
+    chunks = list(video_chunks(short_video, size=4, fps=2.0))
+    assert [len(chunk) for chunk in chunks] == [4, 2]
+    assert [frame.time_s for chunk in chunks for frame in chunk] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])

@@ -1,0 +1,82 @@
+"""The check of a checkpoint judges answers by their words, and takes a trace of a question for a failure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from consumers.streaming import (
+    DelayedBatchInferenceEngine,
+    QwenInferenceWrapper,
+    VideoStreamingInference,
+)
+from consumers.streaming.reports import report_check
+from consumers.streaming.reports.check import CLIP_FRAMES, QUESTIONS, clip
+
+RIGHT = {expected.question: expected.right for expected in QUESTIONS}
+
+
+@pytest.fixture
+def one_that_sees(monkeypatch):
+    """Engines whose answers about the clip are right; what the check asks of the video goes its usual way."""
+    ask, choose = VideoStreamingInference.ask, VideoStreamingInference.ask_choice
+
+    def said(question):
+        return f"It is {RIGHT[question].lower()}, clearly."
+
+    monkeypatch.setattr(
+        VideoStreamingInference,
+        "ask",
+        lambda self, question, *args, **options: (
+            (said(question), {}) if question in RIGHT else ask(self, question, *args, **options)
+        ),
+    )
+    monkeypatch.setattr(
+        VideoStreamingInference,
+        "ask_choice",
+        lambda self, question, choices: (RIGHT[question], {}) if question in RIGHT else choose(self, question, choices),
+    )
+    monkeypatch.setattr(DelayedBatchInferenceEngine, "ask", lambda _, question, *__, **___: (said(question), {}))
+    monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", lambda _, __, asked, *___: (said(asked), {}))
+
+
+def test_answers_are_judged_by_their_words_in_every_way(setting, one_that_sees, monkeypatch):
+    monkeypatch.setattr(
+        DelayedBatchInferenceEngine, "ask", lambda *_, **__: ("I covered it in greenery and reddish tones", {})
+    )
+    report = report_check(setting)
+    rows = report.tables[0].rows
+    assert [row["method"] for row in rows[::3]] == [
+        *["stream, continuous"] * 2,
+        *["stream, turns"] * 2,
+        *["delayed", "native"],
+    ]
+    assert {row["method"] for row in rows if not row["right"]} == {"delayed"}
+    assert len(report.failures) == 3
+    assert report.failures[0].startswith("delayed: say: Which colour has the shape at the beginning")
+    assert report.failures[0].endswith("expected Red")
+    assert report.warnings == []
+    assert len(report.tables) == 4
+
+
+def test_random_weights_are_not_judged_but_must_leave_no_trace(setting, monkeypatch):
+    ask = VideoStreamingInference.ask
+
+    def spoils(engine, *args, **options):
+        for keys, _ in engine.sequence.manager.tensors()[-1:]:
+            keys[..., -1, -1] += 1e-3
+        return ask(engine, *args, **options)
+
+    monkeypatch.setattr(VideoStreamingInference, "ask", spoils)
+    report = report_check(setting, has_sense=False)
+    assert "right" not in report.tables[0].names
+    assert "turns, round 1: the question changed the cache" in report.failures
+    assert not [line for line in report.failures if "expected" in line]
+
+
+def test_the_clip_is_red_and_then_green():
+    frames = clip()
+    assert len(frames) == CLIP_FRAMES
+    middles = [tuple(frame[140, 110]) for frame in frames]
+    assert middles == [(220, 0, 0)] * 8 + [(0, 160, 0)] * 8
+    assert not np.array_equal(frames[0], frames[1])

@@ -1,0 +1,91 @@
+"""The four ways are asked the same about the same frames, and native's figures are its own."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from consumers.streaming import QwenInferenceWrapper, qwen_wrapper
+from consumers.streaming.reports import report_compare
+from consumers.streaming.reports.compare import agreement, judge
+
+ASKED = {"frames": 8, "last": 2, "questions": ["What happens?", "And then?"]}
+
+
+def test_all_four_ways_answer_every_question(setting):
+    report = report_compare(setting, **ASKED)
+    methods, each, answers = (table.rows for table in report.tables)
+    names = ["native", "stream, continuous", "stream, turns", "delayed", "last 2 frames"]
+    assert [row["method"] for row in methods] == names
+    assert [(row["method"], row["question"]) for row in each] == [(name, number) for name in names for number in (1, 2)]
+    assert report.failures == []
+    assert [row["question"] for row in answers] == [1] * 5 + [2] * 5
+    by_name = {row["method"]: row for row in methods}
+    assert by_name["native"]["agreement"] == by_name["stream, continuous"]["agreement"] == 1.0
+    assert [row["frames_seen"] for row in methods] == [8, 8, 8, 8, 2]
+    assert by_name["last 2 frames"]["cache_tokens"] < by_name["delayed"]["cache_tokens"]
+    assert report.plots[0].title.startswith("Time to the first token")
+
+
+def test_natives_time_to_the_first_token_ends_with_the_first_token(setting, monkeypatch):
+    """On a clock that moves by one with each forward of the model."""
+    forwards = [0]
+    hook = setting.model.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
+    monkeypatch.setattr(qwen_wrapper, "time", SimpleNamespace(perf_counter=lambda: float(forwards[0])))
+    try:
+        rows = report_compare(setting, **ASKED).tables[1].rows
+    finally:
+        hook.remove()
+    native = [row for row in rows if row["method"] == "native"]
+    assert [row["ttft_s"] for row in native] == [1.0, 1.0]
+    assert all(row["total_s"] >= row["output_tokens"] > 1 for row in native)
+
+
+@pytest.mark.parametrize(
+    ("answers", "ratio", "flag"),
+    [
+        (("abcd", "a"), 0.25, "short"),
+        (("abcd", "ab"), 0.5, ""),
+        (("abcd", "abcdabcd"), 2.0, ""),
+        (("ab", "abcda"), 2.5, "long"),
+        (("", "abc"), None, ""),
+    ],
+)
+def test_answers_of_another_length_than_natives_are_flagged(answers, ratio, flag):
+    rows = [{"method": name, "question": 1, "answer": text} for name, text in zip("nm", answers, strict=True)]
+    rows[0]["method"] = "native"
+    judge([*rows, {"method": "native", "question": 2, "answer": "another question's"}])
+    assert (rows[1]["length_ratio"], rows[1]["flag"]) == (ratio, flag)
+
+
+def test_a_flagged_answer_is_warned_of(setting, monkeypatch):
+    metrics = {"ttft": 1.0, "total_latency": 2.0, "output_tokens": 3}
+    monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", lambda *_: ("a long answer", metrics))
+    monkeypatch.setattr(QwenInferenceWrapper, "ask_question", lambda *_: ("short", metrics))
+    warnings = report_compare(setting, frames=4, questions=["What?"]).warnings
+    assert "question 1, stream, turns: 0.38 times as long as native's answer" in warnings
+
+
+def test_agreement_is_the_share_of_words_in_the_same_order():
+    assert agreement("a red box", "a red box") == 1.0
+    assert agreement("a red box", "a blue box") == pytest.approx(2 / 3)
+    assert agreement("nothing", "a red box") == 0.0
+
+
+def test_a_way_that_runs_out_of_memory_is_named_and_the_others_are_compared(setting, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("simulated")
+
+    once = iter([("", {})])
+    monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", lambda *_: next(once, None) or fails())
+    report = report_compare(setting, **ASKED)
+    assert report.failures == ["native: OutOfMemoryError: simulated"]
+    first = report.tables[0].rows[0]
+    assert (first["method"], first["agreement"]) == ("stream, continuous", None)
+
+
+def test_no_questions_are_refused(setting):
+    with pytest.raises(ValueError, match="no question"):
+        report_compare(setting, questions=[])

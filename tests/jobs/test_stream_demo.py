@@ -1,0 +1,65 @@
+"""`vlm-cache stream demo` serves the page until it is stopped, and refuses what it cannot serve."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import main
+from jobs.arguments import make_parser
+
+
+@pytest.fixture
+def port() -> int:
+    pytest.importorskip("gradio", reason="gradio is not installed (extra [stream])")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_page_is_served_until_it_is_stopped_and_leaves_no_files(port, capsys):
+    from jobs.stream_demo import run
+
+    class Stop(threading.Event):
+        """Looks at the page when the demo begins to wait, and ends the wait."""
+
+        def wait(self, timeout=None) -> bool:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+                self.page, self.headers = answer.read().decode(), answer.headers
+            self.folder = Path(os.environ["GRADIO_TEMP_DIR"])
+            self.had_folder = self.folder.is_dir()
+            return True
+
+    stop = Stop()
+    assert run(make_parser().parse_args(["stream", "demo", "--port", str(port)]), stopped=stop) == 0
+    assert "random weights" in stop.page
+    assert "default-src 'self'" in stop.headers["content-security-policy"]
+    assert stop.had_folder
+    assert not stop.folder.exists()
+    assert capsys.readouterr().out.startswith(f"http://127.0.0.1:{port}/")
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/")
+
+
+def test_a_taken_port_is_refused(port, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        assert main(["stream", "demo", "--port", str(port)]) == 2
+    assert f"nothing can listen at 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_what_cannot_be_served_is_refused_before_anything_listens(port, tmp_path, capsys, monkeypatch):
+    assert main(["stream", "demo", "--model", str(tmp_path)]) == 2
+    assert main(["stream", "demo", "--max-new-tokens", "9000"]) == 2
+    assert "leave nothing" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "consumers.streaming.demo.page", raising=False)
+    assert main(["stream", "demo"]) == 2
+    assert "pip install 'vlm-cache[stream]'" in capsys.readouterr().err
