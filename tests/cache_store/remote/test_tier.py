@@ -27,6 +27,7 @@ from cache_store.remote import retries
 from cache_store.remote import tier as tiers
 from cache_store.remote.objects import ObjectInfo, Objects
 from tests.cache_store.conftest import tensor
+from tests.cache_store.remote.s3_server import s3_bucket
 
 KEY, OTHER = StepKey("episode", 0), StepKey("episode", 30)
 VIDEO = VideoKey("Video-MME", "v", 4, "0a1b2c3d")
@@ -237,10 +238,10 @@ def _read_in_a_child(store, answers):
     answers.put(store.get(KEY).sum().item())
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_store_goes_into_other_processes(tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(("method", "where"), [("fork", "s3"), ("spawn", "local")])
+def test_a_store_goes_into_other_processes(tmp_path, monkeypatch, method, where):
     monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
-    with FeatureStore(f"local://{tmp_path}/store") as store:
+    with FeatureStore(s3_bucket(monkeypatch) if where == "s3" else f"local://{tmp_path}/store") as store:
         store.put(KEY, tensor(1))
         context = multiprocessing.get_context(method)
         answers = context.Queue()
