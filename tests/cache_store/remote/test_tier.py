@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import pickle
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cache_store import (
@@ -19,6 +21,7 @@ from cache_store import (
     RecipeMismatch,
     StepKey,
     StoreFormatError,
+    StoreWriteError,
     VideoKey,
     get_cache_manager,
     known_aliases,
@@ -190,6 +193,24 @@ def test_a_file_system_that_gives_half_a_file_is_asked_again(open_on, monkeypatc
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
     assert torch.equal(store.get(KEY), tensor(1))
     assert store.transfers.failed_tries == 1
+
+
+def test_a_record_that_is_longer_than_the_last_bytes_is_read_whole(open_on):
+    store = open_on("a")
+    store.put(KEY, tensor(1), recipe=RECIPE, provenance={"frames": list(range(20_000))})
+    assert [store.state_of(KEY, recipe=recipe) for recipe in (RECIPE, ANOTHER)] == ["present", "stale"]
+
+
+def test_where_a_put_takes_two_steps_the_name_comes_last(tmp_path, monkeypatch):
+    def fail(self, *_, **__):
+        raise OSError(errno.ENOSPC, "no space")
+
+    with FeatureStore(f"local://{tmp_path}/store") as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalFileSystem, "mv", fail)
+            with pytest.raises(StoreWriteError, match="no space"):
+                store.put(KEY, tensor(1))
+        assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_an_object_that_is_damaged_once_is_not_damaged(open_on, monkeypatch):
