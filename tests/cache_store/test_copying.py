@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cache_store import FeatureStore, LocalOnly, ReadOnlyStore, StepKey, StoreFull, VideoKey
 from cache_store.copying import copy
@@ -108,6 +109,21 @@ def test_a_damaged_feature_is_named_and_costs_no_other(place, capsys):
     assert main(["migrate", "--from", source, "--store", target]) == 1
     assert "damaged episode_vlm0.pt" in capsys.readouterr().out
     assert len(contents(target)) == 6
+
+
+def test_a_copy_that_does_not_read_back_is_named(place, monkeypatch):
+    source, target = place("folder", "source"), place("memory", "target")
+    fill(source)
+    whole = MemoryFileSystem.pipe_file
+
+    def pipe_file(self, path, value, **options):
+        whole(self, path, value[:-100] if path.endswith("episode_vlm0.pt") else value, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    with FeatureStore(source) as full, FeatureStore(target) as store:
+        outcomes = {one.name: one.outcome for one in copy(full, store)}
+    assert outcomes.pop("episode_vlm0.pt") == "conflict"
+    assert set(outcomes.values()) == {"copied"}
 
 
 def test_nothing_is_evicted_to_make_room_for_copies(place):

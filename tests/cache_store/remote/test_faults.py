@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cache_store import EntryExists, FeatureStore, StepKey, StoreReadError, StoreWriteError
+from cache_store import EntryExists, FeatureStore, PutItem, StepKey, StoreReadError, StoreWriteError, VideoKey
 from cache_store.remote import retries, s3_objects
 from tests.cache_store.conftest import tensor
 from tests.cache_store.remote.faulty_proxy import faulty_proxy
@@ -84,6 +84,16 @@ def test_a_listing_goes_on_after_a_fault(store, proxy):
     proxy.fail("cut", 1, "GET")
     assert list(store.keys()) == [KEY]
     assert proxy.counts["503"] == proxy.counts["cut"] == 1
+
+
+def test_a_listing_goes_through_all_pages_and_shows_nothing_hidden(store, monkeypatch):
+    store.put(VideoKey("Video-MME", "v", 4, "0a1b2c3d"), {"vision_features": tensor(1)}, recipe={"weights": "a"})
+    store.put_many([PutItem(StepKey("episode", index), tensor(index)) for index in range(4)])
+    whole = s3_objects.S3Objects._list
+    monkeypatch.setattr(s3_objects.S3Objects, "_list", lambda self, **options: whole(self, MaxKeys=2, **options))
+    names = [info.name for page in store._objects().pages() for info in page]
+    assert len(names) == 5
+    assert not any(name.startswith(".") for name in names)
 
 
 def test_a_missing_bucket_is_named_when_the_store_is_opened(proxy, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import pickle
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cache_store import (
@@ -19,6 +21,7 @@ from cache_store import (
     RecipeMismatch,
     StepKey,
     StoreFormatError,
+    StoreWriteError,
     VideoKey,
     get_cache_manager,
     known_aliases,
@@ -27,6 +30,7 @@ from cache_store.remote import retries
 from cache_store.remote import tier as tiers
 from cache_store.remote.objects import ObjectInfo, Objects
 from tests.cache_store.conftest import tensor
+from tests.cache_store.remote.s3_server import s3_bucket
 
 KEY, OTHER = StepKey("episode", 0), StepKey("episode", 30)
 VIDEO = VideoKey("Video-MME", "v", 4, "0a1b2c3d")
@@ -191,6 +195,24 @@ def test_a_file_system_that_gives_half_a_file_is_asked_again(open_on, monkeypatc
     assert store.transfers.failed_tries == 1
 
 
+def test_a_record_that_is_longer_than_the_last_bytes_is_read_whole(open_on):
+    store = open_on("a")
+    store.put(KEY, tensor(1), recipe=RECIPE, provenance={"frames": list(range(20_000))})
+    assert [store.state_of(KEY, recipe=recipe) for recipe in (RECIPE, ANOTHER)] == ["present", "stale"]
+
+
+def test_where_a_put_takes_two_steps_the_name_comes_last(tmp_path, monkeypatch):
+    def fail(self, *_, **__):
+        raise OSError(errno.ENOSPC, "no space")
+
+    with FeatureStore(f"local://{tmp_path}/store") as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalFileSystem, "mv", fail)
+            with pytest.raises(StoreWriteError, match="no space"):
+                store.put(KEY, tensor(1))
+        assert list((tmp_path / "store").iterdir()) == []
+
+
 def test_an_object_that_is_damaged_once_is_not_damaged(open_on, monkeypatch):
     store = open_on("a")
     store.put(KEY, tensor(1))
@@ -237,10 +259,10 @@ def _read_in_a_child(store, answers):
     answers.put(store.get(KEY).sum().item())
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_store_goes_into_other_processes(tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(("method", "where"), [("fork", "s3"), ("spawn", "local")])
+def test_a_store_goes_into_other_processes(tmp_path, monkeypatch, method, where):
     monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
-    with FeatureStore(f"local://{tmp_path}/store") as store:
+    with FeatureStore(s3_bucket(monkeypatch) if where == "s3" else f"local://{tmp_path}/store") as store:
         store.put(KEY, tensor(1))
         context = multiprocessing.get_context(method)
         answers = context.Queue()
