@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,13 @@ def test_a_build_says_which_extra_is_missing(tmp_path):
     assert done.returncode == 2
     assert "vlm-cache[build]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_oldest_versions_that_are_tried_are_those_that_are_promised():
+    root = Path(__file__).parents[1]
+    promised = re.search(r"^dependencies = \[\n(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)[1]
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (root / "tests/oldest/requirements.txt").read_text(), re.M))
+    for name, version in re.findall(r'"([\w-]+)>=([\d.]+)', promised):
+        assert re.fullmatch(rf"{re.escape(version)}(\.0)*", pinned[name]), name
+    assert re.search(r'requires-python = ">=3.10"', (root / "pyproject.toml").read_text())
+    assert "OLDEST_PYTHON ?= python3.10\n" in (root / "Makefile").read_text()
