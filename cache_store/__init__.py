@@ -1,7 +1,7 @@
 """Keeps features: key -> file, atomic, under a size limit, shared by any number of processes."""
 
 from cache_store.archive import Record
-from cache_store.codec import FeatureInfo, TensorInfo, describe
+from cache_store.codec import FeatureInfo, TensorInfo, describe, video_value
 from cache_store.dataset_names import canonical_dataset_name, known_aliases
 from cache_store.errors import (
     CacheStoreError,
@@ -77,4 +77,5 @@ __all__ = [
     "model_signature",
     "prompt_hash",
     "recipe_fingerprint",
+    "video_value",
 ]

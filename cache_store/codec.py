@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cache_store import int8, pickle_layout, zip_layout
 from cache_store.archive import RECORD_NAME, Archive, Record, append_record, open_archive
 from cache_store.feature_file import AS_STORED, load
+from cache_store.keys import VideoKey
 from cache_store.pickle_layout import TensorPlace
 
 if TYPE_CHECKING:
@@ -216,6 +217,23 @@ def _tensors(value: object, path: str) -> Iterable[TensorInfo]:
         yield TensorInfo(path, str(value.dtype).removeprefix("torch."), tuple(value.shape))
     for key, inner in parts:
         yield from _tensors(inner, f"{path}[{key!r}]")
+
+
+def video_value(key: VideoKey, features: torch.Tensor, *, video_path: str) -> dict[str, Any]:
+    """The dict of the LongVA-style vision cache: `features` [frames, tokens, width] and what they are of.
+
+    `video_path` is POSIX, relative to the data folder.
+    """
+    return {
+        "vision_features": features,
+        "video_id": key.video_id,
+        "video_path": video_path,
+        "nframe": key.nframe,
+        "dataset": key.dataset,
+        "model_signature": key.model_signature,
+        "dtype": _dtype_name(features.dtype),
+        "shape": list(features.shape),
+    }
 
 
 def feature_dtype(value: object) -> str | None:

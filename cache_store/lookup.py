@@ -13,7 +13,7 @@ from cache_store.books import View
 from cache_store.errors import DamagedFeature, RecipeMismatch
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.opening import entry_of, file_of, read_record
-from cache_store.reader import State, Wanted, mismatch, state
+from cache_store.reader import State, Wanted, candidates, mismatch, names_of_second_recipes, state
 from cache_store.reports import EntryInfo, Eviction, PinInfo
 from cache_store.settings import Settings
 
@@ -102,6 +102,22 @@ class Lookup:
             return read_record(self.root, naming.relative_path(key))
         except (FileNotFoundError, DamagedFeature):
             return None
+
+    def records_of(self, key: VideoKey) -> Iterator[Record]:
+        """What the store wrote beside each recipe's feature of a key: what a plain reader finds comes first.
+
+        Files of other writers have an empty record, which fits any recipe. One at a time, because who asks may be
+        content with the first.
+
+        Raises:
+            StoreReadError: the disk.
+        """
+        for names in (candidates(key, None), names_of_second_recipes(self.root, key)):
+            for name in names:
+                try:
+                    yield read_record(self.root, name) or Record()
+                except (FileNotFoundError, DamagedFeature):
+                    continue
 
     def mismatch_of(self, key: FeatureKey, *, recipe: Mapping[str, Any]) -> RecipeMismatch | None:
         """The error with which `get` would refuse the feature of another recipe that lies there; None: it would not."""

@@ -205,18 +205,15 @@ class Reader:
         if key.dataset in self._hinted:
             return
         self._hinted.add(key.dataset)
-        name = naming.relative_path(key).rpartition("/")[2]
-        folders = {folder.name for folder in self._root.glob(f"{_escaped(key.dataset)}@*")}
-        folders |= {found.partition("/")[0] for found in self._shards.view().names() if found.endswith(f"/{name}")}
-        for folder in sorted(folders):
-            if is_file(self._root, f"{folder}/{name}"):
-                logger.warning(
-                    "%s is not in the plain folder but in %s; read it with get(key, recipe=...) and "
-                    "the recipe that `vlm-cache show %s` prints",
-                    name,
-                    folder,
-                    self._root / folder / name,
-                )
+        for found in names_of_second_recipes(self._root, key):
+            folder, _, name = found.partition("/")
+            logger.warning(
+                "%s is not in the plain folder but in %s; read it with get(key, recipe=...) and "
+                "the recipe that `vlm-cache show %s` prints",
+                name,
+                folder,
+                self._root / found,
+            )
 
 
 def state(root: Path, key: FeatureKey, wanted: Wanted) -> State:
@@ -293,6 +290,15 @@ def candidates(key: FeatureKey, fingerprint: str | None) -> Iterator[str]:
         if fingerprint is not None:
             yield naming.relative_path(known_as, second_recipe=fingerprint)
         yield naming.relative_path(known_as)
+
+
+def names_of_second_recipes(root: Path, key: VideoKey) -> list[str]:
+    """The relative paths of a key's features in the folders of second recipes, in their order."""
+    name = naming.relative_path(key).rpartition("/")[2]
+    folders = {folder.name for folder in root.glob(f"{_escaped(key.dataset)}@*")}
+    packed = {found.partition("/")[0] for found in shards.of(root).view().names() if found.endswith(f"/{name}")}
+    folders |= {folder for folder in packed if folder.startswith(f"{key.dataset}@")}
+    return [f"{folder}/{name}" for folder in sorted(folders) if is_file(root, f"{folder}/{name}")]
 
 
 def _escaped(name: str) -> str:

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from itertools import groupby
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 
-from cache_store import FeatureStore, PutItem, VideoKey
+from cache_store import FeatureStore, PutItem, VideoKey, video_value
 from pipeline.encoders.base import ImagePreprocess, Json, StepInput, VideoPreprocess
 from pipeline.errors import MediaError
 from pipeline.failures import UnitFailure, failure_of
@@ -170,25 +170,11 @@ def encoded_unit(
     unit = decoded.unit
     value: object = features
     if isinstance(unit.sample, VideoSample):
-        value = video_entry(unit.sample, cast(VideoKey, unit.key), features)
+        value = video_value(cast(VideoKey, unit.key), features, video_path=unit.sample.relative_path)
     provenance = {**decoded.provenance, **_what_encoded(device)}
     if split_into is not None:
         provenance["frames_per_forward"] = split_into
     return EncodedUnit(unit, value, provenance, encode_s, split_into)
-
-
-def video_entry(sample: VideoSample, key: VideoKey, features: torch.Tensor) -> dict[str, Any]:
-    """Return the dict of the LongVA-style vision cache: `features` [frames, tokens, width] and its eight fields."""
-    return {
-        "vision_features": features,
-        "video_id": key.video_id,
-        "video_path": sample.relative_path,
-        "nframe": key.nframe,
-        "dataset": key.dataset,
-        "model_signature": key.model_signature,
-        "dtype": str(features.dtype).removeprefix("torch."),
-        "shape": list(features.shape),
-    }
 
 
 def put_item(encoded: EncodedUnit, task: BuildTask) -> PutItem:

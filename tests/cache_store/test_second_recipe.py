@@ -103,3 +103,14 @@ def test_a_damaged_marker_is_rebuilt_from_the_files(store):
     assert store.put(key("b"), value(2), recipe=SECOND).parent.name == FOLDER
     assert store.put(key("b"), value(2), recipe=FIRST).parent.name == "Video-MME"
     assert json.loads(marker.read_text())["recipe_fingerprint"] == recipe_fingerprint(FIRST)
+
+
+def test_the_records_of_a_key_are_those_of_all_its_recipes_the_plain_one_first(store):
+    assert list(store.records_of(key("a"))) == []
+    store.put(key("a"), value(1), recipe=FIRST)
+    store.put(key("a"), value(2), recipe=SECOND)
+    store.put(key("b"), value(3), recipe=SECOND)
+    store.put(key("c"), value(4))
+    assert [record.recipe for record in store.records_of(key("a"))] == [FIRST, SECOND]
+    assert [record.recipe for record in store.records_of(key("b"))] == [SECOND]
+    assert [record.recipe for record in store.records_of(key("c"))] == [None]

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache_store import FeatureStore, int8
-from pipeline.encode_unit import video_entry
+from cache_store import FeatureStore, int8, video_value
 from pipeline.encoders import load_spec
 from pipeline.size_estimate import FILE_OVERHEAD_BYTES, by_length, smallest_feature, upper_bound
 from pipeline.sources import ImageFile, StepSample, VideoSample
@@ -57,7 +56,7 @@ def test_int8_features_count_by_what_is_written_of_them(store, tmp_path, encoder
     plan = planned(store, sample, sampling="longva", encoder=encoder, store_dtype="int8")
     estimate, exact = upper_bound(plan), planned(store, sample, sampling="longva", encoder=encoder)
     features = torch.ones(plan.task.spec.feature_shape(16), dtype=torch.float16)
-    entry = video_entry(sample, plan.task.key(sample), features)
+    entry = video_value(plan.task.key(sample), features, video_path=sample.relative_path)
     size = store.put(plan.task.key(sample), entry, recipe=plan.task.recipe(sample)).stat().st_size
     assert size - 3000 < estimate.bytes <= size
     assert estimate.bytes < 0.6 * upper_bound(exact).bytes

@@ -1,0 +1,261 @@
+"""A cache in front of a vision tower, request by request: the tower answers from the store, the rest runs as always."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cache_store import FeatureStore, VideoKey
+from cache_store import model_signature as signature_of
+from consumers.evaluation.errors import CacheBypassed, EchoDifference, EvaluationError
+from consumers.evaluation.fitting import Recipe, TowerIdentity
+from consumers.evaluation.live_tower import LiveTower, find_tower
+from consumers.evaluation.statistics import CacheStatistics
+from consumers.evaluation.stored_features import OnMiss, OnStale, StoredFeatures
+from consumers.evaluation.switch import switch_of
+
+OnDifference = Literal["raise", "count"]
+
+
+class CachedVisionTower:
+    """The vision tower of `model`, which answers from `store` while a request is open.
+
+    The model is not changed but for the length of a request, and any number of caches, threads and nested requests may
+    share it: each thread gets the answers of its own innermost request. Run the model in the thread that opened it.
+
+    Args:
+        model: LongVA, any other model of LLaVA's code, or a LLaVA, LLaVA-NeXT, LLaVA-NeXT-Video or LLaVA-OneVision of
+            transformers.
+        store: a feature store or its root.
+        dataset: canonical name or any known alias; a request may name another.
+        nframe: as the build was told; part of a feature's name.
+        model_signature: by default that of `mm_vision_tower` and `mm_vision_select_layer` in the model's config.
+        recipe: what the features must be made by. By default their own recipes are held against the tower: weights,
+            layer, feature, dtype, and `sampling` and `preprocess` if they are given; the first that fits is taken.
+        checkpoint: the folder from which the model was loaded. Needed where it was loaded in another dtype than it is
+            stored in, because weights are compared as stored.
+        on_miss: compute live, raise `FeatureMissing`, or compute live and keep the feature in the store.
+        on_stale: what a feature of another recipe means: `RecipeMismatch`, a miss, or use it all the same.
+        cast: allow features of another dtype than the tower computes in, and int8.
+        echo: share of hits, 0 to 1, that are computed live too; which ones depends on the video's id alone.
+        on_difference: what an echo with other bits means: `EchoDifference`, or only a count.
+        statistics: shared by several caches; by default a new one.
+
+    Raises:
+        NoVisionTower: the model has none.
+        EvaluationError: there is no store, or no signature.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        store: FeatureStore | str | Path,
+        *,
+        dataset: str,
+        nframe: int = 128,
+        model_signature: str | None = None,
+        recipe: Recipe | None = None,
+        checkpoint: str | Path | None = None,
+        sampling: str | None = None,
+        preprocess: Mapping[str, Any] | None = None,
+        on_miss: OnMiss = "live",
+        on_stale: OnStale = "error",
+        cast: bool = False,
+        echo: float = 0.0,
+        on_difference: OnDifference = "raise",
+        statistics: CacheStatistics | None = None,
+    ) -> None:
+        self.tower: LiveTower = find_tower(model)
+        identity = TowerIdentity(
+            self.tower.module.state_dict,
+            self.tower.facts,
+            preprocess=preprocess,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            sampling=sampling,
+        )
+        self.model_signature = model_signature or _signature_in_config(model)
+        self.stored = StoredFeatures(
+            store,
+            identity,
+            dataset=dataset,
+            nframe=nframe,
+            model_signature=self.model_signature,
+            recipe=recipe,
+            on_miss=on_miss,
+            on_stale=on_stale,
+            cast=cast,
+        )
+        self.statistics = CacheStatistics() if statistics is None else statistics
+        self._echo, self._on_difference = echo, on_difference
+        self._switch = switch_of(self.tower.module)
+
+    @contextmanager
+    def request(self, *video_ids: str, dataset: str | None = None, nframe: int | None = None) -> Iterator[Request]:
+        """Let the tower answer from the store in this thread; several videos come one after another, as in a batch.
+
+        A clip's id has its bounds, `name@<start>-<end>`. A request is a hit if all its videos are stored, else all of
+        them are computed live. The tower's own forward is back afterwards, also after an error.
+
+        Raises:
+            RecipeMismatch, InexactFeature, FeatureMissing, FeatureUnfit, StoreReadError: before the body runs.
+            EchoDifference: in the body, from the tower's forward.
+            CacheBypassed: after it, if stand-in pixels were handed out and the tower was never called.
+        """
+        keys = [self.stored.key(video_id, dataset=dataset, nframe=nframe) for video_id in video_ids]
+        started = time.perf_counter()
+        features = self._read(keys)
+        self.statistics.add(read_s=time.perf_counter() - started)
+        is_echo = features is not None and any(is_chosen(key.video_id, self._echo) for key in keys)
+        self.statistics.add(hits=features is not None, misses=features is None)
+        request = Request(self, keys, features, is_echo=is_echo)
+        with self._switch.answering(self.tower.module, request.answer):
+            yield request
+        request.check_asked()
+
+    def _read(self, keys: Sequence[VideoKey]) -> torch.Tensor | None:
+        found = []
+        for key in keys:
+            value = self.stored.read(key)
+            if value is None:
+                return None
+            found.append(value)
+        parts, strides = [value["vision_features"] for value in found], found[0].get("strides")
+        features = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if strides is None or features.stride() == tuple(strides):
+            return features
+        # A linear layer may round otherwise for another order in memory.
+        return torch.empty_strided(features.shape, strides, dtype=features.dtype).copy_(features)
+
+    def original(self, *args: Any, **options: Any) -> Any:
+        """Call the tower's own forward, whatever request is open."""
+        return self._switch.original(self.tower.module, *args, **options)
+
+    def compare(self, keys: Sequence[VideoKey], stored: torch.Tensor, live: torch.Tensor) -> None:
+        """Count an echo.
+
+        Raises:
+            EchoDifference: the bits differ, and that is an error.
+        """
+        what = difference_of(stored, live)
+        self.statistics.add(echoes=1, echo_differences=what is not None)
+        if what is not None and self._on_difference == "raise":
+            raise EchoDifference(", ".join(key.video_id for key in keys), what)
+
+
+class Request:
+    """One open request; see `CachedVisionTower.request`."""
+
+    def __init__(
+        self, cache: CachedVisionTower, keys: Sequence[VideoKey], features: torch.Tensor | None, *, is_echo: bool
+    ) -> None:
+        self._cache, self._keys, self._features, self._is_echo = cache, keys, features, is_echo
+        self._gave_stand_in, self._was_asked = False, False
+
+    @property
+    def is_hit(self) -> bool:
+        """Whether the tower answers from the store."""
+        return self._features is not None
+
+    @property
+    def features(self) -> torch.Tensor | None:
+        """The stored features `[n, tokens, width]` on the CPU; None on a miss."""
+        return self._features
+
+    def pixels(self, live: Callable[[], torch.Tensor], *, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return what the model is to be given, `[n, 3, height, width]`: what `live` decodes, or a stand-in on a hit.
+
+        The stand-in, in the tower's dtype unless `dtype` says otherwise, takes no memory, and `live` is not called for
+        it.
+        """
+        if self._features is None or self._is_echo:
+            started = time.perf_counter()
+            pixels = live()
+            self._cache.statistics.add(pixels_s=time.perf_counter() - started)
+            return pixels
+        self._gave_stand_in = True
+        tower = self._cache.tower
+        device = next(tower.module.parameters()).device
+        one = torch.zeros((), dtype=dtype or tower.facts.dtype, device=device)
+        return one.expand(len(self._features), 3, *tower.facts.image_size)
+
+    def answer(self, *args: Any, **options: Any) -> Any:
+        """Return what the tower is to return for this call."""
+        self._was_asked = True
+        tower = self._cache.tower
+        images = tower.images_of(*args, **options)
+        if self._features is None:
+            live = self._live(*args, **options)
+            if self._cache.stored.on_miss == "keep":
+                self._keep(tower.features_in(live))
+            return live
+        answer = tower.answer(self._features, images)
+        if self._is_echo:
+            live = self._live(*args, **options)
+            self._cache.compare(self._keys, tower.features_in(answer), tower.features_in(live))
+        return answer
+
+    def check_asked(self) -> None:
+        """Check that who was given a stand-in has asked the tower.
+
+        Raises:
+            CacheBypassed: it has not.
+        """
+        if self._gave_stand_in and not self._was_asked:
+            named = ", ".join(key.video_id for key in self._keys)
+            raise CacheBypassed(
+                f"{named}: stand-in pixels were handed out, and the vision tower was never called in this thread; what "
+                "the model answered is not about the video"
+            )
+
+    def _keep(self, features: torch.Tensor) -> None:
+        if len(self._keys) != 1:
+            raise EvaluationError("several videos in one request cannot be kept apart; ask for one at a time")
+        if features.dtype != self._cache.tower.facts.dtype:
+            raise EvaluationError(
+                f"the tower computed in {self._cache.tower.facts.dtype} and gave {features.dtype}; to be kept, "
+                "features must come as they were computed: pass pixels in the tower's dtype"
+            )
+        self._cache.stored.keep(self._keys[0], features, strides=list(features.stride()))
+
+    def _live(self, *args: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        live = self._cache.original(*args, **options)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._cache.statistics.add(live_s=time.perf_counter() - started)
+        return live
+
+
+def _signature_in_config(model: Any) -> str:
+    config = getattr(model, "config", None)
+    tower, layer = getattr(config, "mm_vision_tower", None), getattr(config, "mm_vision_select_layer", -2)
+    if tower is None:
+        raise EvaluationError(
+            f"{type(model).__name__} names no mm_vision_tower; pass model_signature=, for a build from a folder "
+            "cache_store.model_signature(<its name>, <layer>)"
+        )
+    return signature_of(str(tower), int(layer))
+
+
+def is_chosen(video_id: str, share: float) -> bool:
+    """Tell whether a video is among the share: equal in every run and process."""
+    digest = hashlib.md5(video_id.encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def difference_of(stored: torch.Tensor, live: torch.Tensor) -> str | None:
+    """Return in words how bits differ; None if they do not."""
+    one, other = stored.cpu().contiguous(), live.detach().cpu().contiguous()
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return f"{other.dtype} {list(other.shape)} instead of {one.dtype} {list(one.shape)}"
+    if torch.equal(one.view(torch.uint8), other.view(torch.uint8)):
+        return None
+    differing = int((one != other).sum())
+    largest = float((one.double() - other.double()).abs().max())
+    return f"{differing:,} of {one.numel():,} values differ, by {largest:.3g} at most"

@@ -1,0 +1,138 @@
+"""The stored features that fit one live tower: read, checked, and, if that is asked for, kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cache_store import FeatureStore, RecipeMismatch, VideoKey, canonical_dataset_name, recipe_fingerprint, video_value
+from consumers.evaluation.errors import EvaluationError, FeatureMissing, FeatureUnfit
+from consumers.evaluation.fitting import Recipe, TowerIdentity
+
+OnMiss = Literal["live", "raise", "keep"]
+OnStale = Literal["error", "miss", "use"]
+
+
+def open_store(store: FeatureStore | str | Path, on_miss: OnMiss) -> FeatureStore:
+    """Return the store at a root.
+
+    Raises:
+        EvaluationError: there is none, and nothing is to be kept in one.
+    """
+    if isinstance(store, FeatureStore):
+        return store
+    # Opening a store makes its folder: a mistyped path would become an empty one, and every request a miss.
+    if on_miss != "keep" and not Path(store).is_dir():
+        raise EvaluationError(f"{store} is no folder; name the root of a feature store")
+    return FeatureStore(store)
+
+
+class StoredFeatures:
+    """Features of one tower, by video. See `CachedVisionTower` for the arguments.
+
+    Raises:
+        EvaluationError: there is no store, and nothing is to be kept in one.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore | str | Path,
+        identity: TowerIdentity,
+        *,
+        dataset: str,
+        nframe: int,
+        model_signature: str,
+        recipe: Recipe | None = None,
+        on_miss: OnMiss = "live",
+        on_stale: OnStale = "error",
+        cast: bool = False,
+    ) -> None:
+        self.store, self.identity = open_store(store, on_miss), identity
+        self.dataset, self.nframe, self.model_signature = dataset, nframe, model_signature
+        self.on_miss, self._recipe, self._on_stale, self._cast = on_miss, recipe, on_stale, cast
+
+    def key(self, video_id: str, *, dataset: str | None = None, nframe: int | None = None) -> VideoKey:
+        """Return the key under which a build files a video; `dataset` may be any known alias."""
+        name = canonical_dataset_name(dataset or self.dataset)
+        return VideoKey(name, video_id, nframe or self.nframe, self.model_signature)
+
+    def read(self, key: VideoKey) -> Mapping[str, Any] | None:
+        """Return the value that fits the tower, with checked `vision_features` on the CPU; None for a miss.
+
+        Raises:
+            RecipeMismatch, InexactFeature, StoreReadError: as `FeatureStore.get`.
+            FeatureMissing: a miss, where misses are errors.
+            FeatureUnfit: what is stored cannot be this tower's.
+        """
+        value = self._fitting(key)
+        if value is None:
+            if self.on_miss == "raise":
+                raise FeatureMissing(
+                    f"{key.video_id} of {key.dataset} ({key.nframe} frames, model {key.model_signature}) has no "
+                    f"feature in {self.store.root}; build it, or take on_miss='live'"
+                )
+            return None
+        entry = value if isinstance(value, Mapping) else {"vision_features": value}
+        features = entry.get("vision_features")
+        if not isinstance(features, torch.Tensor):
+            raise FeatureUnfit(f"{key.video_id}: the stored value holds no vision_features")
+        return {**entry, "vision_features": self._checked(key, features)}
+
+    def keep(self, key: VideoKey, features: torch.Tensor, **more: Any) -> None:
+        """Store what the live tower gave, under a recipe that names the tower, with further fields of the value."""
+        # A cut keeps the storage of what it was cut from.
+        value = video_value(key, features.detach().cpu().contiguous().clone(), video_path=key.video_id)
+        self.store.put(key, {**value, **more}, recipe=self.identity.recipe(key.nframe))
+
+    def _fitting(self, key: VideoKey) -> object | None:
+        exact = not self._cast
+        if self._recipe is not None:
+            return self.store.get(key, recipe=self._recipe, on_stale=self._on_stale, exact=exact)
+        stale: tuple[Recipe, list[str]] | None = None
+        for record in self.store.records_of(key):
+            if record.recipe is None:
+                return self.store.get(key, exact=exact)
+            lines = self.identity.differences_to(record.recipe, is_cast=self._cast)
+            if not lines:
+                return self.store.get(key, recipe=record.recipe, exact=exact)
+            stale = stale or (record.recipe, lines)
+        if stale is not None and self._on_stale == "error":
+            raise self._mismatch(key, *stale)
+        if stale is not None and self._on_stale == "miss":
+            return None
+        return self.store.get(key, exact=exact)
+
+    def _mismatch(self, key: VideoKey, recipe: Recipe, lines: list[str]) -> RecipeMismatch:
+        return RecipeMismatch(
+            path=str(self.store.path_of(key)),
+            found=recipe_fingerprint(recipe),
+            wanted=recipe_fingerprint(self.identity.recipe(key.nframe)),
+            differences=lines,
+            advice="it is not what this model would compute; build it with this model (a second recipe of a data set "
+            "gets a folder of its own), name the folder that the model was loaded from as checkpoint=, or take "
+            "on_stale='miss' to compute live",
+        )
+
+    def _checked(self, key: VideoKey, features: torch.Tensor) -> torch.Tensor:
+        facts = self.identity.facts
+        if features.dim() != facts.dimensions:
+            raise FeatureUnfit(
+                f"{key.video_id}: the stored feature has the shape {list(features.shape)}, and this tower gives "
+                f"{facts.dimensions} dimensions"
+            )
+        *_, tokens, width = features.shape
+        is_other = facts.tokens not in (None, tokens) or facts.width not in (None, width)
+        if is_other:
+            raise FeatureUnfit(
+                f"{key.video_id}: the stored feature has the shape {list(features.shape)}, and this tower gives "
+                f"{facts.tokens or 'any number of'} tokens of width {facts.width or 'unknown'}"
+            )
+        if features.dtype != facts.dtype and not self._cast:
+            raise FeatureUnfit(
+                f"{key.video_id} is stored as {features.dtype}, and the tower computes in {facts.dtype}: the numbers "
+                "would not be the tower's; build with its --dtype, or allow the cast with cast=True"
+            )
+        return features.to(facts.dtype)

@@ -1,0 +1,284 @@
+"""The replaced forward: what it returns, how long it stays, and that it is undone."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from cache_store import FeatureStore, RecipeMismatch, VideoKey, recipe_fingerprint
+from consumers.evaluation import (
+    CacheBypassed,
+    CachedVisionTower,
+    CacheStatistics,
+    EvaluationError,
+    FeatureUnfit,
+    NoVisionTower,
+)
+from consumers.evaluation.small_longva import SmallVisionTower
+from tests.consumers.evaluation.conftest import pictures
+
+SIDE = 84
+
+
+class Model(torch.nn.Module):
+    """Anything with a vision tower."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+        self.config = None
+
+    def get_vision_tower(self):
+        return self.tower
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    return Model(SmallVisionTower().eval().requires_grad_(False))
+
+
+@pytest.fixture
+def cache(model, tmp_path):
+    return make_cache(model, tmp_path / "store", on_miss="keep")
+
+
+def make_cache(model, root, **options):
+    return CachedVisionTower(model, root, dataset="set", nframe=4, model_signature="0123abcd", **options)
+
+
+def fill(cache, model, video_id, images):
+    with cache.request(video_id), torch.inference_mode():
+        return model.tower(images)
+
+
+def test_a_hit_has_the_bits_the_strides_and_the_dtype_of_the_live_features(cache, model):
+    images = pictures(4, side=SIDE)
+    live = fill(cache, model, "a", images)
+    for given in (images, torch.zeros(()).expand(4, 3, SIDE, SIDE)):
+        with cache.request("a"):
+            found = model.tower(given)
+        assert torch.equal(found, live)
+        assert (found.stride(), found.dtype, found.shape) == (live.stride(), live.dtype, live.shape)
+        assert found.dim() == 3
+    with cache.request("a"):
+        assert model.tower(images.double()).dtype == torch.float64
+    assert torch.equal(model.tower(images), live)
+
+
+def test_stand_in_pixels_take_no_memory(cache, model):
+    fill(cache, model, "a", pictures(4, side=SIDE))
+    with cache.request("a") as request:
+        pixels = request.pixels(lambda: pytest.fail("decoded"))
+        model.tower(pixels)
+    assert pixels.shape == (4, 3, SIDE, SIDE)
+    assert pixels.untyped_storage().nbytes() == pixels.element_size()
+
+
+def test_a_list_of_images_gives_a_list_as_the_live_tower_does(cache, model):
+    images = pictures(3, side=SIDE)
+    fill(cache, model, "a", images)
+    live = model.tower(list(images))
+    with cache.request("a"):
+        found = model.tower(list(images))
+    assert [one.shape for one in found] == [one.shape for one in live]
+    torch.testing.assert_close(torch.cat(found), torch.cat(live))
+
+
+def test_several_videos_of_a_batch_come_one_after_another(cache, model):
+    first = fill(cache, model, "a", pictures(4, side=SIDE))
+    second = fill(cache, model, "b", pictures(2, side=SIDE, seed=1))
+    with cache.request("a", "b") as request:
+        found = model.tower(request.pixels(lambda: pytest.fail("decoded")))
+    assert torch.equal(found, torch.cat([first, second]))
+
+
+def test_another_number_of_rows_is_refused(cache, model):
+    fill(cache, model, "a", pictures(4, side=SIDE))
+    with pytest.raises(FeatureUnfit, match=r"5 images.* 4 rows"), cache.request("a"):
+        model.tower(pictures(5, side=SIDE))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 36, 64), (4, 35, 64), (4, 36, 32)])
+def test_stored_features_of_another_shape_are_refused(cache, shape):
+    key = VideoKey("set", "a", 4, "0123abcd")
+    cache.stored.store.put(key, {"vision_features": torch.zeros(shape)})
+    with pytest.raises(FeatureUnfit, match="shape"), cache.request("a"):
+        pass
+
+
+class TestTheForwardComesBack:
+    def test_after_a_request_and_after_an_error(self, cache, model):
+        images = pictures(4, side=SIDE)
+        fill(cache, model, "a", images)
+        assert "forward" not in vars(model.tower)
+        with pytest.raises(KeyError), cache.request("a"):
+            raise KeyError
+        assert "forward" not in vars(model.tower)
+        with pytest.raises(ValueError, match="unpack"), cache.request("new"):
+            model.tower(torch.zeros(1, 2, 3))
+        assert "forward" not in vars(model.tower)
+
+    def test_the_one_that_somebody_else_had_put_there(self, cache, model):
+        def hooked(images):
+            return SmallVisionTower.forward(model.tower, images)
+
+        model.tower.forward = hooked
+        images = pictures(4, side=SIDE)
+        live = fill(cache, model, "a", images)
+        with cache.request("a"):
+            assert torch.equal(model.tower(images), live)
+        assert vars(model.tower)["forward"] is hooked
+
+    def test_of_nested_requests_the_innermost_answers(self, cache, model):
+        first = fill(cache, model, "a", pictures(4, side=SIDE))
+        second = fill(cache, model, "b", pictures(4, side=SIDE, seed=1))
+        with cache.request("a") as outer:
+            pixels = outer.pixels(lambda: pytest.fail("decoded"))
+            with cache.request("b"):
+                assert torch.equal(model.tower(pixels), second)
+            assert torch.equal(model.tower(pixels), first)
+        assert "forward" not in vars(model.tower)
+
+    def test_of_two_caches_over_one_tower_in_any_order(self, cache, model, tmp_path):
+        other = make_cache(model, tmp_path / "other", on_miss="keep")
+        images = pictures(4, side=SIDE)
+        live = fill(cache, model, "a", images)
+        fill(other, model, "a", images)
+        one, two = cache.request("a"), other.request("a")
+        one.__enter__()
+        two.__enter__()
+        model.tower(images)
+        done = threading.Event()
+        # Requests of other threads may end before this one's.
+        thread = threading.Thread(target=lambda: (fill(other, model, "c", images), done.set()))
+        thread.start()
+        thread.join()
+        two.__exit__(None, None, None)
+        assert "forward" in vars(model.tower)
+        one.__exit__(None, None, None)
+        assert done.is_set()
+        assert "forward" not in vars(model.tower)
+        assert torch.equal(model.tower(images), live)
+
+
+def test_a_thread_without_a_request_gets_the_live_tower(cache, model):
+    images = pictures(4, side=SIDE)
+    fill(cache, model, "a", images)
+    other, found = pictures(2, side=SIDE, seed=5), []
+    with cache.request("a"):
+        thread = threading.Thread(target=lambda: found.append(model.tower(other)))
+        thread.start()
+        thread.join()
+        model.tower(images)
+    assert torch.equal(found[0], model.tower(other))
+
+
+def test_a_model_that_runs_in_another_thread_is_no_silent_answer_about_zeros(cache, model):
+    fill(cache, model, "a", pictures(4, side=SIDE))
+
+    def ask_elsewhere():
+        with cache.request("a") as request:
+            pixels = request.pixels(lambda: pytest.fail("decoded"))
+            thread = threading.Thread(target=lambda: model.tower(pixels))
+            thread.start()
+            thread.join()
+
+    with pytest.raises(CacheBypassed, match="a: stand-in"):
+        ask_elsewhere()
+
+
+class TestKeeping:
+    def test_a_miss_is_kept_with_a_recipe_that_names_the_tower(self, cache, model):
+        fill(cache, model, "a", pictures(4, side=SIDE))
+        record = next(cache.stored.store.records_of(cache.stored.key("a")))
+        assert record.recipe["encoder"]["layer"] == -2
+        assert len(record.recipe["encoder"]["weights_sha256"]) == 64
+        value = cache.stored.store.get(cache.stored.key("a"))
+        assert (value["shape"], value["nframe"], value["model_signature"]) == ([4, 36, 64], 4, "0123abcd")
+
+    def test_another_tower_is_refused_it_and_gets_a_folder_of_its_own(self, cache, model, tmp_path):
+        images = pictures(4, side=SIDE)
+        fill(cache, model, "a", images)
+        with torch.no_grad():
+            next(model.tower.parameters()).add_(1)
+        with pytest.raises(RecipeMismatch, match="weights_sha256"), make_cache(model, tmp_path / "store").request("a"):
+            pass
+        second = make_cache(model, tmp_path / "store", on_miss="keep", on_stale="miss")
+        live = fill(second, model, "a", images)
+        fingerprint = recipe_fingerprint(second.stored.identity.recipe(4))
+        assert (tmp_path / "store" / f"set@{fingerprint[:8]}").is_dir()
+        # Found there from now on, without being told.
+        third = make_cache(model, tmp_path / "store", on_miss="raise")
+        with third.request("a"):
+            assert torch.equal(model.tower(images), live)
+        assert third.statistics.hits == 1
+
+    def test_other_preprocessing_is_another_recipe(self, model, tmp_path):
+        fill(
+            make_cache(model, tmp_path / "s", on_miss="keep", preprocess={"crop": 84}),
+            model,
+            "a",
+            pictures(4, side=SIDE),
+        )
+        with (
+            pytest.raises(RecipeMismatch, match="crop"),
+            make_cache(model, tmp_path / "s", preprocess={"crop": 80}).request("a"),
+        ):
+            pass
+
+    def test_features_in_another_dtype_than_the_towers_are_not_kept(self, cache, model):
+        with pytest.raises(EvaluationError, match="as they were computed"):
+            fill(cache, model, "a", pictures(4, side=SIDE).half())
+        assert list(cache.stored.store.keys()) == []
+
+
+def test_int8_is_a_cast_that_has_to_be_named(cache, model, tmp_path):
+    images = pictures(4, side=SIDE)
+    fill(cache, model, "a", images)
+    value = cache.stored.store.get(cache.stored.key("a"))
+    recipe = next(cache.stored.store.records_of(cache.stored.key("a"))).recipe
+    from cache_store import int8
+
+    with FeatureStore(tmp_path / "int8") as store:
+        store.put(cache.stored.key("a"), value, recipe={**recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)})
+    with pytest.raises(Exception, match="int8"), make_cache(model, tmp_path / "int8").request("a"):
+        pass
+    with make_cache(model, tmp_path / "int8", cast=True).request("a"):
+        found = model.tower(images)
+    torch.testing.assert_close(found, model.tower(images), rtol=0.1, atol=0.1)
+
+
+def test_the_weights_of_the_checkpoint_count_where_the_model_runs_in_another_dtype(model, tmp_path):
+    from safetensors.torch import save_file
+
+    images = pictures(4, side=SIDE)
+    fill(make_cache(model, tmp_path / "store", on_miss="keep"), model, "a", images)
+    (tmp_path / "checkpoint").mkdir()
+    prefix = "model.vision_tower."
+    tensors = {prefix + name: value.contiguous() for name, value in model.tower.state_dict().items()}
+    save_file({**tensors, "lm_head.weight": torch.zeros(2)}, tmp_path / "checkpoint" / "model.safetensors")
+    model.half()
+    with pytest.raises(RecipeMismatch, match="weights"), make_cache(model, tmp_path / "store", cast=True).request("a"):
+        pass
+    named = make_cache(model, tmp_path / "store", cast=True, checkpoint=tmp_path / "checkpoint")
+    with named.request("a"):
+        model.tower(images.half())
+    assert named.statistics.hits == 1
+
+
+def test_a_model_without_a_tower_is_refused(tmp_path):
+    with pytest.raises(NoVisionTower, match="Linear has no"):
+        CachedVisionTower(torch.nn.Linear(1, 1), tmp_path, dataset="set", model_signature="0123abcd")
+
+
+def test_a_model_without_a_name_needs_a_signature(model, tmp_path):
+    with pytest.raises(EvaluationError, match="model_signature="):
+        CachedVisionTower(model, tmp_path, dataset="set")
+
+
+def test_a_hit_rate_of_100_means_that_nothing_missed():
+    block = CacheStatistics(hits=2999, misses=1).block()
+    assert "Hit rate: 99.9%" in block

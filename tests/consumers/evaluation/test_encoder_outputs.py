@@ -1,0 +1,101 @@
+"""Models that take encoded media instead of pixels get the stored ones, with bitwise the same logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cache_store import RecipeMismatch
+from consumers.evaluation import CachedEncoderOutputs, EchoDifference, EvaluationError, FeatureMissing, NoVisionTower
+from pipeline.encoders import small_models
+from pipeline.vision.preprocessing import QwenImagePreprocess
+from tests.consumers.evaluation.conftest import pictures
+from tests.consumers.evaluation.test_families import FRAMES, SIDE, llava_onevision
+
+VIDEO, START, END = 261, 258, 259
+
+
+def qwen_media(seed=0):
+    frames = pictures(4, side=56, seed=seed)
+    patches, grid = QwenImagePreprocess.from_config(small_models.QWEN_PROCESSOR).patchify_video(frames)
+    return {"pixel_values_videos": patches, "video_grid_thw": grid}
+
+
+def qwen_ids():
+    tokens = 2 * 4  # two pairs of frames, 4 x 4 patches merged 2 x 2
+    ids = torch.tensor([[5, START, *[VIDEO] * tokens, END, 7]])
+    return {"input_ids": ids, "mm_token_type_ids": (ids == VIDEO).int() * 2}
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return small_models.qwen_with_head()
+
+
+def make_cache(model, root, **options):
+    return CachedEncoderOutputs(model, root, dataset="set", nframe=4, model_signature="x" * 8, **options)
+
+
+@torch.inference_mode()
+def test_qwen_logits_are_bitwise_the_live_ones(qwen, tmp_path):
+    wanted = qwen(**qwen_ids(), **qwen_media()).logits
+    assert not torch.equal(qwen(**qwen_ids(), **qwen_media(seed=1)).logits, wanted)
+    kept = make_cache(qwen, tmp_path).encoded("video", qwen_media)
+    assert torch.equal(qwen(**qwen_ids(), **kept.inputs).logits, wanted)
+    cache = make_cache(qwen, tmp_path, on_miss="raise")
+    found = cache.encoded("video", lambda: pytest.fail("decoded"))
+    assert torch.equal(qwen(**qwen_ids(), **found.inputs).logits, wanted)
+    assert (kept.is_hit, found.is_hit, cache.statistics.hit_rate) == (False, True, 1.0)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(
+        qwen.generate(**qwen_ids(), **found.inputs, **options), qwen.generate(**qwen_ids(), **qwen_media(), **options)
+    )
+
+
+@torch.inference_mode()
+def test_other_weights_and_other_pixels_are_other_features(qwen, tmp_path):
+    make_cache(qwen, tmp_path, preprocess={"fps": 2}).encoded("video", qwen_media)
+    with pytest.raises(RecipeMismatch, match="fps"):
+        make_cache(qwen, tmp_path, preprocess={"fps": 1}).encoded("video", qwen_media)
+    with pytest.raises(RecipeMismatch, match="weights_sha256"):
+        make_cache(small_models.qwen_with_head(seed=2), tmp_path).encoded("video", qwen_media)
+    # Another language model over the same encoder is no other recipe.
+    same = small_models.qwen_with_head()
+    torch.nn.init.ones_(same.lm_head.weight)
+    assert make_cache(same, tmp_path, on_miss="raise").encoded("video", qwen_media).is_hit
+
+
+def test_an_echo_finds_what_is_not_the_live_encoders(qwen, tmp_path):
+    make_cache(qwen, tmp_path).encoded("video", qwen_media)
+    assert make_cache(qwen, tmp_path, echo=1.0).encoded("video", qwen_media).is_hit
+    with pytest.raises(EchoDifference, match=r"video: .* values differ"):
+        make_cache(qwen, tmp_path, echo=1.0).encoded("video", lambda: qwen_media(seed=1))
+
+
+def test_a_miss_can_be_an_error(qwen, tmp_path):
+    with pytest.raises(FeatureMissing, match="another"):
+        make_cache(qwen, tmp_path, on_miss="raise").encoded("another", qwen_media)
+
+
+def test_several_media_at_once_are_refused(qwen, tmp_path):
+    one = qwen_media()
+    two = {name: torch.cat([value, value]) for name, value in one.items()}
+    with pytest.raises(EvaluationError, match="2 media"):
+        make_cache(qwen, tmp_path).encoded("video", lambda: two)
+
+
+@torch.inference_mode()
+def test_other_families_that_take_them_work_the_same_way(tmp_path):
+    model, run = llava_onevision()
+    pixels = pictures(FRAMES, side=SIDE)
+    wanted = run(pixels).logits
+    ids = torch.tensor([[1, 2, *[61] * (FRAMES + 1), 3]])
+    for _ in range(2):
+        encoded = make_cache(model, tmp_path).encoded("video", lambda: {"pixel_values_videos": pixels[None]})
+        assert torch.equal(model(input_ids=ids, **encoded.inputs).logits, wanted)
+    assert encoded.is_hit
+
+
+def test_a_model_that_takes_none_is_refused(tmp_path):
+    with pytest.raises(NoVisionTower, match="takes no mm_encoder_outputs"):
+        make_cache(torch.nn.Linear(1, 1), tmp_path)

@@ -1,0 +1,294 @@
+"""LongVA with a cache answers exactly as without: every family of question, every way in which it went wrong before."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cache_store import FeatureStore, RecipeMismatch, model_signature
+from consumers.evaluation import (
+    CachedVisionTower,
+    EchoDifference,
+    EvaluationError,
+    FeatureMissing,
+    FeatureUnfit,
+    LongVA_Cached,
+)
+from consumers.evaluation.live_tower import FeatureTower
+from tests.consumers.evaluation.conftest import DATASET, NFRAME, build, message
+
+LETTERS = "ABCD"
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return LongVA_Cached("small", None, nframe=NFRAME, max_new_tokens=4)
+
+
+@pytest.fixture
+def no_tower(monkeypatch):
+    """Any call of the live tower fails: what answers then came from the cache."""
+
+    def refuse(*args):
+        raise AssertionError("the live tower was called")
+
+    def forbid(longva):
+        monkeypatch.setattr(longva.model.get_vision_tower().vision_tower, "forward", refuse)
+
+    return forbid
+
+
+def cached(root, model="small", **options):
+    return LongVA_Cached(model, root, nframe=NFRAME, max_new_tokens=4, **options)
+
+
+@pytest.mark.parametrize("video_id", ["long", "short", "long@0.5-1.5"])
+def test_logits_are_bitwise_those_of_the_uncached_model_and_nothing_is_decoded(
+    plain, filled, videos, video_id, no_tower, monkeypatch
+):
+    question = message(videos, video_id)
+    wanted, answer = plain.letter_logits(question, LETTERS), plain.generate_inner(question)
+    longva = cached(filled, on_miss="raise")
+    no_tower(longva)
+    monkeypatch.setattr("pipeline.vision.decoding.decode_video", None)
+    found = longva.letter_logits(question, LETTERS)
+    assert torch.equal(found, wanted)
+    assert longva.generate_inner(question, "Video-MME_128frame") == answer
+    assert (longva.statistics.hits, longva.statistics.misses, longva.statistics.hit_rate) == (2, 0, 1.0)
+
+
+def test_float32_is_bitwise_equal_too(videos, tmp_path):
+    build(tmp_path / "store", videos, dtype="float32")
+    longva = cached(tmp_path / "store", dtype="float32", on_miss="raise")
+    plain = LongVA_Cached("small", None, nframe=NFRAME, dtype="float32")
+    for video_id in videos:
+        question = message(videos, video_id)
+        assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(question, LETTERS))
+    assert longva.statistics.hit_rate == 1.0
+
+
+def test_questions_about_different_videos_differ(plain, videos):
+    """Else equal logits would show nothing."""
+    long, short, clip = (plain.letter_logits(message(videos, video_id), LETTERS) for video_id in videos)
+    assert not torch.equal(long, short)
+    assert not torch.equal(long, clip)
+
+
+def test_several_models_share_one_cache(filled, videos):
+    question = message(videos, "long")
+    answers = []
+    for name in ("small", "small:1", "small:2"):
+        longva, plain = cached(filled, name, on_miss="raise"), LongVA_Cached(name, None, nframe=NFRAME)
+        answers.append(longva.letter_logits(question, LETTERS))
+        assert torch.equal(answers[-1], plain.letter_logits(question, LETTERS))
+        assert longva.statistics.hit_rate == 1.0
+    assert not torch.equal(answers[0], answers[1])
+
+
+def test_image_and_text_questions_are_answered_live_beside_the_cache(plain, filled, tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(picture)
+    longva = cached(filled, on_miss="raise")
+    for question in (
+        [{"type": "image", "value": picture}, {"type": "text", "value": "?"}],
+        [{"type": "text", "value": "?"}],
+    ):
+        assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(question, LETTERS))
+    assert longva.statistics.hits + longva.statistics.misses == 0
+
+
+@pytest.mark.parametrize("name", ["Video-MME", "Video-MME_128frame", "videomme", "Video-MME_8frame_subs", "video_mme"])
+def test_no_alias_of_the_data_set_is_a_miss(filled, videos, name):
+    longva = cached(filled, on_miss="raise", dataset=name)
+    longva.letter_logits(message(videos, "long"), LETTERS)
+    longva.letter_logits(message(videos, "long"), LETTERS, name)
+    assert longva.statistics.hit_rate == 1.0
+
+
+def test_a_video_whose_stem_repeats_is_found_by_its_path(videos, tmp_path):
+    build(tmp_path / "store", {"part/long": videos["long"]})
+    path = tmp_path / "data" / "part" / "long.mp4"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(videos["long"][0])
+    longva = cached(tmp_path / "store", on_miss="raise")
+    longva.letter_logits([{"type": "video", "value": path}, {"type": "text", "value": "?"}], LETTERS)
+    assert longva.statistics.hit_rate == 1.0
+
+
+class TestMisses:
+    def test_a_miss_is_computed_live_and_counted(self, plain, filled, videos):
+        longva = cached(filled)
+        question = [{**message(videos, "long")[0], "video_id": "elsewhere"}, {"type": "text", "value": "What happens?"}]
+        assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(question, LETTERS))
+        assert (longva.statistics.hits, longva.statistics.misses) == (0, 1)
+
+    def test_a_miss_can_be_an_error_that_names_the_video(self, filled, videos):
+        longva = cached(filled, on_miss="raise")
+        question = [{**message(videos, "long")[0], "video_id": "elsewhere"}, {"type": "text", "value": "?"}]
+        with pytest.raises(FeatureMissing, match="elsewhere of Video-MME"):
+            longva.letter_logits(question, LETTERS)
+
+    def test_another_number_of_frames_is_a_miss(self, filled, videos):
+        longva = LongVA_Cached("small", filled, nframe=NFRAME * 2)
+        longva.letter_logits(message(videos, "long"), LETTERS)
+        assert longva.statistics.misses == 1
+
+    def test_a_mistyped_store_is_refused_and_not_made(self, tmp_path):
+        with pytest.raises(EvaluationError, match="no folder"):
+            cached(tmp_path / "nowhere")
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_a_video_that_cannot_be_decoded_leaves_the_tower_as_it_was(self, filled, tmp_path, videos):
+        longva = cached(filled)
+        (tmp_path / "broken.mp4").write_bytes(b"nothing")
+        with pytest.raises(Exception, match=r"broken\.mp4"):
+            longva.letter_logits([{"type": "video", "value": tmp_path / "broken.mp4"}], LETTERS)
+        assert "forward" not in vars(longva.model.get_vision_tower())
+
+
+class TestWhatParityTestsMustNotice:
+    """Each fault of the earlier scripts, made on purpose: the comparison above fails on it, or an error names it."""
+
+    def test_a_bypassed_cache(self, plain, filled, videos, monkeypatch):
+        longva = cached(filled, on_miss="raise")
+        monkeypatch.setattr(
+            "consumers.evaluation.cached_tower.Request.answer", lambda self, *a: self._cache.original(*a)
+        )
+        with pytest.raises(EvaluationError, match="never called"):
+            longva.letter_logits(message(videos, "long"), LETTERS)
+
+    def test_an_extra_dimension(self, filled, videos, monkeypatch):
+        answer = FeatureTower.answer
+        monkeypatch.setattr(FeatureTower, "answer", lambda *args: answer(*args)[None])
+        with pytest.raises(RuntimeError, match="split_sizes"):
+            cached(filled).letter_logits(message(videos, "long"), LETTERS)
+
+    def test_another_videos_features(self, plain, filled, videos):
+        question = [{**message(videos, "long")[0], "video_id": "long@0.5-1.5"}, message(videos, "long")[1]]
+        found = cached(filled).letter_logits(question, LETTERS)
+        assert not torch.equal(found, plain.letter_logits(question, LETTERS))
+        with pytest.raises(EchoDifference, match=r"long@0.5-1.5: .* values differ"):
+            cached(filled, echo=1.0).letter_logits(question, LETTERS)
+
+    def test_another_models_features(self, filled, videos):
+        longva = cached(filled)
+        with torch.no_grad():
+            next(longva.model.get_vision_tower().parameters()).add_(1)
+        tower = CachedVisionTower(longva.model, filled, dataset=DATASET, nframe=NFRAME)
+        with pytest.raises(RecipeMismatch, match="weights_sha256"), tower.request("long"):
+            pass
+
+    def test_features_of_another_dtype(self, filled, videos):
+        with pytest.raises(RecipeMismatch, match="dtype"):
+            cached(filled, dtype="float32").letter_logits(message(videos, "long"), LETTERS)
+
+    def test_features_of_another_dtype_without_a_recipe(self, filled, videos, tmp_path):
+        strip_recipes(filled, tmp_path / "old")
+        with pytest.raises(FeatureUnfit, match="cast"):
+            cached(tmp_path / "old", dtype="float32").letter_logits(message(videos, "long"), LETTERS)
+        longva = cached(tmp_path / "old", dtype="float32", cast=True)
+        longva.letter_logits(message(videos, "long"), LETTERS)
+        assert longva.statistics.hit_rate == 1.0
+
+    def test_features_of_other_frames(self, videos, tmp_path):
+        build(tmp_path / "store", videos, sampling="longva")
+        with pytest.raises(RecipeMismatch, match="sampling"):
+            cached(tmp_path / "store").letter_logits(message(videos, "short"), LETTERS)
+
+    def test_stale_features_may_be_a_miss(self, plain, videos, tmp_path):
+        build(tmp_path / "store", videos, sampling="longva")
+        longva = cached(tmp_path / "store", on_stale="miss")
+        question = message(videos, "short")
+        assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(question, LETTERS))
+        assert longva.statistics.misses == 1
+
+
+def strip_recipes(root, target, *, dataset=DATASET):
+    """Copy features as the earlier scripts wrote them: under their name of the data set, and without a record."""
+    with FeatureStore(root) as store:
+        for key in list(store.keys()):
+            path = target / store.path_of(replace(key, dataset=dataset)).relative_to(store.root)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(store.get(key), path)
+
+
+@pytest.mark.parametrize("dataset", [DATASET, "Video-MME_128frame"])
+def test_files_of_the_earlier_scripts_are_read(plain, filled, videos, tmp_path, dataset):
+    strip_recipes(filled, tmp_path / "old", dataset=dataset)
+    longva = cached(tmp_path / "old", on_miss="raise")
+    question = message(videos, "long")
+    assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(question, LETTERS))
+    assert longva.statistics.hit_rate == 1.0
+
+
+class TestEcho:
+    def test_hits_are_recomputed_and_equal(self, filled, videos, capsys):
+        longva = cached(filled, echo=1.0)
+        for video_id in videos:
+            longva.letter_logits(message(videos, video_id), LETTERS)
+        assert (longva.statistics.hits, longva.statistics.echoes, longva.statistics.echo_differences) == (3, 3, 0)
+        longva.close()
+        assert "Echo checks: 3, with differences: 0\n" in capsys.readouterr().out
+
+    def test_differences_are_counted_where_they_are_no_errors(self, filled, videos):
+        longva = cached(filled, echo=1.0, on_difference="count")
+        question = [{**message(videos, "long")[0], "video_id": "long@0.5-1.5"}, {"type": "text", "value": "?"}]
+        longva.letter_logits(question, LETTERS)
+        assert longva.statistics.echo_differences == 1
+
+    def test_which_hits_are_chosen_depends_on_their_names_alone(self, filled, videos):
+        chosen = []
+        for _ in range(2):
+            longva = cached(filled, echo=0.25)
+            found = []
+            for video_id in videos:
+                before = longva.statistics.echoes
+                longva.letter_logits(message(videos, video_id), LETTERS)
+                found.append(longva.statistics.echoes - before)
+            chosen.append(found)
+        assert chosen[0] == chosen[1]
+        assert 0 < sum(chosen[0]) < 3
+
+
+def test_threads_do_not_get_each_others_features(plain, filled, videos):
+    longva = cached(filled, on_miss="raise")
+    wanted = {video_id: plain.letter_logits(message(videos, video_id), LETTERS) for video_id in videos}
+    together, found = threading.Barrier(2), {}
+
+    def ask(video_id):
+        together.wait()
+        found[video_id] = [longva.letter_logits(message(videos, video_id), LETTERS) for _ in range(20)]
+
+    threads = [threading.Thread(target=ask, args=(video_id,)) for video_id in ("long", "short")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for video_id, answers in found.items():
+        assert all(torch.equal(answer, wanted[video_id]) for answer in answers)
+    assert (len(found), longva.statistics.hits) == (2, 40)
+
+
+def test_the_old_statistics_block_is_printed_once(filled, videos, capsys):
+    longva = cached(filled)
+    longva.letter_logits(message(videos, "long"), LETTERS)
+    longva.close()
+    del longva
+    rule = "=" * 60
+    assert capsys.readouterr().out == (
+        f"{rule}\nVision Cache Statistics\n{rule}\nCache hits: 1\nCache misses: 0\nHit rate: 100.0%\n{rule}\n"
+    )
+
+
+def test_the_signature_is_the_contracts(filled):
+    assert cached(filled).model_signature == model_signature("small", -2)
+
+
+def test_a_real_checkpoint_says_that_the_package_longva_is_needed(filled):
+    with pytest.raises(EvaluationError, match="package longva"):
+        LongVA_Cached("lmms-lab/LongVA-7B", filled)
