@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 OLDEST_PYTHON ?= python3.10
 OLDEST_VENV ?= .venv-oldest
+HARNESS_VENV ?= .venv-harness
 READING_TESTS := tests/cache_store tests/consumers/training tests/test_old_scripts.py
+HARNESS_TESTS := tests/consumers/evaluation/harnesses
 
-.PHONY: install demo check test test-oldest bench-store bench-decode bench-build bench-faults format clean
+.PHONY: install demo check test test-oldest test-harnesses bench-store bench-decode bench-build bench-faults format clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +45,16 @@ $(OLDEST_VENV)/.installed: pyproject.toml tests/oldest/requirements.txt tests/ol
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
+# The adapters against the real lmms-eval, without what it would bring.
+test-harnesses: $(HARNESS_VENV)/.installed
+	$(HARNESS_VENV)/bin/python -m pytest --quiet $(HARNESS_TESTS)
+
+$(HARNESS_VENV)/.installed: pyproject.toml constraints.txt $(HARNESS_TESTS)/requirements.txt
+	$(PYTHON) -m venv $(HARNESS_VENV)
+	$(HARNESS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(HARNESS_VENV)/bin/python -m pip install --quiet --no-deps --requirement $(HARNESS_TESTS)/requirements.txt
+	touch $@
+
 # Into an environment of its own, because what is compared pins other versions. OPTIONS="--quick" only shows that it runs;
 # OPTIONS=--record rewrites docs/benchmarks.md.
 bench-store: $(BENCH_VENV)/.installed
@@ -71,4 +83,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(OLDEST_VENV) demo_run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(OLDEST_VENV) $(HARNESS_VENV) demo_run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -19,7 +19,7 @@ COMMANDS = [span for span in NEW if span.startswith("vlm-cache ") and "--" in sp
 
 
 def test_the_tables_are_read_whole():
-    assert len(IMPORTS) == 12
+    assert len(IMPORTS) == 13
     assert len(COMMANDS) == 10
 
 
@@ -31,7 +31,7 @@ def test_every_new_import_imports(line):
 def test_every_name_that_users_of_the_scripts_import_is_on_the_page():
     named = {alias.name for line in IMPORTS for alias in ast.parse(line).body[0].names}
     assert named == {
-        *("VLACacheManager", "get_cache_manager", "FeatureStore", "VideoKey"),
+        *("VLACacheManager", "get_cache_manager", "FeatureStore", "VideoKey", "LongVA_Cached"),
         *("UnifiedVLADataset", "unified_collate_fn", "create_unified_dataloader"),
         *("KVCacheManager", "VideoStreamingInference", "StreamQwenModel", "EvictionConfig", "SmartFrameManager"),
         *("VideoSampler", "DelayedBatchInferenceEngine", "QwenInferenceWrapper"),
