@@ -9,7 +9,7 @@ HARNESS_VENV ?= .venv-harness
 READING_TESTS := tests/cache_store tests/consumers/training tests/test_old_scripts.py
 HARNESS_TESTS := tests/consumers/evaluation/harnesses
 
-.PHONY: install demo check test test-oldest test-harnesses bench-store bench-decode bench-build bench-faults format clean
+.PHONY: install demo check test test-oldest test-harnesses bench-store bench-decode bench-build bench-consumers bench-faults format clean
 
 install: $(VENV)/.installed
 
@@ -67,6 +67,15 @@ bench-decode: install
 # About a quarter of an hour. OPTIONS="--only scheduling" measures one row; OPTIONS=--record rewrites docs/benchmarks.md.
 bench-build: install
 	$(BIN)/python -W ignore -m benchmarks.build $(OPTIONS)
+
+# About ten minutes, beside MosaicML in its environment. OPTIONS="--only load" measures one group of rows; OPTIONS=--record
+# rewrites docs/benchmarks.md.
+bench-consumers: $(BENCH_VENV)/.consumers
+	$(BENCH_VENV)/bin/python -W ignore -m benchmarks.consumers $(OPTIONS)
+
+$(BENCH_VENV)/.consumers: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,build]'
+	touch $@
 
 # About half an hour; `make bench-faults OPTIONS="kill9 --count 500"` runs one script for a minute.
 bench-faults: install
