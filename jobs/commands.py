@@ -17,6 +17,7 @@ _MODULES = {
     "build": "jobs.build_command",
     "retry-failed": "jobs.retry_command",
     "report": "jobs.report_command",
+    "evaluate": "jobs.evaluate_command",
     "demo": "jobs.demo_command",
     "stats": "jobs.stats_command",
     "ls": "jobs.listing_commands",
@@ -29,20 +30,25 @@ _MODULES = {
     "pack": "jobs.pack_command",
     "unpack": "jobs.pack_command",
 }
-_BUILD_ONLY = ("ray", "transformers", "av", "PIL", "safetensors")
+# Packages that a reading install lacks, by the extra that brings them.
+_EXTRA_OF = {
+    **dict.fromkeys(("ray", "transformers", "av", "PIL", "safetensors"), "build"),
+    **dict.fromkeys(("matplotlib", "openpyxl"), "evaluate"),
+}
 
 
 def command(args: argparse.Namespace) -> int:
     """Run the command that `args.command` names; returns its exit status.
 
     Raises:
-        BuildRefused: the command needs packages of the `build` extra that are not installed.
+        BuildRefused: the command needs packages of an extra that are not installed.
     """
     try:
         module = import_module(_MODULES[args.command])
     except ModuleNotFoundError as exc:
-        if exc.name not in _BUILD_ONLY:
+        extra = _EXTRA_OF.get(exc.name or "")
+        if extra is None:
             raise
-        raise BuildRefused(f"the package {exc.name} is not installed; pip install 'vlm-cache[build]'") from exc
+        raise BuildRefused(f"the package {exc.name} is not installed; pip install 'vlm-cache[{extra}]'") from exc
     status: int = getattr(module, args.command.replace("-", "_"))(args)
     return status

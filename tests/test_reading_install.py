@@ -82,6 +82,32 @@ def test_a_build_says_which_extra_is_missing(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_model_of_llavas_own_code_is_evaluated(tmp_path):
+    done = run_without_build_packages(
+        "import torch\n"
+        "from consumers.evaluation import CachedVisionTower, LongVA_Cached\n"
+        "class Model(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.tower = torch.nn.Conv2d(3, 8, 14, 14)\n"
+        "        self.tower.select_layer, self.tower.select_feature = -2, 'patch'\n"
+        "    def get_vision_tower(self):\n"
+        "        return self.tower\n"
+        "model = Model()\n"
+        "model.tower.forward = lambda images: torch.randn(len(images), 5, 8)[:, 1:]\n"
+        "for on_miss in ('keep', 'raise'):\n"
+        f"    cache = CachedVisionTower(model, {str(tmp_path)!r}, dataset='set', nframe=2, model_signature='0' * 8,\n"
+        "        on_miss=on_miss)\n"
+        "    with cache.request('video') as request:\n"
+        "        print(model.tower(request.pixels(lambda: torch.zeros(2, 3, 28, 28))).sum().item())\n"
+        "print(cache.statistics.block())\n"
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, *block = done.stdout.splitlines()
+    assert first == second
+    assert "Hit rate: 100.0%" in block
+
+
 def test_the_oldest_versions_that_are_tried_are_those_that_are_promised():
     root = Path(__file__).parents[1]
     promised = re.search(r"^dependencies = \[\n(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)[1]

@@ -113,10 +113,17 @@ class CachedVisionTower:
         self.statistics.add(read_s=time.perf_counter() - started)
         is_echo = features is not None and any(is_chosen(key.video_id, self._echo) for key in keys)
         self.statistics.add(hits=features is not None, misses=features is None)
-        request = Request(self, keys, features, is_echo=is_echo)
+        request = Request(self, keys, features, self.statistics, is_echo=is_echo)
         with self._switch.answering(self.tower.module, request.answer):
             yield request
         request.check_asked()
+
+    @contextmanager
+    def live(self, statistics: CacheStatistics) -> Iterator[Request]:
+        """Compute everything, as if there were no cache, and note in `statistics` what that takes."""
+        request = Request(self, (), None, statistics, is_echo=False)
+        with self._switch.answering(self.tower.module, request.answer):
+            yield request
 
     def _read(self, keys: Sequence[VideoKey]) -> torch.Tensor | None:
         found = []
@@ -152,9 +159,16 @@ class Request:
     """One open request; see `CachedVisionTower.request`."""
 
     def __init__(
-        self, cache: CachedVisionTower, keys: Sequence[VideoKey], features: torch.Tensor | None, *, is_echo: bool
+        self,
+        cache: CachedVisionTower,
+        keys: Sequence[VideoKey],
+        features: torch.Tensor | None,
+        statistics: CacheStatistics,
+        *,
+        is_echo: bool,
     ) -> None:
         self._cache, self._keys, self._features, self._is_echo = cache, keys, features, is_echo
+        self._statistics = statistics
         self._gave_stand_in, self._was_asked = False, False
 
     @property
@@ -176,7 +190,7 @@ class Request:
         if self._features is None or self._is_echo:
             started = time.perf_counter()
             pixels = live()
-            self._cache.statistics.add(pixels_s=time.perf_counter() - started)
+            self._statistics.add(pixels_s=time.perf_counter() - started)
             return pixels
         self._gave_stand_in = True
         tower = self._cache.tower
@@ -191,7 +205,7 @@ class Request:
         images = tower.images_of(*args, **options)
         if self._features is None:
             live = self._live(*args, **options)
-            if self._cache.stored.on_miss == "keep":
+            if self._keys and self._cache.stored.on_miss == "keep":
                 self._keep(tower.features_in(live))
             return live
         answer = tower.answer(self._features, images)
@@ -228,7 +242,7 @@ class Request:
         live = self._cache.original(*args, **options)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._cache.statistics.add(live_s=time.perf_counter() - started)
+        self._statistics.add(live_s=time.perf_counter() - started)
         return live
 
 

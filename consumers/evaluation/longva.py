@@ -114,9 +114,16 @@ class LongVA_Cached:
         return str(self.tokenizer.batch_decode(ids, skip_special_tokens=True)[0]).strip()
 
     def letter_logits(
-        self, message: Sequence[Mapping[str, Any]], letters: Sequence[str], dataset: str | None = None
+        self,
+        message: Sequence[Mapping[str, Any]],
+        letters: Sequence[str],
+        dataset: str | None = None,
+        *,
+        live: CacheStatistics | None = None,
     ) -> torch.Tensor:
         """Return the logits `[letters]`, float32 on the CPU, of each option letter as the answer's first token.
+
+        With `live` the cache is left out, and what a video then takes is noted there.
 
         Raises:
             EvaluationError: a letter is more than one token.
@@ -124,12 +131,14 @@ class LongVA_Cached:
         ids = [self.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in letters]
         if any(len(one) != 1 for one in ids):
             raise EvaluationError(f"the letters {', '.join(letters)} are not one token each")
-        with torch.inference_mode(), self._asked(message, dataset) as inputs:
+        with torch.inference_mode(), self._asked(message, dataset, live) as inputs:
             logits = self.model(**inputs).logits[0, -1]
         return torch.stack([logits[one[0]] for one in ids]).float().cpu()
 
     @contextmanager
-    def _asked(self, message: Sequence[Mapping[str, Any]], dataset: str | None) -> Iterator[dict[str, Any]]:
+    def _asked(
+        self, message: Sequence[Mapping[str, Any]], dataset: str | None, live: CacheStatistics | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Let the tower answer from the cache while the model is given the inputs that this yields."""
         videos = [item for item in message if item["type"] == "video"]
         images = [Path(item["value"]) for item in message if item["type"] == "image"]
@@ -140,6 +149,9 @@ class LongVA_Cached:
             yield self._image_inputs(images, text)
         elif self.cache is None:
             yield self._video_inputs(videos[0], text, None)
+        elif live is not None:
+            with self.cache.live(live) as request:
+                yield self._video_inputs(videos[0], text, request)
         else:
             name = dataset or self.dataset
             with self.cache.request(self.video_id_of(videos[0], name), dataset=name) as request:

@@ -27,6 +27,10 @@ class CacheStatistics:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
 
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds by stage."""
+        return {"pixels_s": self.pixels_s, "tower_s": self.live_s, "read_s": self.read_s}
+
     @property
     def hit_rate(self) -> float:
         """Share of hits, 0 to 1; 0 before any request."""

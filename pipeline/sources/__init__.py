@@ -2,6 +2,7 @@
 
 from pipeline.sources.benchmark import Benchmark
 from pipeline.sources.benchmarks import BENCHMARKS
+from pipeline.sources.choices import Choices
 from pipeline.sources.fetched_media import FETCH_LIMIT_BYTES, localise
 from pipeline.sources.lerobot import LeRobot, lerobot_episode_name
 from pipeline.sources.media_path import MediaPath, UrlPath, absolute, data_set_name, parse_media_path
@@ -28,6 +29,7 @@ __all__ = [
     "STEP_SOURCES",
     "VIDEO_SOURCES",
     "Benchmark",
+    "Choices",
     "IgnoredFile",
     "ImageFile",
     "LeRobot",

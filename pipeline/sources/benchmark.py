@@ -12,11 +12,15 @@ from typing import Any
 from pipeline.errors import SourceError
 from pipeline.sources.annotations import SUFFIXES, read_rows
 from pipeline.sources.archives import unpack_hint
+from pipeline.sources.choices import ANSWER_COLUMNS, OPTION_COLUMNS, choices_of
 from pipeline.sources.data_folder import DataFolder
 from pipeline.sources.media_path import MediaPath, absolute
 from pipeline.sources.samples import IgnoredFile, Question, VideoSample
 from pipeline.sources.video_ids import repeated_stems, video_id
 
+DURATION_COLUMNS = ("duration_group", "duration")
+DOMAIN_COLUMNS = ("domain", "topic_category", "category")
+_DURATIONS = ((120, "below 2 min"), (900, "2 to 15 min"), (3600, "15 to 60 min"), (float("inf"), "1 h and more"))
 _NAMED_IN_A_PROBLEM = 5  # questions and places; the rest is counted
 
 
@@ -84,7 +88,8 @@ class Layout:
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read."""
-        wanted = (*self.video_columns, *self.other_columns, *self.question_id, *self.question_type, "question")
+        asked = ("question", *OPTION_COLUMNS, *ANSWER_COLUMNS, *DURATION_COLUMNS, *DOMAIN_COLUMNS)
+        wanted = (*self.video_columns, *self.other_columns, *self.question_id, *self.question_type, *asked)
         return tuple(dict.fromkeys(wanted))
 
 
@@ -230,11 +235,26 @@ class Benchmark:
                 question=row.text("question"),
                 question_type=row.text(*self._layout.question_type),
                 sample=sample,
+                choices=choices_of(row.values),
+                duration=_duration_group(row),
+                domain=row.text(*DOMAIN_COLUMNS),
             )
 
     def ignored(self) -> list[IgnoredFile]:
         """Return nothing: files that no annotation names are not looked for."""
         return []
+
+
+def _duration_group(row: Row) -> str | None:
+    """Return the benchmark's own group, or one of ours where it gives seconds."""
+    stated = row.text(*DURATION_COLUMNS)
+    try:
+        seconds = float(stated or "")
+    except ValueError:
+        return stated
+    if "duration_group" in row.values:
+        return f"up to {seconds:g} s"
+    return next((name for end_s, name in _DURATIONS if seconds < end_s), None)
 
 
 def _some(questions: list[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.sources.choices import Choices
 from pipeline.sources.media_path import MediaPath
 
 
@@ -67,6 +68,9 @@ class Question:
     question: str | None
     question_type: str | None
     sample: VideoSample
+    choices: Choices | None = None  # None: not multiple choice, or without an answer
+    duration: str | None = None  # the group that the benchmark puts the video in by its length
+    domain: str | None = None  # what it is about
 
 
 @dataclass(frozen=True)

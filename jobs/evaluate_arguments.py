@@ -1,0 +1,66 @@
+"""The arguments of `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.parsers import Commands, add_command, add_json
+from jobs.sizes import positive_int
+from pipeline.sources import BENCHMARKS, parse_media_path
+
+
+def add_evaluate(commands: Commands) -> None:
+    """Add the parser of `evaluate`."""
+    parser = add_command(
+        commands,
+        "evaluate",
+        "Ask models a benchmark's multiple-choice questions, each with the cache and without it, and compare. Choices "
+        "are made by the logits of the options' letters. Exit status 0 if every answer has the same bits both ways and "
+        "every feature was found; 1 if not, with the questions named.",
+        "vlm-cache evaluate --source video-mme --data /data/Video-MME --store /cache/longva \\\n"
+        "      --model /models/LongVA-7B --model /models/LongVA-7B-DPO",
+        "vlm-cache evaluate --source mvbench --data /data/MVBench --store /cache/small --model small --nframe 16 \\\n"
+        "      --first 50 --json",
+        "vlm-cache evaluate --resume results/longva_cached_20260314_092301",
+    )
+    what = parser.add_argument_group("what to ask")
+    what.add_argument("--source", choices=tuple(BENCHMARKS), help="the benchmark")
+    what.add_argument("--data", type=parse_media_path, metavar="PATH", help="its folder")
+    what.add_argument(
+        "--annotations",
+        type=parse_media_path,
+        metavar="FILE_OR_FOLDER",
+        help="the questions, where they are not in the data folder",
+    )
+    what.add_argument("--dataset", metavar="NAME", help="name in the store, instead of the source's own")
+    what.add_argument("--first", type=positive_int, metavar="N", help="only the first N multiple-choice questions")
+
+    whom = parser.add_argument_group("whom to ask")
+    whom.add_argument(
+        "--model",
+        action="append",
+        metavar="PATH_OR_ID|small",
+        help="a LongVA checkpoint, which needs the package longva, or the built-in random model: small, or "
+        "small:<seed>; may be given several times",
+    )
+    whom.add_argument("--nframe", type=positive_int, default=128, metavar="N", help="as the build was told")
+    whom.add_argument("--sampling", default="source", metavar="RULE", help="as the build was told")
+    whom.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="of the small model"
+    )
+    whom.add_argument("--device-map", default="auto", metavar="MAP", help="of a checkpoint, as transformers takes it")
+
+    where = parser.add_argument_group("where")
+    where.add_argument("--store", type=Path, metavar="ROOT", help="folder of the feature store")
+    add_json(where)
+    where.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="gets a folder longva_cached_<YYYYmmdd_HHMMSS> with results.parquet, an xlsx for each model, report.html, "
+        "report.json and evaluate.log",
+    )
+    where.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on in this results folder, with what it was started with"
+    )

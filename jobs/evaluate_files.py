@@ -1,0 +1,138 @@
+"""The results folder of an evaluation: its answers as they come, and the tables that are made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+from openpyxl.cell import WriteOnlyCell
+
+from consumers.evaluation.comparison import Answer
+from pipeline.errors import BuildRefused
+
+ASKED, ANSWERS, TABLE, PAGE, REPORT, LOG = (
+    "evaluate.json",
+    "answers.jsonl",
+    "results.parquet",
+    "report.html",
+    "report.json",
+    "evaluate.log",
+)
+# As VLMEvalKit names them in the tables that it writes.
+_XLSX_COLUMNS = ("index", "video", "video_path", "duration", "domain", "task_type", "question", "candidates", "answer")
+
+
+class ResultsFolder:
+    """One folder of results, new or gone on with."""
+
+    def __init__(self, path: Path, asked: dict[str, Any], answers: list[Answer]) -> None:
+        self.path, self.asked, self.answers = path, asked, answers
+
+    @classmethod
+    def new(cls, parent: Path, asked: dict[str, Any]) -> ResultsFolder:
+        """Make a folder named by the time below `parent`.
+
+        Raises:
+            BuildRefused: it cannot be made.
+        """
+        stamp = time.strftime("longva_cached_%Y%m%d_%H%M%S")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1000):
+                path = parent / (stamp if number == 1 else f"{stamp}_{number}")
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue  # two evaluations in one second
+                (path / ASKED).write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+                return cls(path, asked, [])
+        except OSError as exc:
+            raise BuildRefused(f"no results folder can be made in {parent}: {exc.strerror or exc}") from exc
+        raise BuildRefused(f"{parent} has a thousand folders of this second")
+
+    @classmethod
+    def at(cls, path: Path) -> ResultsFolder:
+        """Open the folder of an evaluation that was broken off; a torn last line is asked again.
+
+        Raises:
+            BuildRefused: it is none.
+        """
+        try:
+            asked = json.loads((path / ASKED).read_text(encoding="utf-8"))
+            lines = (path / ANSWERS).read_text(encoding="utf-8").splitlines() if (path / ANSWERS).exists() else []
+        except (OSError, ValueError) as exc:
+            raise BuildRefused(f"{path} holds no evaluation: {exc}") from exc
+        answers: dict[tuple[str, int], Answer] = {}
+        for line in lines:
+            try:
+                answer = Answer.from_json(json.loads(line))
+            except (ValueError, TypeError):
+                continue
+            answers[answer.model, answer.row] = answer
+        # What failed is asked again: a video may have been fetched meanwhile.
+        kept = [answer for answer in answers.values() if answer.problem is None]
+        (path / ANSWERS).write_text("".join(_line(answer) for answer in kept), encoding="utf-8")
+        return cls(path, asked, kept)
+
+    def note(self, answer: Answer) -> None:
+        """Keep an answer, on disk too. Raises OSError."""
+        self.answers.append(answer)
+        with open(self.path / ANSWERS, "a", encoding="utf-8") as file:
+            file.write(_line(answer))
+
+    def answers_of(self, model: str) -> list[Answer]:
+        """Return one model's answers by row."""
+        return sorted((answer for answer in self.answers if answer.model == model), key=lambda answer: answer.row)
+
+    def write_tables(self) -> None:
+        """Write `results.parquet`, and for each model two tables as VLMEvalKit writes them. Raises OSError."""
+        import pyarrow
+        import pyarrow.parquet
+
+        ordered = [answer for model in self.asked["models"] for answer in self.answers_of(model)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_row(answer) for answer in ordered]), self.path / TABLE)
+        for model in self.asked["models"]:
+            answers = self.answers_of(model)
+            name = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1])
+            for suffix, ways in (("", "cached"), ("-uncached", "live")):
+                dataset = answers[0].dataset if answers else "none"
+                _write_xlsx(self.path / f"{name}{suffix}_{dataset}.xlsx", answers, ways)
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(answer.to_json()) + "\n"
+
+
+def _row(answer: Answer) -> dict[str, Any]:
+    fields = asdict(answer)
+    nothing = dict.fromkeys(("total_s", "pixels_s", "tower_s", "read_s"))
+    for ways in ("cached", "live"):
+        stages = fields.pop(f"{ways}_stages") or nothing
+        fields |= {f"{ways}_{name}": stages[name] for name in nothing}
+    return {**fields, "agrees": answer.agrees, "is_right": answer.is_right}
+
+
+def _write_xlsx(path: Path, answers: Sequence[Answer], ways: str) -> None:
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet("Sheet1")
+    sheet.append([*_XLSX_COLUMNS, "prediction"])
+    for answer in answers:
+        values = (answer.row, answer.video_id, answer.video_path, answer.duration, answer.domain, answer.task)
+        asked = (answer.question, str(answer.options), answer.answer, getattr(answer, ways))
+        sheet.append([_cell(sheet, value) for value in (*values, *asked)])
+    book.save(path)
+
+
+def _cell(sheet: Any, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    # A sheet holds no control characters, and a text that begins with "=" would be taken for a formula.
+    cell = WriteOnlyCell(sheet, openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE.sub("", value)[:32767])
+    cell.data_type = "s"
+    return cell

@@ -1,0 +1,186 @@
+"""`vlm-cache evaluate` on a small benchmark: what it says, what it writes, and that it notices what it must."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import openpyxl
+import pyarrow.parquet
+import pytest
+import torch
+
+from cache_store import FeatureStore
+from jobs.__main__ import main
+from pipeline.vision.cuts import Cut
+from tests.consumers.evaluation.conftest import NFRAME, build, one_thread  # noqa: F401 - a fixture
+from tests.media import write_video
+
+VIDEOS = ("first", "second", "=third")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, one_thread):  # noqa: F811
+    """A small Video-MME and a store with the features of all its videos. Tests copy what they change."""
+    root = tmp_path_factory.mktemp("evaluate")
+    rows = []
+    for number, name in enumerate(VIDEOS):
+        write_video(root / "data" / "video" / f"{name}.mp4", frames=6 + 8 * number, seed=number)
+        for asked in range(2):
+            row = {"videoID": name, "question_id": f"{name}-{asked}", "question": f"What happens {asked} times?"}
+            row |= {"options": ["A. a cat", "B. a dog", "C. nothing"], "answer": "ABC"[number], "domain": "Sports"}
+            rows.append({**row, "duration": ("short", "medium", "long")[number], "task_type": "Counting"})
+    rows.append({"videoID": "first", "question": "Describe it."})
+    (root / "data" / "questions.json").write_text(json.dumps(rows))
+    build(root / "store", {name: (root / "data" / "video" / f"{name}.mp4", Cut()) for name in VIDEOS})
+    return root
+
+
+@pytest.fixture
+def run(made, tmp_path, capsys, monkeypatch):
+    """Run `evaluate` over a copy of the store; returns the status, the JSON, and what was said on stderr."""
+    shutil.copytree(made / "store", tmp_path / "store")
+    shutil.copytree(made / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+
+    def run_one(*arguments, fresh=True):
+        what = ["--source", "video-mme", "--data", "data", "--store", "store", "--nframe", str(NFRAME)] if fresh else []
+        status = main(["evaluate", *what, "--json", *map(str, arguments)])
+        said = capsys.readouterr()
+        return status, json.loads(said.out) if said.out else None, said.err
+
+    return run_one
+
+
+def test_two_models_agree_with_and_without_the_cache(run, tmp_path):
+    status, report, said = run("--model", "small", "--model", "small:1")
+    assert status == 0, said
+    folder = tmp_path / report["results"]
+    assert re.fullmatch(r"longva_cached_\d{8}_\d{6}", folder.name)
+    assert folder.parent == tmp_path / "results"
+    assert (report["failed"], report["not_multiple_choice"]) == ([], 1)
+    for model, name in zip(report["models"], ("small", "small:1"), strict=True):
+        counts = [model[field] for field in ("questions", "answered", "agreeing", "hits")]
+        assert (model["model"], counts, model["is_sound"]) == (name, [6, 6, 6, 6], True)
+        assert model["by_duration"].keys() == {"short", "medium", "long"}
+        assert model["by_domain"]["Sports"]["questions"] == 6
+        assert model["accuracy"] == model["overall"]["right"] / 6
+        assert model["cached"]["tower_s"] == model["cached"]["pixels_s"] == 0 < model["live"]["tower_s"]
+        assert model["live"]["read_s"] == 0 < model["cached"]["read_s"]
+    assert "Hit rate: 100.0%" in said
+    written = {path.name for path in folder.iterdir()}
+    assert {"evaluate.log", "report.html", "report.json", "results.parquet", "small_Video-MME.xlsx"} <= written
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert "Hit rate: 100.0%" in (folder / "evaluate.log").read_text()
+
+
+def test_the_tables_hold_every_question(run, tmp_path):
+    _, report, _ = run("--model", "small", "--first", "5")
+    folder = tmp_path / report["results"]
+    rows = pyarrow.parquet.read_table(folder / "results.parquet").to_pylist()
+    assert [row["question_id"] for row in rows] == ["first-0", "first-1", "second-0", "second-1", "=third-0"]
+    assert all(row["agrees"] and row["is_hit"] and len(row["cached_logits"]) == 3 for row in rows)
+    assert all(row["cached_total_s"] > 0 for row in rows)
+    sheet = openpyxl.load_workbook(folder / "small_Video-MME.xlsx").active
+    head, *cells = list(sheet.iter_rows())
+    assert [cell.value for cell in head][-3:] == ["candidates", "answer", "prediction"]
+    assert [row[-1].value for row in cells] == [row["cached"] for row in rows]
+    # A text, and no formula.
+    assert (cells[-1][1].value, cells[-1][1].data_type) == ("=third", "s")
+
+
+def test_the_page_is_one_file_that_shows_every_figure(run, tmp_path):
+    _, report, _ = run("--model", "small")
+    page = (tmp_path / report["results"] / "report.html").read_text()
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="(?!#)', page)
+    for heading in ("Models", "Time by stage", "Accuracy by duration", "Accuracy by domain", "Accuracy by task"):
+        assert f"<h2>{heading}</h2>" in page
+    assert page.count("<svg") == 4
+    assert "1 questions are no multiple choice" in page
+    assert "What is wrong" not in page
+
+
+class TestExitStatus1:
+    def test_a_feature_that_is_not_there(self, run, tmp_path):
+        with FeatureStore(tmp_path / "store") as store:
+            store.delete(next(key for key in store.keys() if key.video_id == "second"))
+        status, report, _ = run("--model", "small")
+        assert status == 1
+        assert [fault["question_id"] for fault in report["failed"]] == ["second-0", "second-1"]
+        assert {fault["reason"] for fault in report["failed"]} == {"its feature was not found in the store"}
+        assert (report["models"][0]["agreeing"], report["models"][0]["hits"]) == (6, 4)
+
+    def test_a_feature_with_one_other_bit(self, run, tmp_path):
+        with FeatureStore(tmp_path / "store") as store:
+            key = next(key for key in store.keys() if key.video_id == "first")
+            record = store.record_of(key)
+            value = store.get(key)
+            value["vision_features"].view(torch.int16)[0, 0, 0] ^= 1 << 9
+            store.put(key, value, recipe=record.recipe)
+        status, report, _ = run("--model", "small")
+        assert status == 1
+        assert {fault["video_id"] for fault in report["failed"]} == {"first"}
+        assert "other logits" in report["failed"][0]["reason"]
+        page = (tmp_path / report["results"] / "report.html").read_text()
+        assert "2 answered otherwise with the cache than without" in page
+        assert "first-0" in page
+
+    def test_a_video_that_is_gone_or_broken(self, run, tmp_path):
+        (tmp_path / "data/video/first.mp4").unlink()
+        (tmp_path / "data/video/second.mp4").write_bytes(b"nothing")
+        status, report, _ = run("--model", "small")
+        assert status == 1
+        reasons = {fault["video_id"]: fault["reason"] for fault in report["failed"]}
+        assert "no file" in reasons["first"]
+        assert "second.mp4" in reasons["second"]
+        assert report["models"][0]["answered"] == 2
+
+    def test_features_that_another_recipe_made(self, run, tmp_path):
+        status, report, _ = run("--model", "small", "--sampling", "longva", "--first", "1")
+        assert status == 1
+        assert "sampling" in report["failed"][0]["reason"]
+
+
+def test_an_evaluation_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
+    asked = []
+    from consumers.evaluation import comparison
+
+    whole = comparison._asked_both_ways
+
+    def broken_off(longva, row, question):
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append(row)
+        return whole(longva, row, question)
+
+    monkeypatch.setattr(comparison, "_asked_both_ways", broken_off)
+    status, report, _ = run("--model", "small")
+    assert (status, report) == (130, None)
+    (folder,) = (tmp_path / "results").iterdir()
+    with open(folder / "answers.jsonl", "a") as file:
+        file.write('{"model": "small", "row": 4, "torn')
+    asked.clear()
+    status, report, _ = run("--resume", folder, fresh=False)
+    assert (status, asked) == (0, [4, 5])
+    assert report["models"][0]["questions"] == 6
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--model must be given"),
+        (["--model", "small", "--sampling", "some"], "--sampling"),
+        (["--model", "small", "--model", "small"], "named twice"),
+        (["--model", "small", "--store", "nowhere"], "no folder"),
+        (["--model", "lmms-lab/LongVA-7B"], "package longva"),
+        (["--resume", "nowhere"], "holds no evaluation"),
+    ],
+)
+def test_what_cannot_work_is_refused(run, arguments, said):
+    status, _, error = run(*arguments)
+    assert status == 2
+    assert said in error
+    assert "Traceback" not in error
