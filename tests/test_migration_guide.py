@@ -20,7 +20,7 @@ COMMANDS = [span for span in NEW if span.startswith("vlm-cache ") and "--" in sp
 
 def test_the_tables_are_read_whole():
     assert len(IMPORTS) == 13
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 11
 
 
 @pytest.mark.parametrize("line", IMPORTS)

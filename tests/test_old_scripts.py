@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cache_store import FeatureStore, StepKey, VideoKey, VLACacheManager, model_signature
+from consumers.evaluation import CachedVisionTower
 from consumers.training import FeatureDataset, UnifiedVLADataset
 from tests.consumers.training.episodes import write_new
 
@@ -163,3 +165,39 @@ def test_training_hits_what_the_robot_scripts_wrote(tmp_path):
     assert repr(found).endswith("VL Cache: 7/7")
     for sample in found:
         assert torch.equal(sample["vl_cache"], features(sample["vlm_idx"], 1, 1, 16))
+
+
+class OldTower(torch.nn.Module):
+    """As LongVA's own code has it: images in, features in their dtype out."""
+
+    select_layer, select_feature = LAYER, "patch"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float16))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("computed, although the cache has it")
+
+
+class OldModel(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(mm_vision_tower=TOWER, mm_vision_select_layer=LAYER)
+        self.vision_tower = OldTower()
+
+    def get_vision_tower(self) -> torch.nn.Module:
+        return self.vision_tower
+
+
+@pytest.mark.parametrize("frames", [NFRAME, 3], ids=["long", "short"])
+def test_a_longva_answers_from_what_its_script_wrote_under_the_harness_name(tmp_path, frames):
+    value = features(7, frames, 4, 16)
+    OldVideoCache(tmp_path).write("Video-MME_128frame", "/data/video/fFjv93ACGo8.mp4", NFRAME, value)
+    model = OldModel()
+    cache = CachedVisionTower(model, tmp_path, dataset="Video-MME", nframe=NFRAME, on_miss="raise")
+    with cache.request("fFjv93ACGo8") as request:
+        pixels = request.pixels(lambda: pytest.fail("decoded, although the cache has it"))
+        answer = model.get_vision_tower()(pixels)
+    assert torch.equal(answer, value)  # [frames, tokens, width], without the dimension that the script added
+    assert (cache.statistics.hits, cache.statistics.misses) == (1, 0)
