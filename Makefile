@@ -6,7 +6,7 @@ BENCH_VENV ?= .venv-bench
 OLDEST_PYTHON ?= python3.10
 OLDEST_VENV ?= .venv-oldest
 HARNESS_VENV ?= .venv-harness
-READING_TESTS := tests/cache_store tests/consumers/training tests/test_old_scripts.py
+READING_TESTS := tests/cache_store tests/consumers/training tests/test_old_scripts.py tests/test_reading_install.py
 HARNESS_TESTS := tests/consumers/evaluation/harnesses
 
 .PHONY: install demo check test test-oldest test-harnesses bench-store bench-decode bench-build bench-consumers bench-faults format clean
