@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from cache_store import FeatureStore, StepKey, VideoKey, describe, int8
-from jobs.__main__ import main as vlm_cache
+from cache_store import FeatureStore, StepKey, VideoKey, describe, int8, video_value
+from pipeline.encoders.longva import longva_spec
+from pipeline.recipe import video_recipe
+from pipeline.vision import SamplingRule
+from pipeline.vision.decoding import decode_video
 from tests.documents import REPOSITORY
 from tests.media import write_video
 
@@ -28,13 +31,18 @@ def example():
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory, local_ray):
+def built(tmp_path_factory):
+    """A data folder, and a feature of its video, made and told as a build does it."""
     folder = tmp_path_factory.mktemp("inspect")
-    write_video(folder / "videos" / "clip.mp4", frames=24, width=160, height=96)
-    build = ["build", "--source", "folder", "--data", str(folder / "videos"), "--encoder", "longva", "--model", "small"]
-    assert vlm_cache([*build, "--store", str(folder / "store"), "--nframe", "8"]) == 0
-    (feature,) = (folder / "store" / "videos").glob("*.pt")
-    return folder, feature
+    video = write_video(folder / "videos" / "clip.mp4", frames=24, width=160, height=96)
+    spec, rule = longva_spec("small"), SamplingRule.parse("source")
+    decoded = decode_video(video, sampling=rule, nframe=8, preprocess=spec.preprocess)
+    key = VideoKey("videos", "clip", 8, spec.model_signature)
+    value = video_value(key, spec.load("cpu").encode(decoded.pixels), video_path="clip.mp4")
+    told = {"frame_indices": list(decoded.frame_indices), "decoder": decoded.decoder}
+    with FeatureStore(folder / "store") as store:
+        store.put(key, value, recipe=video_recipe(spec, nframe=8, sampling=rule.name), provenance=told)
+        return folder, store.path_of(key)
 
 
 def test_a_picture_is_drawn_and_what_is_on_it_is_told(example, built, tmp_path, capsys):
