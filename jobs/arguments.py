@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from jobs.check_arguments import add_check
 from jobs.evaluate_arguments import add_evaluate
 from jobs.parsers import Commands, add_command, add_json, add_store
 from jobs.sizes import parse_age, parse_size, positive_int, positive_rate, whole_number
@@ -30,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_retry_failed(commands)
     _add_report(commands)
     add_evaluate(commands)
+    add_check(commands)
     add_store_commands(commands)
     _add_demo(commands)
     return parser

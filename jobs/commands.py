@@ -17,6 +17,7 @@ _MODULES = {
     "build": "jobs.build_command",
     "retry-failed": "jobs.retry_command",
     "report": "jobs.report_command",
+    "check": "jobs.check_command",
     "evaluate": "jobs.evaluate_command",
     "demo": "jobs.demo_command",
     "stats": "jobs.stats_command",

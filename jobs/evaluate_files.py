@@ -65,6 +65,8 @@ class ResultsFolder:
         """
         try:
             asked = json.loads((path / ASKED).read_text(encoding="utf-8"))
+            if not isinstance(asked, dict) or "models" not in asked:
+                raise ValueError(f"{ASKED} says not what was asked for")
             lines = (path / ANSWERS).read_text(encoding="utf-8").splitlines() if (path / ANSWERS).exists() else []
         except (OSError, ValueError) as exc:
             raise BuildRefused(f"{path} holds no evaluation: {exc}") from exc
@@ -81,10 +83,17 @@ class ResultsFolder:
         return cls(path, asked, kept)
 
     def note(self, answer: Answer) -> None:
-        """Keep an answer, on disk too. Raises OSError."""
+        """Keep an answer, on disk too.
+
+        Raises:
+            BuildRefused: it cannot be written.
+        """
         self.answers.append(answer)
-        with open(self.path / ANSWERS, "a", encoding="utf-8") as file:
-            file.write(_line(answer))
+        try:
+            with open(self.path / ANSWERS, "a", encoding="utf-8") as file:
+                file.write(_line(answer))
+        except OSError as exc:
+            raise BuildRefused(f"{self.path / ANSWERS} cannot be written: {exc.strerror or exc}") from exc
 
     def answers_of(self, model: str) -> list[Answer]:
         """Return one model's answers by row."""

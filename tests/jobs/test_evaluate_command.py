@@ -177,9 +177,12 @@ def test_an_evaluation_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatc
         (["--model", "small", "--store", "nowhere"], "no folder"),
         (["--model", "lmms-lab/LongVA-7B"], "package longva"),
         (["--resume", "nowhere"], "holds no evaluation"),
+        (["--resume", "foreign"], "holds no evaluation"),
     ],
 )
-def test_what_cannot_work_is_refused(run, arguments, said):
+def test_what_cannot_work_is_refused(run, arguments, said, tmp_path):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/evaluate.json").write_text("[1]")
     status, _, error = run(*arguments)
     assert status == 2
     assert said in error

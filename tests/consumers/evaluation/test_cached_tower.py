@@ -54,9 +54,15 @@ def fill(cache, model, video_id, images):
         return model.tower(images)
 
 
-def test_a_hit_has_the_bits_the_strides_and_the_dtype_of_the_live_features(cache, model):
+@pytest.mark.parametrize("strides_are_told", [True, False])
+def test_a_hit_has_the_bits_the_strides_and_the_dtype_of_the_live_features(cache, model, strides_are_told):
     images = pictures(4, side=SIDE)
     live = fill(cache, model, "a", images)
+    if not strides_are_told:
+        # As a build makes it.
+        store, key = cache.stored.store, cache.stored.key("a")
+        value = {name: field for name, field in store.get(key).items() if name != "strides"}
+        store.put(key, value, recipe=cache.stored.identity.recipe(4))
     for given in (images, torch.zeros(()).expand(4, 3, SIDE, SIDE)):
         with cache.request("a"):
             found = model.tower(given)
@@ -215,6 +221,11 @@ class TestKeeping:
         with third.request("a"):
             assert torch.equal(model.tower(images), live)
         assert third.statistics.hits == 1
+
+    def test_an_alias_keeps_under_the_canonical_name(self, cache, model):
+        with cache.request("a", dataset="videomme"):
+            model.tower(pictures(4, side=SIDE))
+        assert [key.dataset for key in cache.stored.store.keys()] == ["Video-MME"]
 
     def test_other_preprocessing_is_another_recipe(self, model, tmp_path):
         fill(

@@ -57,12 +57,14 @@ def test_other_weights_and_other_pixels_are_other_features(qwen, tmp_path):
     make_cache(qwen, tmp_path, preprocess={"fps": 2}).encoded("video", qwen_media)
     with pytest.raises(RecipeMismatch, match="fps"):
         make_cache(qwen, tmp_path, preprocess={"fps": 1}).encoded("video", qwen_media)
+    tuned = small_models.qwen_with_head()
+    next(tuned.model.visual.merger.parameters()).add_(1)
     with pytest.raises(RecipeMismatch, match="weights_sha256"):
-        make_cache(small_models.qwen_with_head(seed=2), tmp_path).encoded("video", qwen_media)
+        make_cache(tuned, tmp_path).encoded("video", qwen_media)
     # Another language model over the same encoder is no other recipe.
-    same = small_models.qwen_with_head()
-    torch.nn.init.ones_(same.lm_head.weight)
-    assert make_cache(same, tmp_path, on_miss="raise").encoded("video", qwen_media).is_hit
+    other = small_models.qwen_with_head()
+    next(other.model.language_model.parameters()).add_(1)
+    assert make_cache(other, tmp_path, on_miss="raise").encoded("video", qwen_media).is_hit
 
 
 def test_an_echo_finds_what_is_not_the_live_encoders(qwen, tmp_path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessorPil
 
 from cache_store import FeatureStore, RecipeMismatch, model_signature
 from consumers.evaluation import (
@@ -20,6 +24,8 @@ from consumers.evaluation import (
     LongVA_Cached,
 )
 from consumers.evaluation.live_tower import FeatureTower
+from consumers.evaluation.small_longva import IMAGE_TOKEN_INDEX, SmallLongVA
+from pipeline.encoders import small_models
 from tests.consumers.evaluation.conftest import DATASET, NFRAME, build, message
 
 LETTERS = "ABCD"
@@ -287,6 +293,66 @@ def test_the_old_statistics_block_is_printed_once(filled, videos, capsys):
 
 def test_the_signature_is_the_contracts(filled):
     assert cached(filled).model_signature == model_signature("small", -2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A checkpoint folder in LongVA's layout, in float32, and a package `longva` that loads it in float16."""
+    model = SmallLongVA()
+    # Weights are published in another dtype than that in which they run.
+    tower = SmallLongVA(dtype=torch.float32).get_vision_tower().vision_tower
+    folder = tmp_path / "LongVA-7B"
+    folder.mkdir()
+    prefix = "model.vision_tower.vision_tower.vision_model."
+    tensors = {prefix + name.removeprefix("vision_model."): value for name, value in tower.state_dict().items()}
+    save_file({**tensors, "lm_head.weight": torch.zeros(2)}, folder / "model.safetensors")
+    tokenizer = small_models.byte_tokenizer()
+    processor = CLIPImageProcessorPil(
+        **{k: v for k, v in small_models.CLIP_PROCESSOR.items() if k != "image_processor_type"}
+    )
+
+    def load_pretrained_model(path, base, name, **options):
+        assert (path, base, name) == (str(folder), None, "llava_qwen")
+        return tokenizer, model, processor, 2048
+
+    def tokenizer_image_token(prompt, tokenizer, index, return_tensors):
+        before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in prompt.split("<image>"))
+        return torch.tensor([*before, index, *after])
+
+    modules = {
+        "longva": {},
+        "longva.constants": {"IMAGE_TOKEN_INDEX": IMAGE_TOKEN_INDEX},
+        "longva.mm_utils": {"process_images": None, "tokenizer_image_token": tokenizer_image_token},
+        "longva.model": {},
+        "longva.model.builder": {"load_pretrained_model": load_pretrained_model},
+    }
+    for name, content in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return folder
+
+
+def test_a_checkpoint_runs_through_the_package_longva(checkpoint, plain, filled, videos):
+    """The package is a stand-in with the published interface; tower weights are compared with those on disk."""
+    longva = cached(filled, str(checkpoint), on_miss="raise")
+    uncached = LongVA_Cached(str(checkpoint), None, nframe=NFRAME)
+    for video_id in videos:
+        question = message(videos, video_id)
+        found = longva.letter_logits(question, LETTERS)
+        assert torch.equal(found, uncached.letter_logits(question, LETTERS))
+        assert torch.equal(found, plain.letter_logits(question, LETTERS))
+    assert longva.generate_inner(question) == plain.generate_inner(question)
+    assert longva.statistics.hit_rate == 1.0
+
+
+def test_a_checkpoint_with_another_tower_is_refused_the_features(checkpoint, filled, videos):
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("patch_embedding.weight"))
+    save_file({**tensors, name: tensors[name] + 1}, file)
+    with pytest.raises(RecipeMismatch, match="weights_sha256"):
+        cached(filled, str(checkpoint)).letter_logits(message(videos, "long"), LETTERS)
 
 
 def test_a_real_checkpoint_says_that_the_package_longva_is_needed(filled):
