@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,13 @@ def test_a_model_of_llavas_own_code_is_evaluated(tmp_path):
     first, second, *block = done.stdout.splitlines()
     assert first == second
     assert "Hit rate: 100.0%" in block
+
+
+def test_the_oldest_versions_that_are_tried_are_those_that_are_promised():
+    root = Path(__file__).parents[1]
+    promised = re.search(r"^dependencies = \[\n(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)[1]
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (root / "tests/oldest/requirements.txt").read_text(), re.M))
+    for name, version in re.findall(r'"([\w-]+)>=([\d.]+)', promised):
+        assert re.fullmatch(rf"{re.escape(version)}(\.0)*", pinned[name]), name
+    assert re.search(r'requires-python = ">=3.10"', (root / "pyproject.toml").read_text())
+    assert "OLDEST_PYTHON ?= python3.10\n" in (root / "Makefile").read_text()

@@ -38,9 +38,9 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
         raw = RawFiles(folder / "raw", features[0])
         for index, feature in enumerate(features):
             raw.write(index, bytes_of(feature))
-        store = _filled_store(folder / "store", features)
+        store = filled_store(folder / "store", features)
         cleanup.callback(store.close)
-        packed_store = _filled_store(folder / "packed", features)
+        packed_store = filled_store(folder / "packed", features)
         cleanup.callback(packed_store.close)
         packed_store.pack()
         keys = [step_key(index) for index in range(scale.small_features)]
@@ -127,7 +127,8 @@ def check_equal(name: str, found: object, wanted: torch.Tensor) -> None:
         raise RuntimeError(f"{name} does not return what was written")
 
 
-def _filled_store(root: Path, features: torch.Tensor) -> FeatureStore:
+def filled_store(root: Path, features: torch.Tensor) -> FeatureStore:
+    """An open store at `root` with these features under `step_key(0)`, `step_key(1)` and so on."""
     store = FeatureStore(root)
     with flushes_skipped():
         for start in range(0, len(features), _BATCH):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +15,7 @@ from consumers.evaluation.cached_tower import CachedVisionTower, OnDifference, R
 from consumers.evaluation.errors import EvaluationError
 from consumers.evaluation.longva_backends import Media, load_backend
 from consumers.evaluation.statistics import CacheStatistics
-from consumers.evaluation.stored_features import OnMiss, OnStale, open_store
-from pipeline.sources import video_id as id_of
+from consumers.evaluation.stored_features import OnMiss, OnStale, find_video_id, open_store
 from pipeline.vision import SamplingRule
 
 PROMPT = (
@@ -91,7 +90,7 @@ class LongVA_Cached:
                 statistics=self.statistics,
             )
             # At the end of the program, or when the object goes, whichever comes first; once.
-            self._finalizer = weakref.finalize(self, _print_block, self.statistics)
+            self._finalizer = weakref.finalize(self, print_block, self.statistics)
 
     @property
     def enable_cache(self) -> bool:
@@ -177,26 +176,8 @@ class LongVA_Cached:
         return {"input_ids": self._ids(1, text), "images": [pixels], "modalities": ["video"]}
 
     def video_id_of(self, item: Mapping[str, Any], dataset: str) -> str:
-        """Return the id of a video's item: its own, else its path's, as the store has it.
-
-        Where stems repeat in a data set its ids are relative paths, so ever more of the path is tried; without any in
-        the store it is the stem.
-        """
-        if item.get("video_id") is not None:
-            return str(item["video_id"])
-        path = PurePath(item["value"])
-        start_s, end_s = item.get("start"), item.get("end")
-        stem = id_of(path.name, start_s=start_s, end_s=end_s)
-        if self.cache is None:
-            return stem
-        stored = self.cache.stored
-        for depth in range(1, min(len(path.parts), 6)):
-            tail = "/".join(path.parts[-depth:])
-            repeated = frozenset() if depth == 1 else frozenset([id_of(path.name)])
-            found = id_of(tail, repeated=repeated, start_s=start_s, end_s=end_s)
-            if any(True for _ in stored.store.records_of(stored.key(found, dataset=dataset))):
-                return found
-        return stem
+        """Return the id of a video's item; see `find_video_id`."""
+        return find_video_id(None if self.cache is None else self.cache.stored, item, dataset)
 
     def _ids(self, num_images: int, text: str) -> torch.Tensor:
         images = "<image>" * num_images + "\n" if num_images else ""
@@ -207,6 +188,7 @@ class LongVA_Cached:
         return pixels.to(self.model.device, next(tower.parameters()).dtype)
 
 
-def _print_block(statistics: CacheStatistics) -> None:
+def print_block(statistics: CacheStatistics) -> None:
+    """Print the statistics, if there was a request."""
     if statistics.hits + statistics.misses:
         print(statistics.block(), flush=True)

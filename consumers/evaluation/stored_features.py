@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from cache_store import FeatureStore, RecipeMismatch, VideoKey, canonical_dataset_name, recipe_fingerprint, video_value
 from consumers.evaluation.errors import EvaluationError, FeatureMissing, FeatureUnfit
 from consumers.evaluation.fitting import Recipe, TowerIdentity
+from pipeline.sources import video_id as id_of
 
 OnMiss = Literal["live", "raise", "keep"]
 OnStale = Literal["error", "miss", "use"]
@@ -136,3 +137,23 @@ class StoredFeatures:
                 "would not be the tower's; build with its --dtype, or allow the cast with cast=True"
             )
         return features.to(facts.dtype)
+
+
+def find_video_id(stored: StoredFeatures | None, item: Mapping[str, Any], dataset: str) -> str:
+    """Return the id of a video's item: its own `video_id`, else that of its path and bounds in the store.
+
+    Where stems repeat in a data set its ids are relative paths, so ever more of the path is tried; without any in
+    the store it is the stem.
+    """
+    if item.get("video_id") is not None:
+        return str(item["video_id"])
+    path, start_s, end_s = PurePath(item["value"]), item.get("start"), item.get("end")
+    stem = id_of(path.name, start_s=start_s, end_s=end_s)
+    if stored is None:
+        return stem
+    for depth in range(1, min(len(path.parts), 6)):
+        repeated = frozenset() if depth == 1 else frozenset([id_of(path.name)])
+        found = id_of("/".join(path.parts[-depth:]), repeated=repeated, start_s=start_s, end_s=end_s)
+        if any(True for _ in stored.store.records_of(stored.key(found, dataset=dataset))):
+            return found
+    return stem

@@ -141,3 +141,23 @@ def test_harness_names_lead_to_the_canonical_one():
     assert known_aliases("my_videos") == ()
     assert names_to_search("videomme")[:2] == ("videomme", "Video-MME")
     assert "Video-MME_64frame" in names_to_search("Video-MME")
+
+
+@pytest.mark.parametrize(
+    ("canonical", "names"),
+    [
+        ("Video-MME", ["Video-MME_128frame", "Video-MME_0.5fps_subs", "videomme", "videomme_long_w_subtitle"]),
+        ("LongVideoBench", ["LongVideoBench_64frame", "longvideobench_val_v", "longvideobench_test_v"]),
+        ("VideoMMMU", ["VideoMMMU_1fps", "video_mmmu_perception", "video_mmmu_adaptation_random_choice"]),
+        ("MVBench", ["MVBench_MP4_8frame", "MVBench_MP4_1fps", "mvbench_moving_count", "mvbench_state_change"]),
+        ("TempCompass", ["TempCompass_MCQ", "TempCompass_YorN", "TempCompass_Captioning", "tempcompass_yes_no"]),
+        ("MLVU", ["MLVU_8frame", "MLVU_MCQ", "MLVU_OpenEnded", "mlvu_dev"]),
+    ],
+)
+def test_every_name_that_a_harness_passes_leads_to_its_benchmark(canonical, names):
+    for name in names:
+        assert canonical_dataset_name(name) == canonical
+        assert canonical in names_to_search(name)
+    # Other videos: a test set of MLVU's, and questions without any.
+    for other in ("mlvu_test", "videomme_no_visual", "video_mmmu_adaptation_question_only", "mvbench_mine"):
+        assert canonical_dataset_name(other) == other

@@ -88,6 +88,9 @@ def test_what_is_emitted_is_what_pickle_reads_and_what_is_parsed(tree):
     assert pickle_layout.parse(pickle.dumps(tree, protocol=2)) == tree
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="older versions lay files out otherwise"
+)
 @pytest.mark.parametrize(
     "value", [tensor(1), torch.zeros(3, 0, 2), torch.tensor(2.5), torch.arange(300).reshape(2, 150)]
 )

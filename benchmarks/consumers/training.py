@@ -1,4 +1,4 @@
-"""`python -m benchmarks.training`: training on cached features beside training that runs the model, and loading alone.
+"""Rows `train` and `load-episodes`: a training on cached features beside one that runs the model, and loading alone.
 
 The model is the small random Qwen2.5-VL; a real one makes the uncached run slower still. Both runs see the same samples
 in the same order and must end with the very same losses.
@@ -6,11 +6,7 @@ in the same order and must end with the very same losses.
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -23,8 +19,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.store import machine
-from benchmarks.store.report import Row, rate_lines, table, to_json
+from benchmarks.consumers.scale import Scale
+from benchmarks.store.report import Row, rate_lines
 from cache_store import FeatureStore, StepKey
 from consumers.training import UnifiedVLADataset, VLAEpisodeSet, create_unified_dataloader, unified_collate_fn
 from pipeline.encoders.base import StepInput
@@ -33,7 +29,6 @@ from pipeline.sources import VLAEpisodes
 from pipeline.vision.images import read_image
 
 VIEWS, HZ = ("left", "right"), 10
-PACKAGES = ("torch", "transformers", "numpy")
 BATCH = 8
 
 
@@ -72,38 +67,13 @@ class OldScripts(Dataset[Any]):
         return torch.from_numpy(padded), torch.load(feature, weights_only=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run what was asked for; 1 only if the two trainings differ."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training",
-        description=__doc__,
-        epilog="example: python -m benchmarks.training --episodes 4 --json training.json",
-    )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
-    parser.add_argument("--episodes", type=int, default=8, help="of ten seconds each")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="put episodes and store on this folder's disk")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.episodes, options.rounds = 2, 1
-    torch.set_num_threads(1)
+def measure(folder: Path, scale: Scale) -> list[Row]:
+    """Training on cached features beside training that runs the model, and the loading of its samples alone."""
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    folder = Path(tempfile.mkdtemp(prefix="bench-training-", dir=options.folder)).resolve()
-    try:
-        facts, live = machine.described(folder, PACKAGES), Live()
-        make_episodes(folder / "insertion", options.episodes, poses=300 if options.quick else 1000)
-        fill(folder / "insertion", folder / "cache", live)
-        rows = [training_row(folder, live, options.rounds), loading_row(folder, options.rounds)]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    print("   ".join(f"{name}: {fact}" for name, fact in facts.items()))
-    for row in rows:
-        print(table(row), end="\n\n")
-    if options.json is not None:
-        scale = {"quick": options.quick, "episodes": options.episodes, "rounds": options.rounds}
-        options.json.write_text(json.dumps(to_json(rows, facts, scale), indent=1) + "\n")
-    return 0 if "equal" in rows[0].remarks[0] else 1
+    live = Live()
+    make_episodes(folder / "insertion", scale.episodes, poses=scale.poses)
+    fill(folder / "insertion", folder / "cache", live)
+    return [training_row(folder, live, scale.rounds), loading_row(folder, scale)]
 
 
 def make_episodes(folder: Path, count: int, *, poses: int) -> None:
@@ -157,14 +127,17 @@ def training_row(folder: Path, live: Live, rounds: int) -> Row:
             start_s = time.perf_counter()
             losses[name] = train(loader, feature)
             rates[name].append(len(loader.dataset) / (time.perf_counter() - start_s))  # type: ignore[arg-type]
-    same = losses["cached"] == losses["uncached"]
-    verdict = f"equal to the last bit in {len(losses['cached'])} steps" if same else "DIFFERENT"
+    if losses["cached"] != losses["uncached"]:
+        raise RuntimeError("the losses of the cached and of the uncached training differ")
     return Row(
         "train",
         f"train an action head for one epoch, batches of {BATCH}, no worker processes",
         "samples/s",
         rate_lines(rates, base="uncached"),
-        [f"the losses of both runs are {verdict}", "both read the same sensor windows, robot states and actions"],
+        [
+            f"The losses of both runs are equal to the last bit in {len(losses['cached'])} steps. Both read the same "
+            "sensor windows, robot states and actions."
+        ],
     )
 
 
@@ -184,7 +157,7 @@ def train(loader: DataLoader[Any], feature: Callable[[dict[str, Any], int], torc
     return losses
 
 
-def loading_row(folder: Path, rounds: int) -> Row:
+def loading_row(folder: Path, scale: Scale) -> Row:
     """Samples a second of the loader alone, shuffled, against the old scripts' reading."""
     episodes = VLAEpisodeSet(
         UnifiedVLADataset(path, cache_root=folder / "cache", look_up=False)
@@ -195,8 +168,8 @@ def loading_row(folder: Path, rounds: int) -> Row:
         "create_unified_dataloader": (episodes, unified_collate_fn),
     }
     rates: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for workers in (0, 2, 4):
+    for _ in range(scale.rounds):
+        for workers in scale.workers:
             for name, (dataset, collate) in ways.items():
                 loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers, collate_fn=collate)
                 start_s = time.perf_counter()
@@ -204,13 +177,9 @@ def loading_row(folder: Path, rounds: int) -> Row:
                 rate = count / (time.perf_counter() - start_s)
                 rates.setdefault(f"{name}, {workers} workers", []).append(rate)
     return Row(
-        "load",
-        f"load one shuffled epoch with its sensor windows, batches of {BATCH}, workers started inside",
+        "load-episodes",
+        f"load one shuffled epoch of episodes with its sensor windows, batches of {BATCH}, workers started inside",
         "samples/s",
         rate_lines(rates, base="the old scripts' reading, 0 workers"),
-        ["the old reading gives the sensor's window and the feature only"],
+        ["The old reading gives the sensor's window and the feature only."],
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Cached evaluation inside VLMEvalKit and lmms-eval, registered from outside: nothing of theirs is edited."""
