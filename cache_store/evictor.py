@@ -271,7 +271,7 @@ class Evictor:
     def _correct_total(self) -> None:
         """Write down what the sums of the journals get wrong, for the writers who only add them up."""
         changes = self._ledger.changes
-        error = changes.published_bytes + changes.granted_bytes - self._ledger.total_bytes
+        error = changes.published_bytes + changes.granted_bytes - self._ledger.read_bytes
         if error:
             self._journal.append(line("k", error, 0))
         self._ledger.read()

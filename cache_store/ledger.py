@@ -59,6 +59,12 @@ class Ledger:
         return self._changes
 
     @property
+    def read_bytes(self) -> int:
+        """As `total_bytes`, of just those lines that `changes` has: others come in while it reads."""
+        bases = ((tail, self._base.get(name)) for name, tail in self.changes.tails.items())
+        return self._base_bytes + sum(tail.sum - (base.sum if base else 0) for tail, base in bases)
+
+    @property
     def needs_folding(self) -> bool:
         """Whether the journals have grown so long that a new snapshot costs little per event."""
         entries = self.snapshot.entries if self.snapshot else 0

@@ -238,6 +238,27 @@ def test_an_evictor_lets_a_file_be_that_a_writer_has_just_announced(open_store, 
     assert summed(store) - store._books.budget._granted - other._books.budget._granted == published_bytes(store.root)
 
 
+def test_what_comes_in_while_an_evictor_reads_is_no_error_of_the_sums(open_store, monkeypatch):
+    store = open_store(limit_bytes=3 * SIZE)
+    for index in range(3):
+        store.put(key(index), tensor(index))
+    other, read_tails = Journal(store.root / ".vlm-cache" / "journals.2", None), Ledger._read_tails
+
+    def read_late(self, changes):
+        # The sums have been read; the lines are yet to be.
+        other.append(line("r", 10), line("r", -10), line("r", 1))
+        read_tails(self, changes)
+
+    other.append()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_read_tails", read_late)
+        store.put(key(3), tensor(3))
+    journals = [path.read_text() for path in (store.root / ".vlm-cache" / "journals.2").iterdir()]
+    assert "\nd\t" in "".join(journals)
+    assert "\nk\t" not in "".join(journals)
+    other.close(0)
+
+
 def test_nobody_waits_for_an_evictor_that_was_killed(open_store, monkeypatch):
     def announce_and_die(store):
         store._books.journal.append(line("w", 0, EVICTING, "episode_vlm0.pt"))
