@@ -131,16 +131,7 @@ class Books:
         packed = {file.name: places for file in files if (places := view.places(file.name))}
         growths: list[Growth] = []
         if self.budget.limits.limit_bytes is not None:
-            growing = zip(files, sizes, olds, strict=True)
-            growths = [Growth(file.name, max(0, size - old_bytes)) for file, size, old_bytes in growing]
-            with self._lock:
-                self._know_files()
-                self.budget.claim(growths)
-            # Evicted, perhaps, while this waited for room; from now on it is known to be written.
-            olds = [size_of(self._prefix + file.name) for file in files]
-            if any(olds):
-                self._wait_for_evictors({file.name for file in files})
-                olds = [size_of(self._prefix + file.name) for file in files]
+            growths, olds = self._claimed(files, sizes, olds)
         published: set[str] = set()
         try:
             yield published
@@ -160,6 +151,29 @@ class Books:
             if lines:
                 self.journal.append(*waste, *lines)
                 self._count_puts(len(lines))
+
+    def _claimed(
+        self, files: Sequence[NewFile], sizes: Sequence[int], olds: Sequence[int]
+    ) -> tuple[list[Growth], list[int]]:
+        """Find room for files that may replace others of so many bytes; returns the room, and what they replace now."""
+        growths = [Growth(file.name, max(0, size - old)) for file, size, old in zip(files, sizes, olds, strict=True)]
+        with self._lock:
+            self._know_files()
+            self.budget.claim(growths)
+        # From now on the files are known to be written; but some may have been evicted while this waited for room.
+        if any(olds):
+            self._wait_for_evictors({file.name for file in files})
+        olds = [size_of(self._prefix + file.name) for file in files]
+        pairs = list(zip(growths, (max(0, size - old) for size, old in zip(sizes, olds, strict=True)), strict=True))
+        more = [Growth(one.name, wanted - one.bytes) for one, wanted in pairs if wanted > one.bytes]
+        if more:
+            with self._lock:
+                try:
+                    self.budget.claim(more)
+                except BaseException:
+                    self.budget.release(growths)
+                    raise
+        return [Growth(one.name, max(one.bytes, wanted)) for one, wanted in pairs], olds
 
     def _wait_for_evictors(self, names: set[str]) -> None:
         """Let other processes unlink what they are about to: who replaces it then knows what it replaces."""

@@ -71,6 +71,11 @@ class Ledger:
         tail_limit = max(_FOLD_TAIL_BYTES, _FOLD_TAIL_BYTES_PER_ENTRY * entries)
         return self._tail_bytes > tail_limit or len(self._ends.keys() - self._base) > _FOLD_NEW_JOURNALS
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the snapshot that was read has been replaced."""
+        return _signature(self._path) != self._signature
+
     def refresh(self) -> None:
         """Find the total anew; a few system calls for each journal."""
         # A compactor may fold journals into a new snapshot and remove them while we read: then begin again.
@@ -79,7 +84,7 @@ class Ledger:
             if not self._is_read or signature != self._signature:
                 self._read_snapshot(signature)
             self._sum_up()
-            if _signature(self._path) == self._signature:
+            if not self.is_outdated:
                 return
 
     def read(self) -> None:
@@ -89,7 +94,7 @@ class Ledger:
             if self._changes is None:
                 self._changes = self._changes_at_snapshot()
             self._read_tails(self._changes)
-            if _signature(self._path) == self._signature:
+            if not self.is_outdated:
                 return
 
     def table(self) -> Table | None:
@@ -149,7 +154,7 @@ class Ledger:
             del changes.tails[name]  # folded and removed earlier
         finished = {name: tail for name, tail in changes.tails.items() if tail.is_finished(silences_s[name])}
         table = entry_table.keep_runs(table, changes.active_runs(silences_s))
-        if _signature(self._path) != self._signature:
+        if self.is_outdated:
             # Without locks another compactor may be as far: what it folded away is in its snapshot only.
             self.forget()
             return

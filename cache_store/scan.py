@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _STRAY_AFTER_S = 24 * 3600.0
 _NAMES_AT_ONCE = 65_536
+_TRIES = 20
 
 
 def feature_names(root: Path) -> Iterator[str]:
@@ -173,10 +174,14 @@ def _listed(root: Path, ledger: Ledger, now_s: float) -> _Listed:
     # Listed before the journals are read: what appears in between is known from them.
     on_disk = names_on_disk(root)
     packed, shard_entries = packed_on_disk(root, on_disk)
-    ledger.read()
-    silences_s = ledger.silences_s(now_s)
-    ledger.settle(silences_s)
-    known = ledger.table()
+    for _ in range(_TRIES):
+        ledger.read()
+        silences_s = ledger.silences_s(now_s)
+        ledger.settle(silences_s)
+        known = ledger.table()
+        # Without locks another compactor may have replaced the snapshot between its first line and its table.
+        if known is not None or not ledger.is_outdated:
+            break
     books_alone = entry_table.merged(entry_table.from_entries({}), ledger.changes) if known is None else known
     books_alone, known_shards = entry_table.apart_from_shards(books_alone)
     unknown, gone = entry_table.differences(books_alone, _joined(on_disk, packed))

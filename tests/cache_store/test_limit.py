@@ -15,7 +15,7 @@ from cache_store import PutItem, StepKey, StoreFull, atomic, books, budget, evic
 from cache_store.accounts import EVICTING
 from cache_store.archive import Record
 from cache_store.codec import encode
-from cache_store.journal import Journal, line
+from cache_store.journal import Journal, deletion, line
 from cache_store.ledger import Ledger
 from cache_store.put_item import key_fields
 from tests.cache_store.conftest import published_bytes, tensor
@@ -206,6 +206,25 @@ def test_a_writer_waits_for_an_evictor_that_is_at_the_file_that_it_replaces(open
     smaller.join()
     assert torch.equal(store.get(key(0)), tensor(7, width=8))
     assert summed(store) - store._books.budget._granted - other._books.budget._granted == published_bytes(store.root)
+
+
+def test_a_writer_whose_old_file_was_evicted_meanwhile_asks_for_the_room_of_a_new_one(open_store, monkeypatch):
+    store, other = open_store(limit_bytes=3 * SIZE), open_store(limit_bytes=3 * SIZE)
+    for index in range(3):
+        store.put(key(index), tensor(index))
+    claim = other._books.budget.claim
+
+    def claim_and_be_late(files):
+        claim(files)
+        monkeypatch.setattr(other._books.budget, "claim", claim)
+        removing.remove(store.root, "episode_vlm0.pt")  # as an evictor that had read the journals just before
+        store._books.journal.append(deletion({"episode_vlm0.pt": SIZE}))
+        store.put(key(3), tensor(3))
+
+    monkeypatch.setattr(other._books.budget, "claim", claim_and_be_late)
+    other.put(key(0), tensor(7))
+    assert published_bytes(store.root) == 3 * SIZE
+    assert kept(store) == [0, 2, 3]
 
 
 def test_an_evictor_lets_a_file_be_that_a_writer_has_just_announced(open_store, monkeypatch):
