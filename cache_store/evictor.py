@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cache_store import shards
-from cache_store.accounts import EVICTING, joined
+from cache_store.accounts import EVICTING, Entry, joined
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
 from cache_store.journal import Journal, deletion, line
@@ -62,6 +62,7 @@ class _Freed:
     sizes: dict[str, int] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     shards: dict[str, int] = field(default_factory=dict)  # of them, bytes that stay in shards
+    otherwise: dict[str, Entry | None] = field(default_factory=dict)  # found rewritten, or gone
 
 
 class Queue:
@@ -229,8 +230,7 @@ class Evictor:
         try:
             found = entry_of(self._root, row.name)
             if found is not None and (found.bytes != row.bytes or found.written_us > row.written_us + 1_000_000):
-                # Rewritten by a program that keeps no journal: no longer the least recently used.
-                self._ledger.changes.entries[row.name] = found
+                freed.otherwise[row.name] = found  # rewritten: no longer the least recently used
                 return
             removed = remove(self._root, row.name) if has_shards else remove_loose(self._root, row.name, row.bytes)
         except StoreWriteError as exc:
@@ -240,8 +240,7 @@ class Evictor:
             logger.warning("%s may not be evicted by this user: %s", path, exc.reason)
             return
         if removed is None:
-            # Removed by hand or by another process whose line is still to come: only the books are wrong.
-            self._ledger.changes.entries[row.name] = None
+            freed.otherwise[row.name] = None
             return
         if row.used_us <= row.written_us and row.name not in freed.sizes:
             freed.unread.append(row.name)
@@ -256,6 +255,12 @@ class Evictor:
         self._journal.append(*lines, line("x", 0, EVICTING, *kept))
         self._usage.evicted(freed.sizes, unread=freed.unread)
         self._ledger.read()
+        changes = self._ledger.changes
+        announced = changes.being_written
+        for name, found in freed.otherwise.items():
+            # By a program that keeps no journal: the books are wrong. Else its line has come, or will.
+            if name not in announced and name not in changes.entries:
+                changes.entries[name] = found
         self._evicted += len(freed.sizes)
         self._unread += len(freed.unread)
         if self._unread >= self._warn_at and 2 * self._unread > self._evicted:
