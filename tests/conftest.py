@@ -34,3 +34,10 @@ def local_ray(copies):
     ray.init(address="local", num_cpus=2, _system_config={"metrics_report_interval_ms": 1000}, **options)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_priority():
+    """No test leaves a real-time process, as root's AV1 encoder would: whatever it starts later would starve others."""
+    yield
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
