@@ -339,6 +339,20 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         """Write what the copies' store still has in memory."""
         self._tier.store.close()
 
+    def records_of(self, key: VideoKey) -> Iterator[Record]:
+        """As `FeatureStore.records_of`; second recipes are found by listing the root."""
+        yield from self._records_at(candidates(key, None))
+        file = naming.relative_path(key).rpartition("/")[2]
+        names = (name for name in self._names() if name.startswith(f"{key.dataset}@") and name.endswith(f"/{file}"))
+        yield from self._records_at(sorted(names))
+
+    def _records_at(self, names: Iterable[str]) -> Iterator[Record]:
+        for name in names:
+            try:
+                yield self._record(name) or Record()
+            except (FileNotFoundError, DamagedFeature):
+                continue
+
     def _record(self, name: str) -> Record | None:
         return self._recorded(name)
 

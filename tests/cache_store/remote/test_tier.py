@@ -296,6 +296,15 @@ def test_every_method_of_a_store_is_answered_for_a_remote_root(open_on):
     assert public - defined == inherited
 
 
+def test_the_records_of_a_video_are_told_for_each_recipe(open_on):
+    store, key = open_on("a"), VideoKey("Video-MME", "v", 4, "0" * 8)
+    assert list(store.records_of(key)) == []
+    for weights in "ab":
+        value = {"vision_features": torch.zeros(4, 2, 3), "video_id": "v"}
+        store.put(key, value, recipe={"weights": weights})
+    assert [record.recipe for record in store.records_of(key)] == [{"weights": "a"}, {"weights": "b"}]
+
+
 def test_an_unknown_protocol_and_a_missing_package_are_named(monkeypatch):
     with pytest.raises(StoreFormatError, match="nonsense"):
         FeatureStore("nonsense://a/b")
