@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cache_store import naming, opening
+from cache_store.archive import Record
 from cache_store.atomic import create_only
 from cache_store.errors import DamagedFeature, StoreReadError
 from cache_store.keys import FeatureKey, VideoKey
@@ -84,11 +85,26 @@ def release_empty(root: Path, datasets: Iterable[str]) -> None:
 
 def _marked(marker: Path) -> str | None:
     try:
-        fingerprint = json.loads(marker.read_bytes())["recipe_fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        # Gone or damaged: a hint, rebuilt from the files.
+        return marked_in(marker.read_bytes())
+    except OSError:
+        return None
+
+
+def marked_in(content: bytes) -> str | None:
+    """The owner that a marker's content names; None where it is damaged: a hint, rebuilt from the features."""
+    try:
+        fingerprint = json.loads(content)["recipe_fingerprint"]
+    except (ValueError, KeyError, TypeError):
         return None
     return fingerprint if isinstance(fingerprint, str) else None
+
+
+def recorded_in(record: Record | None, key: VideoKey) -> str | None:
+    """The recipe that a feature tells of, if it is one of this family."""
+    if record is None or record.key is None:
+        return None
+    is_of_family = (record.key.get("nframe"), record.key.get("model_signature")) == (key.nframe, key.model_signature)
+    return record.recipe_fingerprint if is_of_family else None
 
 
 def _first_in_folder(root: Path, key: VideoKey) -> str | None:
@@ -98,11 +114,8 @@ def _first_in_folder(root: Path, key: VideoKey) -> str | None:
         except (FileNotFoundError, DamagedFeature, StoreReadError):
             # Evicted meanwhile, or unreadable: the next file tells the same.
             continue
-        if record is None or record.key is None or record.recipe_fingerprint is None:
-            continue
-        fields = record.key
-        if (fields.get("nframe"), fields.get("model_signature")) == (key.nframe, key.model_signature):
-            return record.recipe_fingerprint
+        if (fingerprint := recorded_in(record, key)) is not None:
+            return fingerprint
     return None
 
 

@@ -55,14 +55,7 @@ def remove_loose(root: Path, name: str, size: int) -> Removed | None:
     Raises:
         StoreWriteError: the operating system refused.
     """
-    path = f"{root}/{name}"
-    try:
-        os.unlink(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise StoreWriteError(path, exc) from exc
-    return Removed(size, {})
+    return Removed(size, {}) if shards.unlink(f"{root}/{name}") else None
 
 
 def _removed(killed: Killed | None, loose_bytes: int | None) -> Removed:

@@ -252,12 +252,26 @@ def remove_file(path: str | Path) -> int | None:
     """
     try:
         size = os.lstat(path).st_size
-        os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
         raise StoreWriteError(str(path), exc) from exc
-    return size
+    return size if unlink(path) else None
+
+
+def unlink(path: str | Path) -> bool:
+    """Remove a file; False where there was none.
+
+    Raises:
+        StoreWriteError: the operating system refused.
+    """
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        raise StoreWriteError(str(path), exc) from exc
+    return True
 
 
 def supersede(places: Sequence[Place]) -> dict[str, int]:

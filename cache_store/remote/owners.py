@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from cache_store import naming
 from cache_store.archive import Record
 from cache_store.errors import EntryExists
+from cache_store.families import marked_in, recorded_in
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.remote.objects import Objects
 
@@ -72,20 +73,10 @@ class Owners:
         self._known.clear()
 
     def _marked(self, marker: str) -> str | None:
-        content = self._objects().get(marker, lambda content, _: content)
-        try:
-            fingerprint = json.loads(content or b"")["recipe_fingerprint"]
-        except (ValueError, KeyError, TypeError):
-            # Gone or damaged: a hint, rebuilt from the features.
-            return None
-        return fingerprint if isinstance(fingerprint, str) else None
+        return marked_in(self._objects().get(marker, lambda content, _: content) or b"")
 
     def _recorded(self, key: VideoKey) -> str | None:
         for name in self._objects().names_in(key.dataset):
-            record = self._record_of(name)
-            if record is None or record.key is None or record.recipe_fingerprint is None:
-                continue
-            fields = record.key
-            if (fields.get("nframe"), fields.get("model_signature")) == (key.nframe, key.model_signature):
-                return record.recipe_fingerprint
+            if (fingerprint := recorded_in(self._record_of(name), key)) is not None:
+                return fingerprint
         return None

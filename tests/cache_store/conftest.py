@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cache_store import FeatureStore, atomic
+from cache_store.ledger import Ledger
 
 
 class SimulatedCrash(BaseException):
@@ -23,6 +24,13 @@ def tensor(seed: int, width: int = 64) -> torch.Tensor:
 
 def published_bytes(root) -> int:
     return sum(path.stat().st_size for path in root.rglob("*.pt"))
+
+
+def summed(store) -> int:
+    """The total as a writer sees it that knows no entries."""
+    view = Ledger(store.root)
+    view.refresh()
+    return view.total_bytes
 
 
 @pytest.fixture

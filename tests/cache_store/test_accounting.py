@@ -28,7 +28,7 @@ from cache_store import (
 from cache_store.journal import Journal, line
 from cache_store.ledger import Ledger
 from cache_store.processes import is_alive, this_process
-from tests.cache_store.conftest import published_bytes, tensor
+from tests.cache_store.conftest import published_bytes, summed, tensor
 
 
 def key(index, dataset="episode"):
@@ -37,13 +37,6 @@ def key(index, dataset="episode"):
 
 def journals_of(store):
     return sorted((store.root / ".vlm-cache" / "journals.2").iterdir())
-
-
-def summed(store):
-    """The total as a writer sees it that knows no entries."""
-    view = Ledger(store.root)
-    view.refresh()
-    return view.total_bytes
 
 
 def rows(*lines):

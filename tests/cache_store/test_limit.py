@@ -18,7 +18,7 @@ from cache_store.codec import encode
 from cache_store.journal import Journal, Line, deletion, line
 from cache_store.ledger import Ledger
 from cache_store.put_item import key_fields
-from tests.cache_store.conftest import published_bytes, tensor
+from tests.cache_store.conftest import published_bytes, summed, tensor
 
 
 def key(index):
@@ -170,13 +170,6 @@ def test_an_entry_that_is_being_written_is_not_evicted(open_store):
     assert 0 in kept(store)
     assert 1 not in kept(store)
     other.close()
-
-
-def summed(store):
-    """The total as a writer sees it that knows no entries."""
-    view = Ledger(store.root)
-    view.refresh()
-    return view.total_bytes
 
 
 def wait_until_announced(store, name, wanted, writer):
