@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-# GB = 10^9, GiB = 2^30 bytes; a bare number is bytes.
-_UNITS = {"": 1, "b": 1}
-for _power, _letter in enumerate("kmgtp", start=1):
-    _UNITS[f"{_letter}b"] = 1000**_power
-    _UNITS[f"{_letter}ib"] = 1024**_power
+from cache_store import sizes
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -20,10 +16,10 @@ def parse_size(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: no number, or an unknown unit.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 50GiB, 1.5TB or 4096")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    try:
+        return sizes.parse_size(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def parse_age(text: str) -> float:

@@ -18,6 +18,7 @@ from cache_store.archive import open_content
 from cache_store.books import NewFile
 from cache_store.errors import DamagedFeature, StoreFull, StoreWriteError
 from cache_store.remote.objects import ObjectInfo, Objects
+from cache_store.sizes import parse_size
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 FOLDER_VARIABLE = "VLM_CACHE_TIER"
 LIMIT_VARIABLE = "VLM_CACHE_TIER_LIMIT"
 _DEFAULT_LIMIT_BYTES = 50 << 30
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?")
-_UNITS = {"B": 1} | {f"{one}iB": 1 << 10 * (at + 1) for at, one in enumerate("KMGT")}
-_UNITS |= {f"{one}B": 1000 ** (at + 1) for at, one in enumerate("KMGT")}
 _NAMES_AT_ONCE = 65_536
 
 logger = logging.getLogger("cache_store")
@@ -52,10 +50,10 @@ def limit_bytes() -> int:
     text = os.environ.get(LIMIT_VARIABLE, "").strip()
     if not text:
         return _DEFAULT_LIMIT_BYTES
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise ValueError(f"${LIMIT_VARIABLE} is {text!r}; give a size such as 200GiB, or 0 for no limit")
-    return int(float(found[1]) * _UNITS[found[2] or "B"])
+    try:
+        return parse_size(text)
+    except ValueError as exc:
+        raise ValueError(f"${LIMIT_VARIABLE}: {exc}, or 0 for no limit") from exc
 
 
 def stamp_ns(info: ObjectInfo) -> int:
