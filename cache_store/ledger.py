@@ -28,21 +28,18 @@ _FOLD_TAIL_BYTES_PER_ENTRY = 32
 _FOLD_NEW_JOURNALS = 32
 _LAST_LINE_BYTES = 1 << 12
 
-Signature = tuple[int, int, int]
-
 
 class Ledger:
     """A view of the accounting under `root`, as of the last `refresh`, `read` or `table`. One thread at a time."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._path = root / naming.SNAPSHOT
         self._journals = root / naming.JOURNALS
         self._is_read = False
-        self._begin(None)
+        self._begin()
 
-    def _begin(self, signature: Signature | None) -> None:
-        self._signature = signature
+    def _begin(self) -> None:
+        self._number: int | None = None
         self.snapshot: Snapshot | None = None
         self._changes: Changes | None = None
         self._base: dict[str, Tail] = {}
@@ -73,19 +70,21 @@ class Ledger:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the snapshot that was read has been replaced."""
-        return _signature(self._path) != self._signature
+        """Whether the snapshot that was read no longer counts."""
+        if self._number is None:
+            return snapshot.newest(self._root) is not None
+        return os.path.exists(self._path_of(self._number + 1)) or not os.path.exists(self._path_of(self._number))
 
     def refresh(self) -> None:
         """Find the total anew; a few system calls for each journal."""
         # A compactor may fold journals into a new snapshot and remove them while we read: then begin again.
         for _ in range(20):
-            signature = _signature(self._path)
-            if not self._is_read or signature != self._signature:
-                self._read_snapshot(signature)
+            if not self._is_read:
+                self._read_snapshot()
             self._sum_up()
             if not self.is_outdated:
                 return
+            self.forget()
 
     def read(self) -> None:
         """As `refresh`, and read every new event."""
@@ -142,7 +141,7 @@ class Ledger:
     def fold(self, own: Journal, table: Table, silences_s: dict[str, float]) -> None:
         """Write a snapshot of `table`, which is the entries after `settle`, and remove finished journals.
 
-        The caller holds the lease; where locks do nothing, the second of two compactors leaves it to the first.
+        The caller holds the lease, which saves work: of two compactors the second leaves it to the first.
 
         Raises:
             StoreWriteError: the operating system refused.
@@ -154,13 +153,9 @@ class Ledger:
             del changes.tails[name]  # folded and removed earlier
         finished = {name: tail for name, tail in changes.tails.items() if tail.is_finished(silences_s[name])}
         table = entry_table.keep_runs(table, changes.active_runs(silences_s))
-        if self.is_outdated:
-            # Without locks another compactor may be as far: what it folded away is in its snapshot only.
-            self.forget()
-            return
-        snapshot.write(self._path, table, changes)
-        for name, tail in finished.items():
-            self._remove(name, tail, own)
+        if not self.is_outdated and snapshot.write(self._root, self._number, table, changes):
+            for name, tail in finished.items():
+                self._remove(name, tail, own)
         self.forget()
 
     def _remove(self, name: str, tail: Tail, own: Journal) -> None:
@@ -182,10 +177,14 @@ class Ledger:
                 # Hints are lost, features are not; the next scan finds them.
                 return
 
-    def _read_snapshot(self, signature: Signature | None) -> None:
-        self._begin(signature)
+    def _path_of(self, number: int) -> Path:
+        return self._root / naming.snapshot_path(number)
+
+    def _read_snapshot(self) -> None:
+        self._begin()
         self._is_read = True
-        self.snapshot = snapshot.read(self._path)
+        self._number = snapshot.newest(self._root)
+        self.snapshot = None if self._number is None else snapshot.read(self._path_of(self._number))
         if self.snapshot is not None:
             self._base = self.snapshot.tails()
             self._base_bytes = self.snapshot.published_bytes + self.snapshot.granted_bytes
@@ -237,14 +236,6 @@ def _again(time_us: int, fields: list[str]) -> Line:
     if fields[0] == "p":
         change, fields[8] = change + int(fields[8]), "0"  # the grant that it used is no longer in the books
     return Line(fields[0], change, "\t".join(fields[4:]), time_us)
-
-
-def _signature(path: Path) -> Signature | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _journal_names(folder: Path) -> list[str]:

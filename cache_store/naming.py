@@ -18,7 +18,6 @@ from cache_store.processes import HERE
 
 STORE_FOLDER = ".vlm-cache"
 SETTINGS = f"{STORE_FOLDER}/store.json"
-SNAPSHOT = f"{STORE_FOLDER}/snapshot"
 LEASE = f"{STORE_FOLDER}/compactor.lock"
 PACK_LEASE = f"{STORE_FOLDER}/packing.lock"
 JOURNALS = f"{STORE_FOLDER}/journals.2"  # apart from those of format 1, whose lines mean something else
@@ -52,6 +51,7 @@ _HEX32 = re.compile(r"[0-9a-f]{32}")  # an MD5, or a UUID without its hyphens
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 _SAFE_DATASETS: set[str] = set()  # names that passed; a reader asks for the same ones a million times
 _MAX_SAFE_DATASETS = 1 << 16
+_SNAPSHOT = re.compile(r"snapshot(?:\.([1-9][0-9]*))?")
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,80}")
 
 
@@ -279,6 +279,17 @@ def taken_folder() -> str:
 def journal_name() -> str:
     """A new name for one process's journal."""
     return f"{uuid.uuid4().hex}.journal"
+
+
+def snapshot_path(number: int) -> str:
+    """Where the snapshot of this number lies."""
+    return f"{STORE_FOLDER}/snapshot.{number}" if number else f"{STORE_FOLDER}/snapshot"
+
+
+def snapshot_number(file_name: str) -> int | None:
+    """The number of the snapshot in a file of the store's own folder; None for other files."""
+    found = _SNAPSHOT.fullmatch(file_name)
+    return found and int(found[1] or 0)  # without a number as they once were
 
 
 def pin_path(pin_id: str) -> str:

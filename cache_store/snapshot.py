@@ -1,20 +1,27 @@
 """The last known state of the store in one file: totals in its first line, then all entries, oldest use first.
 
+Each has a number and is never replaced: its successor has the next number, which only one of several compactors can
+take. So none needs a lock to know that what it folded is what it read.
+
 The first line is JSON and all that a writer under a limit needs. Behind it lie three sections: the small and the
 large entries as Parquet, each sorted by last use, so that an evictor begins at the front, and the counters as JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache_store import naming
 from cache_store.accounts import Changes, Counters, Tail
 from cache_store.atomic import publish
 from cache_store.checksum import crc32
+from cache_store.errors import EntryExists
 from cache_store.processes import Owner
 
 if TYPE_CHECKING:
@@ -105,8 +112,15 @@ def read(path: Path) -> Snapshot | None:
         return None
 
 
-def write(path: Path, table: Table, changes: Changes) -> None:
-    """Replace the snapshot by the entries of `table` and by the tails and counters of `changes`.
+def newest(root: Path) -> int | None:
+    """The number of the snapshot that counts; None without any."""
+    return max(_numbers(root), default=None)
+
+
+def write(root: Path, after: int | None, table: Table, changes: Changes) -> bool:
+    """Let the entries of `table` and the tails and counters of `changes` follow the snapshot numbered `after`.
+
+    Returns whether it did: not when another compactor has written that snapshot's successor.
 
     Raises:
         StoreWriteError: the operating system refused.
@@ -136,7 +150,29 @@ def write(path: Path, table: Table, changes: Changes) -> None:
         "sections": {name: asdict(section) for name, section in sections.items()},
     }
     first = json.dumps(header, separators=(",", ":")).encode() + b"\n"
-    publish([first, *contents.values()], path)
+    number = (after or 0) + 1
+    path = root / naming.snapshot_path(number)
+    try:
+        publish([first, *contents.values()], path, create_only=True)
+    except EntryExists:
+        return False
+    # That successor may have had one and be gone: then what lies before it is gone too, as that is removed first.
+    # A listing may leave out what appears meanwhile, so both are looked at.
+    others = _numbers(root)
+    is_late = max(others, default=number) > number or (after is not None and after not in others)
+    for old in [number] if is_late else sorted(other for other in others if other < number):
+        with contextlib.suppress(OSError):  # removed by another, or not ours to remove: the newest counts
+            os.unlink(root / naming.snapshot_path(old))
+    return not is_late
+
+
+def _numbers(root: Path) -> list[int]:
+    try:
+        names = os.listdir(root / naming.STORE_FOLDER)
+    except OSError:
+        # No folder yet: nothing was ever written here.
+        return []
+    return [number for number in map(naming.snapshot_number, names) if number is not None]
 
 
 def _fields(tail: Tail) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -19,7 +18,8 @@ from benchmarks.store.keys import RECIPE, step_key
 from benchmarks.store.raw_files import RawFiles
 from benchmarks.store.report import Line, Row
 from benchmarks.store.scale import Scale
-from cache_store import FeatureStore, naming
+from cache_store import FeatureStore
+from cache_store.snapshot import newest
 
 MOST_US = 5.0
 _FEATURES = 1_000
@@ -157,18 +157,11 @@ class _SnapshotWatch:
     """Counts how often the store's snapshot was replaced, as often as it is asked to look."""
 
     def __init__(self, root: Path) -> None:
-        self._path = root / naming.SNAPSHOT
-        self._last = self._identity()
+        self._root = root
+        self._last = newest(root)
         self.changes = 0
 
     def look(self) -> None:
-        seen = self._identity()
+        seen = newest(self._root)
         self.changes += seen != self._last
         self._last = seen
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns

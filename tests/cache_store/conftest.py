@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from cache_store import FeatureStore, atomic
+from cache_store import FeatureStore, atomic, naming, snapshot
 from cache_store.ledger import Ledger
 
 
@@ -31,6 +31,19 @@ def summed(store) -> int:
     view = Ledger(store.root)
     view.refresh()
     return view.total_bytes
+
+
+def snapshot_of(root):
+    """The path of the snapshot that counts."""
+    number = snapshot.newest(root)
+    assert number is not None
+    return root / naming.snapshot_path(number)
+
+
+def remove_snapshots(root) -> None:
+    """As if none had been written yet: the next listing writes one."""
+    while snapshot.newest(root) is not None:
+        snapshot_of(root).unlink()
 
 
 @pytest.fixture

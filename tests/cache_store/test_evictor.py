@@ -24,7 +24,7 @@ from cache_store import (
 from cache_store import store as store_module
 from cache_store.atomic import publish_many
 from cache_store.ledger import Ledger
-from tests.cache_store.conftest import published_bytes, tensor
+from tests.cache_store.conftest import published_bytes, remove_snapshots, tensor
 
 SMALL = 1650  # bytes of a step's file
 
@@ -42,7 +42,7 @@ def large(seed):
 
 
 def bring_into_snapshot(store):
-    (store.root / ".vlm-cache" / "snapshot").unlink(missing_ok=True)
+    remove_snapshots(store.root)
     store.stats()
 
 

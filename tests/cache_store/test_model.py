@@ -25,7 +25,7 @@ from cache_store import (
 )
 from cache_store.ledger import Ledger
 from cache_store.shard_file import Shard
-from tests.cache_store.conftest import SimulatedCrash, published_bytes, tensor
+from tests.cache_store.conftest import SimulatedCrash, published_bytes, remove_snapshots, tensor
 
 RECIPES = [None, {"weights": "a"}, {"weights": "b"}]
 KEYS = [StepKey("e", 0), StepKey("e", 1), StepKey("e", 1, "0a1b2c3d"), StepKey("e_vlm1", 1)]
@@ -283,7 +283,7 @@ class StoreUnderLimit(RuleBasedStateMachine):
 
     @rule()
     def compact(self):
-        (self.stores[0].root / ".vlm-cache" / "snapshot").unlink(missing_ok=True)
+        remove_snapshots(self.stores[0].root)
         self.stores[0].stats()
 
     @invariant()
