@@ -22,7 +22,7 @@ from cache_store.journal import Journal, Line, deletion, line, now_us
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
 from cache_store.removing import waste_lines
-from cache_store.scan import reconcile, table_for_folding
+from cache_store.scan import fold, reconcile
 from cache_store.settings import Settings, mark_format
 from cache_store.shards import Place
 from cache_store.usage import Usage
@@ -329,8 +329,7 @@ class Books:
                 if self._ledger.needs_folding:
                     silences_s = self._ledger.silences_s(file_system_now_s(self._root))
                     self._ledger.settle(silences_s)
-                    table = table_for_folding(self._root, self._ledger, silences_s)
-                    self._ledger.fold(self.journal, table, silences_s)
+                    fold(self._root, self._ledger, self.journal, silences_s)
             except StoreWriteError as exc:
                 # The features are safe, only the journals stay long; a disk that is full fails the next put.
                 logger.warning("the journals could not be folded: %s", exc)

@@ -20,7 +20,7 @@ from cache_store.opening import entry_of, is_packed
 from cache_store.pins import Protected, active
 from cache_store.removing import remove, remove_loose, waste_lines
 from cache_store.rewriting import Rewriter
-from cache_store.scan import table_for_folding
+from cache_store.scan import fold
 from cache_store.snapshot import Snapshot
 from cache_store.usage import Usage
 
@@ -137,7 +137,7 @@ class Evictor:
         self._pass(limit_bytes, low_water_bytes, guard, is_last=False)
         if ledger.total_bytes > limit_bytes and may_fold:
             # The snapshot's order is used up: bring what was written and read since then into it.
-            ledger.fold(self._journal, table_for_folding(self._root, ledger, silences_s), silences_s)
+            fold(self._root, ledger, self._journal, silences_s)
             ledger.read()
             self._pass(limit_bytes, low_water_bytes, guard, is_last=True)
         return ledger.total_bytes <= limit_bytes

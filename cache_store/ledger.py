@@ -10,6 +10,7 @@ Nobody lists files for any of it.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,18 @@ class Ledger:
             if not self.is_outdated:
                 return
 
+    def is_silent_about(self, names: Collection[str]) -> bool:
+        """Whether nobody has said anything about these entries since `read`; asked after a look at their files."""
+        if not names:
+            return True
+        now = Ledger(self._root)
+        now.read()
+        before, after, writing = self.changes.entries, now.changes.entries, now.changes.being_written
+        # A deleted entry is None there, which is not the same as nothing.
+        return now._number == self._number and all(
+            name not in writing and after.get(name, "nothing") == before.get(name, "nothing") for name in names
+        )
+
     def table(self) -> Table | None:
         """All entries as the books know them, after `read`; None when there is no sound snapshot."""
         from cache_store import entry_table
@@ -130,7 +143,11 @@ class Ledger:
         Returns what such a writer would have journalled, for a caller who goes on without writing a snapshot.
         """
         lines = []
-        for name in self.changes.finish(silences_s):
+        of_the_dead = self.changes.finish(silences_s)
+        announced = self.changes.being_written
+        for name in of_the_dead:
+            if name in announced:
+                continue  # by a living process, who will say what became of it
             before = self.changes.entries.get(name)
             found = self.changes.entries[name] = entry_of(self._root, name)
             if found is not None and (before is None or before.bytes != found.bytes):
@@ -149,8 +166,10 @@ class Ledger:
         from cache_store import entry_table
 
         changes = self.changes
+        # Those that are no longer there were folded earlier; those that came since have just been written to.
+        silences_s = {name: silences_s.get(name, 0.0) for name in _journal_names(self._journals)}
         for name in changes.tails.keys() - silences_s.keys():
-            del changes.tails[name]  # folded and removed earlier
+            del changes.tails[name]
         finished = {name: tail for name, tail in changes.tails.items() if tail.is_finished(silences_s[name])}
         table = entry_table.keep_runs(table, changes.active_runs(silences_s))
         if not self.is_outdated and snapshot.write(self._root, self._number, table, changes):

@@ -133,17 +133,17 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
     """
     with lease(root / naming.LEASE, timeout_s=30.0) as is_held:
         now_s = file_system_now_s(root)
-        table, silences_s, is_changed, foreign = _listed(root, ledger, now_s)
-        if is_held and (is_changed or ledger.needs_folding):
+        found = _listed(root, ledger, now_s)
+        if is_held and found.is_sure and (found.is_changed or ledger.needs_folding):
             try:
-                ledger.fold(journal, table, silences_s)
+                ledger.fold(journal, found.table, found.silences_s)
             except StoreWriteError:
                 # A read-only store: this process knows the truth, others find it themselves.
-                return table
+                return found.table
             ledger.read()
         if is_held:
-            sweep(root, now_s, foreign)
-        return table
+            sweep(root, now_s, found.foreign)
+        return found.table
 
 
 def looked_at(root: Path, ledger: Ledger, now_s: float) -> tuple[Table, dict[str, float]]:
@@ -152,19 +152,27 @@ def looked_at(root: Path, ledger: Ledger, now_s: float) -> tuple[Table, dict[str
     return found.table, found.silences_s
 
 
-def table_for_folding(root: Path, ledger: Ledger, silences_s: dict[str, float]) -> Table:
-    """Every entry as the books tell, after `read` and `settle`; as the files are where the snapshot is not sound."""
+def fold(root: Path, ledger: Ledger, own: Journal, silences_s: dict[str, float]) -> None:
+    """Write a snapshot of what the books tell, after `read` and `settle`; of the files where the last is not sound.
+
+    Raises:
+        StoreWriteError: the operating system refused.
+    """
     table = ledger.table()
-    if table is not None:
-        return table
-    # The changes alone would make a full store look nearly empty.
-    return _listed(root, ledger, file_system_now_s(root)).table
+    if table is None:
+        # The changes alone would make a full store look nearly empty.
+        found = _listed(root, ledger, file_system_now_s(root))
+        if not found.is_sure:
+            return  # left to whoever is at it now, or to the next time
+        table = found.table
+    ledger.fold(own, table, silences_s)
 
 
 class _Listed(NamedTuple):
     table: Table  # corrected
     silences_s: dict[str, float]
     is_changed: bool  # the books were wrong
+    is_sure: bool  # nobody wrote or deleted what the books and the files differ in
     foreign: list[str]  # names on disk that are no feature's
 
 
@@ -174,25 +182,30 @@ def _listed(root: Path, ledger: Ledger, now_s: float) -> _Listed:
     # Listed before the journals are read: what appears in between is known from them.
     on_disk = names_on_disk(root)
     packed, shard_entries = packed_on_disk(root, on_disk)
-    for _ in range(_TRIES):
+    for tries_left in reversed(range(_TRIES)):
         ledger.read()
         silences_s = ledger.silences_s(now_s)
         ledger.settle(silences_s)
         known = ledger.table()
-        # Without locks another compactor may have replaced the snapshot between its first line and its table.
-        if known is not None or not ledger.is_outdated:
+        if known is None and ledger.is_outdated and tries_left:
+            # Without locks another compactor may have replaced the snapshot between its first line and its table.
+            continue
+        books_alone = entry_table.merged(entry_table.from_entries({}), ledger.changes) if known is None else known
+        books_alone, known_shards = entry_table.apart_from_shards(books_alone)
+        unknown, gone = entry_table.differences(books_alone, _joined(on_disk, packed))
+        features = [name for name in unknown if naming.is_feature(name)]
+        found, lost = _corrections(root, features, gone, ledger.changes)
+        # What came or went after the books were read is in a journal since, which will count it.
+        is_sure = ledger.is_silent_about([*found, *lost])
+        if is_sure:
             break
-    books_alone = entry_table.merged(entry_table.from_entries({}), ledger.changes) if known is None else known
-    books_alone, known_shards = entry_table.apart_from_shards(books_alone)
-    unknown, gone = entry_table.differences(books_alone, _joined(on_disk, packed))
-    features = [name for name in unknown if naming.is_feature(name)]
-    table, is_corrected = _corrected(root, books_alone, features, gone, ledger.changes)
+    table, is_corrected = _corrected(books_alone, found, lost), bool(found or lost)
     if shard_entries or known_shards:
         is_corrected = is_corrected or known_shards != {name: one.bytes for name, one in shard_entries.items()}
         table = entry_table.concatenated([table, entry_table.from_entries(shard_entries)])
     total_bytes = entry_table.sum_of_bytes(table) + ledger.changes.granted_bytes
     is_changed = known is None or is_corrected or total_bytes != ledger.total_bytes
-    return _Listed(table, silences_s, is_changed, list(set(unknown).difference(features)))
+    return _Listed(table, silences_s, is_changed, is_sure, list(set(unknown).difference(features)))
 
 
 def sweep(root: Path, now_s: float, foreign: Iterable[str]) -> None:
@@ -219,10 +232,10 @@ def _remove_if_stray(path: Path, now_s: float) -> None:
         return
 
 
-def _corrected(root: Path, table: Table, unknown: list[str], gone: list[str], changes: Changes) -> tuple[Table, bool]:
-    """The table with the files that it lacks and without those that are gone, and whether there were any."""
-    from cache_store import entry_table
-
+def _corrections(
+    root: Path, unknown: list[str], gone: list[str], changes: Changes
+) -> tuple[dict[str, Entry], list[str]]:
+    """Of names that only the files or only the books have, those that the books lack and those that are lost."""
     # What a writer or evictor is about to say in its journal must not be counted twice.
     announced = changes.being_written
     found: dict[str, Entry] = {}
@@ -234,9 +247,14 @@ def _corrected(root: Path, table: Table, unknown: list[str], gone: list[str], ch
             fingerprint8 = entry.fingerprint8 or recorded_fingerprint8(f"{root}/{name}")
             found[name] = entry._replace(fingerprint8=fingerprint8, runs=changes.runs.get(name, ""))
     # It may have been published after the listing.
-    lost = [name for name in gone if name not in announced and entry_of(root, name) is None]
+    return found, [name for name in gone if name not in announced and entry_of(root, name) is None]
+
+
+def _corrected(table: Table, found: dict[str, Entry], lost: list[str]) -> Table:
+    from cache_store import entry_table
+
     if lost:
         table = entry_table.without(table, lost)
     if found:
         table = entry_table.concatenated([table, entry_table.from_entries(found)])
-    return table, bool(found or lost)
+    return table

@@ -25,7 +25,7 @@ from cache_store import (
     maintenance,
     scan,
 )
-from cache_store.journal import Journal, line
+from cache_store.journal import Journal, deletion, line
 from cache_store.ledger import Ledger
 from cache_store.processes import is_alive, this_process
 from tests.cache_store.conftest import published_bytes, remove_snapshots, snapshot_of, summed, tensor
@@ -311,6 +311,91 @@ def test_a_compaction_in_the_middle_of_a_reading_loses_nothing(store, monkeypatc
     monkeypatch.setattr(ledger, "_journal_names", names_after_a_compaction)
     assert summed(store) == 5
     assert "a.journal" not in [path.name for path in journals_of(store)]
+
+
+@pytest.mark.parametrize("is_folded", [True, False], ids=["in the snapshot", "in a journal"])
+@pytest.mark.parametrize("is_told", [True, False], ids=["and told", "and told later"])
+def test_what_is_deleted_while_files_are_listed_is_taken_off_once(open_store, monkeypatch, is_told, is_folded):
+    store, other = open_store(limit_bytes=10**6), open_store()
+    evictor = Journal(store.root / ".vlm-cache" / "journals.2", None)
+    store.put(key(0), tensor(0))
+    store.stats()
+    real, names = scan.entry_of, scan.names_on_disk
+
+    def listed_before_a_put(root):
+        listed = names(root)
+        other.put(key(1), tensor(1))
+        if is_folded:
+            fold(Ledger(root), evictor)
+        return listed
+
+    def looked_at_after_a_deletion(root, name):
+        monkeypatch.setattr(scan, "entry_of", real)
+        evictor.append(line("w", 0, name))
+        size = (root / name).stat().st_size
+        (root / name).unlink()
+        told.append(deletion({name: size}))
+        if is_told:
+            evictor.append(*told)
+        return real(root, name)
+
+    told = []
+
+    monkeypatch.setattr(scan, "names_on_disk", listed_before_a_put)
+    monkeypatch.setattr(scan, "entry_of", looked_at_after_a_deletion)
+    store.stats()
+    assert scan.entry_of is real
+    if not is_told:
+        evictor.append(*told)
+    evictor.close()
+    other.close()
+    store.close()
+    assert summed(store) == published_bytes(store.root)
+
+
+def test_what_is_written_while_files_are_listed_is_counted_once(open_store, monkeypatch):
+    store, other = open_store(limit_bytes=10**6), open_store()
+    store.put(key(0), tensor(0))
+    other.put(key(1), tensor(1))
+    store.stats()
+    real, names = scan.entry_of, scan.names_on_disk
+
+    def listed_before_a_deletion(root):
+        listed = names(root)
+        other.delete(key(1))
+        return listed
+
+    def looked_at_after_a_put(root, name):
+        monkeypatch.setattr(scan, "entry_of", real)
+        other.put(key(1), tensor(2))
+        return real(root, name)
+
+    monkeypatch.setattr(scan, "names_on_disk", listed_before_a_deletion)
+    monkeypatch.setattr(scan, "entry_of", looked_at_after_a_put)
+    assert store.stats().entries == 2
+    assert scan.entry_of is real
+    other.close()
+    store.close()
+    assert summed(store) == published_bytes(store.root)
+
+
+def test_a_journal_that_begins_during_a_compaction_is_counted_once(open_store):
+    store = open_store(limit_bytes=10**6)
+    store.put(key(0), tensor(0))
+    own = Journal(store.root / ".vlm-cache" / "journals.2", None)
+    view = Ledger(store.root)
+    silences_s = view.silences_s(0.0)
+    late = open_store(run_id="late")
+    late.put(key(1), tensor(1))
+    view.read()
+    view.fold(own, view.table(), silences_s)
+    assert view.table() is None, "to be read anew"
+    view.read()
+    late.close()
+    store.close()
+    assert summed(store) == published_bytes(store.root)
+    assert entry_table.entry_of(view.table(), "episode_vlm1.pt").runs == "late"
+    own.close()
 
 
 @pytest.mark.parametrize(
