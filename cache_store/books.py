@@ -198,9 +198,9 @@ class Books:
         return lines
 
     def _line_of(self, file: NewFile, size: int, old_bytes: int, claimed_bytes: int) -> Line:
-        change, time_us = size - old_bytes - claimed_bytes, now_us()
-        fields = f"{size}\t{time_us}\t{file.fingerprint8}\t{self._run_id or ''}\t{claimed_bytes}\t{file.name}"
-        return Line("p", change, fields, time_us)
+        change, written_us = size - old_bytes - claimed_bytes, self.journal.now_us()
+        fields = f"{size}\t{written_us}\t{file.fingerprint8}\t{self._run_id or ''}\t{claimed_bytes}\t{file.name}"
+        return Line("p", change, fields, now_us())
 
     def publish_shard(self, name: str, buffers: Sequence[Bytes], frame_bytes: int) -> int:
         """Publish a shard whose files exist already and will go: only its frame has to find room; returns what did.
@@ -244,6 +244,7 @@ class Books:
             return False
         # Announced, so that whoever lists the files meanwhile does not take it for lost: the `d` line follows.
         self._note(line("w", 0, name))
+        as_of_us = now_us()
         try:
             removed = removing.remove(self._root, name)
         except BaseException:
@@ -252,7 +253,7 @@ class Books:
         if removed is None:
             self._note(line("x", 0, name))
             return False
-        self._note(deletion({name: removed.bytes}))
+        self._note(deletion({name: removed.bytes}, time_us=as_of_us))
         for one in waste_lines(self._root, removed.shards):
             self._note(one)
         return True

@@ -13,7 +13,7 @@ from cache_store import shards
 from cache_store.accounts import EVICTING, Entry, joined
 from cache_store.clock import file_system_now_s
 from cache_store.errors import StoreWriteError
-from cache_store.journal import Journal, deletion, line
+from cache_store.journal import Journal, deletion, line, now_us
 from cache_store.ledger import Ledger
 from cache_store.naming import is_shard, is_small
 from cache_store.opening import entry_of, is_packed
@@ -59,6 +59,7 @@ class Guard:
 class _Freed:
     """What one batch has unlinked."""
 
+    as_of_us: int  # before the first: who writes one of the files anew does so later
     sizes: dict[str, int] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     shards: dict[str, int] = field(default_factory=dict)  # of them, bytes that stay in shards
@@ -147,9 +148,10 @@ class Evictor:
         while rows := self._chosen(limit_bytes, low_water_bytes, guard, is_last=is_last):
             # Announced, so that whoever lists the files meanwhile does not take them for lost: the `d` lines follow.
             self._journal.append(line("w", 0, EVICTING, *(row.name for row in rows)))
-            freed = _Freed()
+            undisturbed = self._undisturbed(rows)
+            freed = _Freed(as_of_us=now_us())
             try:
-                self._unlink_all(self._undisturbed(rows), freed)
+                self._unlink_all(undisturbed, freed)
             finally:
                 self._tell(rows, freed)
             self._open_queues()
@@ -250,7 +252,7 @@ class Evictor:
 
     def _tell(self, rows: list[Row], freed: _Freed) -> None:
         kept = [row.name for row in rows if row.name not in freed.sizes]
-        lines = [deletion(freed.sizes)] if freed.sizes else []
+        lines = [deletion(freed.sizes, time_us=freed.as_of_us)] if freed.sizes else []
         lines += waste_lines(self._root, freed.shards)
         self._journal.append(*lines, line("x", 0, EVICTING, *kept))
         self._usage.evicted(freed.sizes, unread=freed.unread)

@@ -35,10 +35,11 @@ from cache_store.errors import StoreWriteError
 from cache_store.processes import HERE, this_process
 
 _TOUCH_EVERY_S = 60.0
+_SKEW_FROM_US = 1_000_000  # below, a host's clock is taken for the file system's
 
 
 def now_us() -> int:
-    """Wall-clock microseconds; orders events of one host, and roughly those of several."""
+    """Wall-clock microseconds of this host."""
     return time.time_ns() // 1000
 
 
@@ -56,14 +57,17 @@ def line(kind: str, change: int, *fields: object, time_us: int | None = None) ->
     return Line(kind, change, "\t".join(map(str, fields)), now_us() if time_us is None else time_us)
 
 
-def deletion(sizes: Mapping[str, int]) -> Line:
-    """The line that says that these files, of so many bytes, are no longer there."""
+def deletion(sizes: Mapping[str, int], *, time_us: int | None = None) -> Line:
+    """The line that says that these files, of so many bytes, are gone, as of `time_us`: what comes later stays."""
     small_bytes = sum(filter(naming.is_small, sizes.values()))
-    return line("d", -sum(sizes.values()), small_bytes, *sizes)
+    return line("d", -sum(sizes.values()), small_bytes, *sizes, time_us=time_us)
 
 
 class Journal:
     """Appends to this process's own file under `folder`; opened by the first append.
+
+    Events of several hosts are put in order by their times, so all are told by the file system's clock: how far
+    this host's is from it shows when the journal is opened.
 
     Safe for threads. A forked child starts its own file, and a file that a compactor removed is replaced.
     """
@@ -80,7 +84,12 @@ class Journal:
         self._fd: int | None = None
         self._name: str | None = None
         self._sum = 0
+        self._skew_us = 0
         self._touched_s = 0.0
+
+    def now_us(self) -> int:
+        """Microseconds since 1970 by the file system's clock, from the first append on."""
+        return now_us() + self._skew_us
 
     @property
     def name(self) -> str | None:
@@ -113,7 +122,7 @@ class Journal:
         rows = []
         for kind, change, fields, time_us in lines:
             total += change
-            rows.append(f"{kind}\t{change}\t{total}\t{time_us}\t{fields}\n")
+            rows.append(f"{kind}\t{change}\t{total}\t{time_us + self._skew_us}\t{fields}\n")
         _write_whole(fd, "".join(rows).encode())
         self._sum = total
 
@@ -157,7 +166,10 @@ class Journal:
             self._fd = os.open(self._folder / name, flags, 0o666)
             self._name = name
             owner = this_process(self._run_id)
+            self._skew_us = 0
             self._write(self._fd, [line("o", 0, owner.host, owner.pid, owner.started, owner.run_id)])
+            skew_us = os.fstat(self._fd).st_mtime_ns // 1000 - now_us()
+            self._skew_us = skew_us if abs(skew_us) >= _SKEW_FROM_US else 0
         return self._fd
 
     def _drop(self) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -579,6 +580,22 @@ def test_an_entry_that_two_runs_wrote_stays_while_one_of_them_lasts(open_store):
     for index in range(1, 9):
         other.put(key(index), tensor(index))
     assert other.contains(key(0))
+
+
+@pytest.mark.parametrize("skew_s", [-86_400, 0, 86_400])
+def test_journals_tell_the_file_systems_time_whatever_the_hosts_clock_says(open_store, monkeypatch, skew_s):
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + skew_s * 10**9)
+    store = open_store(limit_bytes=10**6)
+    store.put(key(0), tensor(0))
+    monkeypatch.undo()
+    view = Ledger(store.root)
+    view.read()
+    (path,) = journals_of(store)
+    times_us = [int(raw.split(b"\t")[3]) for raw in path.read_bytes().splitlines()[1:]]
+    times_us.append(view.changes.entries["episode_vlm0.pt"].written_us)
+    assert len(times_us) >= 3
+    assert all(abs(time_us * 1000 - real()) < 3600 * 10**9 for time_us in times_us)
 
 
 def test_a_clock_set_back_does_not_change_the_order_of_one_journal(store):

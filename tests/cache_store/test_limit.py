@@ -15,7 +15,7 @@ from cache_store import PutItem, StepKey, StoreFull, atomic, books, budget, evic
 from cache_store.accounts import EVICTING
 from cache_store.archive import Record
 from cache_store.codec import encode
-from cache_store.journal import Journal, Line, deletion, line
+from cache_store.journal import Journal, Line, deletion, line, now_us
 from cache_store.ledger import Ledger
 from cache_store.put_item import key_fields
 from tests.cache_store.conftest import published_bytes, summed, tensor
@@ -248,6 +248,30 @@ def test_an_evictor_lets_a_file_be_that_a_writer_has_just_announced(open_store, 
     assert torch.equal(store.get(key(0)), tensor(7, width=8))
     assert kept(store) == [0, 2, 3]
     assert summed(store) - store._books.budget._granted - other._books.budget._granted == published_bytes(store.root)
+
+
+def test_a_file_that_is_put_anew_before_its_eviction_is_told_stays_in_the_books(open_store, monkeypatch):
+    store = open_store(limit_bytes=3 * SIZE)
+    for index in range(3):
+        store.put(key(index), tensor(index))
+    writer, remove = Journal(store.root / ".vlm-cache" / "journals.2", None), removing.remove_loose
+
+    def remove_and_be_late(root, name, size):
+        content = (root / name).read_bytes()
+        removed = remove(root, name, size)
+        monkeypatch.setattr(evictor, "remove_loose", remove)
+        writer.append(line("r", size), line("w", 0, name))
+        (root / name).write_bytes(content)
+        writer.append(line("p", 0, size, now_us(), "", "", size, name))
+        return removed
+
+    monkeypatch.setattr(evictor, "remove_loose", remove_and_be_late)
+    store.put(key(3), tensor(3))
+    writer.close()
+    ledger = Ledger(store.root)
+    ledger.read()
+    assert ledger.changes.entries["episode_vlm0.pt"].bytes == SIZE
+    assert published_bytes(store.root) <= 3 * SIZE
 
 
 def test_what_comes_in_while_an_evictor_reads_is_no_error_of_the_sums(open_store, monkeypatch):
