@@ -145,27 +145,19 @@ def test_an_evaluation_finds_every_feature_that_a_build_made_and_answers_with_th
     assert (model["questions"], model["agreeing"], model["hits"]) == (5, 5, 5)
 
 
-def test_a_build_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
+@pytest.mark.usefixtures("local_ray")
+def test_a_build_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path, capsys):
     videos = tmp_path / "videos"
     for number in range(24):
-        write_video(videos / f"{number:02d}.mp4", frames=48, width=320, height=240, seed=number)
-    arguments = [
-        "--source",
-        "folder",
-        "--data",
-        str(videos),
-        "--encoder",
-        "longva",
-        "--model",
-        "small",
-        "--nframe",
-        "48",
-    ]
+        write_video(videos / f"{number:02d}.mp4", frames=32, width=320, height=240, seed=number)
+    arguments = ["--source", "folder", "--data", str(videos), "--encoder", "longva", "--model", "small"]
+    arguments += ["--nframe", "32", "--store"]
 
     interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
-    command = [sys.executable, "-m", "jobs", "build", *arguments]
     run = subprocess.Popen(
-        [*command, "--store", str(interrupted)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "jobs", "build", *arguments, str(interrupted)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not list(interrupted.rglob("*.pt")):
         assert run.poll() is None, "the build ended before it could be killed"
@@ -175,11 +167,11 @@ def test_a_build_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
     survived = digests(interrupted)
     assert 0 < len(survived) < 24, "killed too early or too late to show anything"
 
-    done = subprocess.run([*command, "--store", str(interrupted), "--json"], capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)
+    assert build(*arguments, interrupted, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
     assert report["skipped"] >= len(survived)
     assert report["done"] + report["skipped"] == 24
-    subprocess.run([*command, "--store", str(whole), "--lanes", "2"], capture_output=True, check=True)
+    assert build(*arguments, whole) == 0
     assert digests(interrupted) == digests(whole)
     assert survived.items() <= digests(whole).items()
     shutil.rmtree(interrupted)
