@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 from cache_store import pickle_layout
 from cache_store.checksum import crc32
 from cache_store.errors import DamagedFeature, StoreReadError
+from cache_store.file_systems import READ_FLAGS
 from cache_store.pickle_layout import UnknownLayout
 from cache_store.recipes import canonical_json
 from cache_store.zip_directory import Entry, read_directory
@@ -204,7 +206,7 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
     name = os.fspath(path)
     try:
         # A folder under this name counts as damage like any other foreign content.
-        file = open(name, "rb")  # noqa: SIM115 - closed by the `with` below, opened apart to tell its errors
+        file = open(os.open(name, READ_FLAGS), "rb")  # noqa: SIM115 - closed below, opened apart to tell its errors
     except FileNotFoundError:
         raise
     except IsADirectoryError as exc:
@@ -214,6 +216,8 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
             raise FileNotFoundError(name) from exc
         raise StoreReadError(name, exc) from exc
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DamagedFeature(name, "no regular file")
         yield Archive(name, file)
 
 
@@ -311,7 +315,7 @@ def recorded_fingerprint8(path: str) -> str:
     For listings of many files: damage is not noticed here, and no error is raised.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, READ_FLAGS)
     except OSError:
         return ""
     try:

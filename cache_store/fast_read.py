@@ -17,6 +17,7 @@ import numpy as np
 from cache_store import pickle_layout
 from cache_store.archive import RECORD_END, RECORD_END_BYTES, Archive
 from cache_store.checksum import crc32
+from cache_store.file_systems import READ_FLAGS
 from cache_store.pickle_layout import MAIN_FIELD, TensorPlace
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ LARGEST_BYTES = 1 << 16
 _FIRST_BUFFER_BYTES = 1 << 10  # the first file of a kind is read with care, and tells how long its like are
 _SLACK_BYTES = 256  # records of neighbouring files differ by a few digits
 _MAX_HEADS = 1024
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 _DESCRIPTOR_BYTES = 16
 _DESCRIPTOR = struct.Struct("<II").unpack_from  # behind the tensor: a marker and its CRC-32
 _DESCRIPTOR_MARKER = 0x08074B50
@@ -64,7 +64,7 @@ class FastReader:
             OSError: as `open` and `read`.
         """
         buffer = bytearray(self._buffer_bytes)
-        fd = os.open(path, _FLAGS)
+        fd = os.open(path, READ_FLAGS)
         try:
             length = os.readv(fd, (buffer,))
         finally:

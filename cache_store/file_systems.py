@@ -5,10 +5,29 @@ A mapped file that another host truncates or removes ends the process with SIGBU
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import stat
+from io import FileIO
+
+# Without waiting: a pipe under the name of a feature or a journal must not stop its reader.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 _LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "bcachefs"))
+
+
+def open_regular(path: str | os.PathLike[str]) -> FileIO:
+    """Open a file for reading, unbuffered.
+
+    Raises:
+        OSError: as `open`, and for what is no regular file, such as a pipe or a device without an end.
+    """
+    file = FileIO(os.open(path, READ_FLAGS))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+    return file
 
 
 def is_on_local_disk(file: int | str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cache_store.archive import open_archive
 from cache_store.errors import DamagedFeature, StoreReadError
+from cache_store.file_systems import READ_FLAGS
 from cache_store.pickle_layout import MAIN_FIELD, float_behind
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def loss_of(value: object) -> Loss | None:
 def loss_in(path: str) -> Loss | None:
     """As `loss_of` for a file, from its head alone where that tells. For listings: damage is not noticed."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, READ_FLAGS)
         try:
             head = os.pread(fd, _HEAD_BYTES, 0)
         finally:

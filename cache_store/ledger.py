@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from cache_store import naming, snapshot
 from cache_store.accounts import Changes, Tail, events, in_order_of_time
 from cache_store.errors import StoreWriteError
+from cache_store.file_systems import READ_FLAGS, open_regular
 from cache_store.journal import Journal, Line, line
 from cache_store.opening import entry_of
 from cache_store.snapshot import Snapshot
@@ -180,7 +181,7 @@ class Ledger:
     def _remove(self, name: str, tail: Tail, own: Journal) -> None:
         path = self._journals / name
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open_regular(path) as file:
                 os.unlink(path)
                 # A process taken for dead may have written until just now; after the unlink it notices by itself.
                 file.seek(tail.offset)
@@ -268,7 +269,7 @@ def _journal_names(folder: Path) -> list[str]:
 def _end_of(path: Path, before: tuple[int, int]) -> tuple[int, int]:
     """The length of a journal's whole lines and the sum in the last one; `before` is what they were."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, READ_FLAGS)
     except OSError:
         # Removed by a compactor since the listing, or unreadable: the next snapshot says what it held.
         return before
@@ -303,7 +304,7 @@ def _last_sum(chunk: bytes, otherwise: int | None) -> int | None:
 
 def _read_from(path: Path, offset: int) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size <= offset:
                 return b""

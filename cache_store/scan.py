@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, AnyStr, NamedTuple
 
 from cache_store import naming, pins, shards
 from cache_store.accounts import Changes, Entry
@@ -110,6 +110,14 @@ def _is_utf8(name: bytes) -> bool:
     return True
 
 
+def is_folder(item: os.DirEntry[AnyStr]) -> bool:
+    """As `item.is_dir()`; False for a link that leads nowhere."""
+    try:
+        return item.is_dir()
+    except OSError:
+        return False
+
+
 def _listings(root: Path) -> Iterator[tuple[str, list[bytes]]]:
     """Folders and names in them, some thousand at a time: a list of a million names would take 100 MB."""
     folders = [""]
@@ -118,7 +126,8 @@ def _listings(root: Path) -> Iterator[tuple[str, list[bytes]]]:
             with os.scandir(os.fsencode(root / folder)) as listing:
                 while items := list(islice(listing, _NAMES_AT_ONCE)):
                     if not folder:
-                        folders += [os.fsdecode(item.name) for item in items if item.name[:1] != b"." and item.is_dir()]
+                        visible = (item for item in items if item.name[:1] != b".")
+                        folders += [os.fsdecode(item.name) for item in visible if is_folder(item)]
                     yield folder, [item.name for item in items]
         except OSError as exc:
             # A folder that was removed since, or is not ours to read, hides its own features; an unreadable root all.

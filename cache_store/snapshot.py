@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from cache_store.accounts import Changes, Counters, Tail
 from cache_store.atomic import publish
 from cache_store.checksum import crc32
 from cache_store.errors import EntryExists
+from cache_store.file_systems import open_regular
 from cache_store.processes import Owner
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class Snapshot:
 def read(path: Path) -> Snapshot | None:
     """A snapshot's first line; None when it is missing, damaged or of another format: a scan replaces it."""
     try:
-        with open(path, "rb") as file:
+        with BufferedReader(open_regular(path)) as file:
             first = file.readline()
             fields = json.loads(first)
             if fields.pop("format") != FORMAT:

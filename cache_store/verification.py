@@ -20,6 +20,7 @@ from typing import IO, NamedTuple, cast
 from cache_store import archive, naming
 from cache_store.errors import StoreReadError, StoreWriteError
 from cache_store.reports import Problem, VerifyProgress, VerifyReport
+from cache_store.scan import is_folder
 
 SetAside = Callable[[str, str], str | None]
 
@@ -67,7 +68,7 @@ def _names(root: Path, folder: str, listing: Listing) -> list[str]:
                 relative = f"{folder}/{item.name}" if folder else item.name
                 if naming.is_feature(relative):
                     listing.features.append(relative)
-                elif not item.name.startswith(".") and item.is_dir():
+                elif not item.name.startswith(".") and is_folder(item):
                     folders.append(relative)
                 elif item.name.endswith(naming.SUFFIX):
                     listing.not_features.append(relative)

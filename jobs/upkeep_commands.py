@@ -66,6 +66,8 @@ def _print_verified(found: VerifyReport, location: str, *, seconds: float) -> No
             "which makes what is missing and skips the rest",
             soft_wrap=True,
         )
+    elif found.problems and found.repaired:
+        console.print("nothing of that is a file that could be set aside", soft_wrap=True)
     elif found.problems:
         console.print(
             "nothing was changed; --repair sets damaged files aside, and the next build makes them again",

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -287,6 +288,55 @@ def test_a_read_only_store_is_readable(has_books):
         reader.start()
         assert results.get(timeout=60) == (True, None, 1, 0)
         reader.join()
+
+
+def _make_pipe(path):
+    os.mkfifo(path)
+
+
+def _make_endless_link(path):
+    path.symlink_to("/dev/zero")
+
+
+def _make_looping_link(path):
+    path.symlink_to(path.name)
+
+
+def _make_dangling_link(path):
+    path.symlink_to("nowhere")
+
+
+@pytest.fixture
+def _no_waiting():
+    def give_up(*_):
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("make", [_make_pipe, _make_endless_link, _make_looping_link, _make_dangling_link, os.mkdir])
+def test_what_is_no_file_is_no_feature_and_stops_nobody(open_store, make):
+    store = open_store(limit_bytes=10**6)
+    store.put(StepKey("first", 0), tensor(1))
+    make(store.root / "first_vlm1.pt")
+    assert store.get(StepKey("first", 1)) is None
+    assert store.get_batch([StepKey("first", 0), StepKey("first", 1)])[1] == [1]
+    make(store.root / "first_vlm2.pt")
+    make(store.root / ".vlm-cache" / "journals.2" / f"{'a' * 32}.journal")
+    make(store.root / ".vlm-cache" / "snapshot.1000")
+    assert store.stats().entries == 1
+    assert "first_vlm2.pt" in [problem.path for problem in store.verify().problems]
+    again = open_store()
+    again.put(StepKey("first", 3), tensor(3))
+    assert again.stats().entries == 2
+    # The fixture verifies what the test leaves.
+    for path in store.root.glob("first_vlm[12].pt"):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def test_an_entry_published_during_the_listing_is_not_lost(store, monkeypatch):
