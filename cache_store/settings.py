@@ -80,14 +80,14 @@ def remembered(root: Path) -> Settings:
     try:
         fields = json.loads(path.read_bytes())
         version = fields["format"]
+        if not isinstance(version, int) or version > FORMAT:
+            raise StoreFormatError(str(root), f"its format {version} is newer than {FORMAT}; upgrade vlm-cache")
         limits = [fields["limit_bytes"], fields.get("soft_limit_bytes")]
     except FileNotFoundError:
         return Settings()
     except (ValueError, KeyError, TypeError) as exc:
         logger.warning("%s is damaged (%s); the store opens without a remembered limit", path, exc)
         return Settings()
-    if not isinstance(version, int) or version > FORMAT:
-        raise StoreFormatError(str(root), f"its format {version} is newer than {FORMAT}; upgrade vlm-cache")
     return Settings(*(limit if isinstance(limit, int) else None for limit in limits))
 
 

@@ -253,9 +253,10 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path):
 def test_a_store_of_a_newer_version_is_refused_and_damaged_settings_are_not(tmp_path, open_store):
     settings = tmp_path / "store" / ".vlm-cache" / "store.json"
     settings.parent.mkdir(parents=True)
-    settings.write_text('{"format": 99, "limit_bytes": 1}')
-    with pytest.raises(StoreFormatError, match="newer"):
-        FeatureStore(tmp_path / "store")
+    for newer in ('{"format": 99, "limit_bytes": 1}', '{"format": 99}'):
+        settings.write_text(newer)
+        with pytest.raises(StoreFormatError, match="newer"):
+            FeatureStore(tmp_path / "store")
     settings.write_text("{")
     assert open_store().limit_bytes is None
 
