@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cache_store")
 
 
-def table(objects: Objects, tier: Tier) -> Table:
+def table(objects: Objects, tier: Tier | None) -> Table:
     """All features as the service lists them, in the columns of `entry_table`.
 
-    It knows no uses, and no recipes but those that a folder's name tells.
+    It knows no uses, and no recipes but those that a folder's name tells. Old copies leave the tier that is given.
 
     Memory: a page of objects beside 100 bytes for each feature.
 
@@ -32,14 +32,16 @@ def table(objects: Objects, tier: Tier) -> Table:
 
     parts = [entry_table.SCHEMA.empty_table()]
     for page in features(objects):
-        tier.compare(page)
+        if tier is not None:
+            tier.compare(page)
         written = [info.written_us for info in page]
         names = [info.name for info in page]
         recipes = [name.partition("/")[0].partition("@")[2] if "@" in name else "" for name in names]
         columns = [names, [info.bytes for info in page], written, written, recipes, [""] * len(page)]
         parts.append(pa.table(columns, schema=entry_table.SCHEMA))
     found = pa.concat_tables(parts).combine_chunks()
-    tier.forget_all_but(found)
+    if tier is not None:
+        tier.forget_all_but(found)
     return found
 
 

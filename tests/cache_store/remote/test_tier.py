@@ -6,7 +6,9 @@ import errno
 import multiprocessing
 import pickle
 import sys
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import fsspec
@@ -21,6 +23,7 @@ from cache_store import (
     RecipeMismatch,
     StepKey,
     StoreFormatError,
+    StoreReadError,
     StoreWriteError,
     VideoKey,
     get_cache_manager,
@@ -72,7 +75,7 @@ def test_a_second_read_of_a_video_in_a_recipe_asks_nothing_either(open_on, recip
     store.get(VIDEO, recipe=recipe)
     asked = store.transfers.requests
     assert torch.equal(store.get(VIDEO, recipe=recipe)["vision_features"], tensor(int(recipe == ANOTHER)))
-    store.prefetch([VIDEO], recipe=recipe)
+    store.prefetch([(VIDEO, recipe)])
     assert store.transfers.requests == asked
 
 
@@ -250,9 +253,94 @@ def test_prefetch_downloads_what_is_missing_here_and_nothing_twice(open_on):
     for index, key in enumerate(keys):
         store.put(key, tensor(index))
     store.get(keys[3])
-    store.prefetch([*keys, StepKey("episode", 99)])
+    store.prefetch((key, None) for key in [*keys, StepKey("episode", 99)])
     assert store.transfers.downloads == 40
     assert all((store.root / f"episode_vlm{index}.pt").exists() for index in range(40))
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Downloads wait until they are let go; how many began is counted."""
+
+    class Held:
+        def __init__(self):
+            self.began, self.let_go = threading.Semaphore(0), threading.Event()
+
+    def cat_file(self, path, **options):
+        content = whole(self, path, **options)
+        if path.endswith(".pt"):
+            held.began.release()
+            assert held.let_go.wait(30)
+        return content
+
+    held, whole = Held(), MemoryFileSystem.cat_file
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    return held
+
+
+def test_threads_that_read_one_feature_download_it_once(open_on, held):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    with ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(store.get, KEY) for _ in range(4)]
+        assert held.began.acquire(timeout=30)
+        held.let_go.set()
+        assert all(torch.equal(read.result(), tensor(1)) for read in reads)
+    assert store.transfers.downloads == 1
+
+
+def test_what_is_replaced_while_it_is_downloaded_leaves_no_copy_of_what_it_was(open_on, held):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(store.get, KEY)
+        assert held.began.acquire(timeout=30)
+        store.put(KEY, tensor(2))
+        held.let_go.set()
+        assert torch.equal(read.result(), tensor(1))
+    assert torch.equal(store.get(KEY), tensor(2))
+
+
+def test_a_prefetch_need_not_be_waited_for_and_the_read_takes_what_it_downloads(open_on, held):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    store.prefetch([(KEY, None)], wait=False)
+    assert held.began.acquire(timeout=30)
+    held.let_go.set()
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert store.transfers.downloads == 1
+
+
+def test_a_prefetch_that_fails_is_told_by_the_read_and_gives_up_the_rest(open_on, monkeypatch):
+    def refuse(self, path, **_):
+        raise PermissionError(path)
+
+    store = open_on("a")
+    keys = [StepKey("episode", index) for index in range(300)]
+    for key in keys:
+        store.put(key, tensor(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "cat_file", refuse)
+        asked = store.transfers.requests
+        store.prefetch([(key, None) for key in keys], wait=False)
+        store._pool().submit(int).result()
+        assert store.transfers.requests - asked < 150
+        with pytest.raises(StoreReadError, match=r"episode_vlm7\.pt"):
+            store.get(keys[7])
+    assert torch.equal(store.get(keys[7]), tensor(1))
+
+
+def test_where_copies_find_no_room_nothing_is_downloaded_ahead_of_its_read(open_on, monkeypatch):
+    store = open_on("a")
+    keys = [StepKey("episode", index) for index in range(4)]
+    for key in keys:
+        store.put(key, tensor(1))
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "10")
+    small = open_on("small")
+    small.get(keys[0])
+    small.prefetch((key, None) for key in keys)
+    assert small.get_batch(keys).missing == []
+    assert small.transfers.downloads == 1 + 4
 
 
 def _read_in_a_child(store, answers):
@@ -292,7 +380,7 @@ def test_every_method_of_a_store_is_answered_for_a_remote_root(open_on):
     inherited = {"clear", "contains", "entries", "eviction_for", "limit_bytes", "record_of", "remember_plan",
                  "size", "soft_limit_bytes"}  # fmt: skip
     public = {name for name in dir(FeatureStore) if not name.startswith("_")}
-    defined = {name for one in type(open_on("a")).__mro__[:2] for name in vars(one)}
+    defined = {name for one in type(open_on("a")).__mro__[:3] for name in vars(one)}
     assert public - defined == inherited
 
 
