@@ -231,8 +231,11 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         """
         if not self._tier.is_keeping:
             return
-        pairs = with_wanted(asked)
-        missing = [pair for pair in pairs if not self._tier.has(next(candidates(pair[0], pair[1].fingerprint)))]
+        missing = {
+            (key, wanted.fingerprint): (key, wanted)
+            for key, wanted in with_wanted(asked)
+            if not self._tier.has(next(candidates(key, wanted.fingerprint)))
+        }.values()
         if wait:
             for _ in self._pool().map(lambda pair: self._fetch(*pair), missing):
                 pass

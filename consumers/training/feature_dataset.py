@@ -36,7 +36,7 @@ class FeatureDataset(Dataset[Any]):
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to download what these items need; for a sampler that knows what comes next."""
-        self._reader.prefetch({self._keys[index]: self._recipe for index in indices})
+        self._reader.prefetch((self._keys[index], self._recipe) for index in indices)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         keys = [self._keys[index] for index in indices]

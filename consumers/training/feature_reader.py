@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,11 +46,11 @@ class FeatureReader:
         store.prefetch(wanted.items())
         return {key: store.get(key, recipe=recipe, on_stale=self._on_stale) for key, recipe in wanted.items()}
 
-    def prefetch(self, wanted: Mapping[FeatureKey, Recipe | None]) -> None:
-        """Begin to download what is soon to be read, and return; nothing to do where features lie in a folder."""
+    def prefetch(self, wanted: Iterable[tuple[FeatureKey, Recipe | None]]) -> None:
+        """Begin to download what is soon to be read, and return. Of a folder's features none is even looked at."""
         store = self._opened()
         if store is not None:
-            store.prefetch(wanted.items(), wait=False)
+            store.prefetch(wanted, wait=False)
 
     def _opened(self) -> FeatureStore | None:
         # Opening a store makes its folder: a mistyped path would become an empty store.

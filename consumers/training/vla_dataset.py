@@ -167,7 +167,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to download the features that these samples need; for a sampler that knows what comes next."""
         if self.use_cache:
-            self.reader.prefetch(dict.fromkeys(map(self.key_of, indices), self.recipe))
+            self.reader.prefetch((self.key_of(index), self.recipe) for index in indices)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         keys = [self.key_of(index) for index in indices]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -68,12 +68,11 @@ class VLAEpisodeSet(Dataset[Sample | None]):
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to download the features that these samples need; for a sampler that knows what comes next."""
-        if wanted := _wanted(map(self._place, indices)):
-            self.episodes[0].reader.prefetch(wanted)
+        self.episodes[0].reader.prefetch(_wanted(map(self._place, indices)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         places = [self._place(index) for index in indices]
-        wanted = _wanted(places)
+        wanted = dict(_wanted(places))
         # One reader for all episodes: in each process it opens the store once.
         features = self.episodes[0].reader.read(wanted) if wanted else {}
         return [episode.sample(index, features.get(episode.key_of(index))) for episode, index in places]
@@ -87,5 +86,5 @@ class VLAEpisodeSet(Dataset[Sample | None]):
         return episode, index - int(self._ends[number]) + len(episode)
 
 
-def _wanted(places: Iterable[tuple[UnifiedVLADataset, int]]) -> dict[FeatureKey, Recipe | None]:
-    return {episode.key_of(index): episode.recipe for episode, index in places if episode.use_cache}
+def _wanted(places: Iterable[tuple[UnifiedVLADataset, int]]) -> Iterator[tuple[FeatureKey, Recipe | None]]:
+    return ((episode.key_of(index), episode.recipe) for episode, index in places if episode.use_cache)
