@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +169,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             return self._read(key, wanted, "error", options)
         except (RecipeMismatch, InexactFeature):
             self._look_again(key, wanted)
-            return self._read(key, wanted, on_stale, options)
+            with self._telling():
+                return self._read(key, wanted, on_stale, options)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Let errors name the URL, and not where a copy lies."""
+        try:
+            yield
+        except (RecipeMismatch, InexactFeature) as exc:
+            raise exc.said_of(self.location, copied_to=str(self.root)) from exc
 
     def _read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any]) -> object | None:
         copies = self._tier.store
@@ -276,7 +286,8 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         except (RecipeMismatch, InexactFeature):
             for _ in self._pool().map(lambda key: self._look_again(key, wanted), keys):
                 pass
-            found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
+            with self._telling():
+                found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
         return self._filled(found, keys, recipe, on_stale)
 
     def _filled(

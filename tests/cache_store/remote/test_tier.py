@@ -122,8 +122,11 @@ def test_a_recipe_that_a_copy_does_not_fit_is_asked_of_the_service(open_on):
     here.get(KEY)
     there.put(KEY, tensor(2), recipe=ANOTHER)
     assert torch.equal(here.get(KEY, recipe=ANOTHER), tensor(2))
-    with pytest.raises(RecipeMismatch):
-        here.get(KEY, recipe=RECIPE)
+    for ask in (lambda: here.get(KEY, recipe=RECIPE), lambda: here.get_batch([KEY], recipe=RECIPE)):
+        with pytest.raises(RecipeMismatch, match=f"^{here.location}/episode_vlm0.pt was made") as caught:
+            ask()
+        assert str(here.root) not in str(caught.value)
+        assert pickle.loads(pickle.dumps(caught.value)).path == f"{here.location}/episode_vlm0.pt"
     assert here.get(KEY, recipe=RECIPE, on_stale="miss") is None
 
 
@@ -391,6 +394,21 @@ def test_the_records_of_a_video_are_told_for_each_recipe(open_on):
         value = {"vision_features": torch.zeros(4, 2, 3), "video_id": "v"}
         store.put(key, value, recipe={"weights": weights})
     assert [record.recipe for record in store.records_of(key)] == [{"weights": "a"}, {"weights": "b"}]
+
+
+def test_records_are_those_of_copies_and_then_what_else_the_service_has(open_on):
+    here, there = open_on("a"), open_on("b")
+    here.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    here.get(VIDEO)
+    asked = here.transfers.requests
+    assert next(here.records_of(VIDEO)).recipe == RECIPE
+    assert here.transfers.requests == asked
+    assert [record.recipe for record in here.records_of(VIDEO)] == [RECIPE]
+    there.clear()
+    there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    assert [record.recipe for record in here.records_of(VIDEO)] == [RECIPE, ANOTHER]
+    assert torch.equal(here.get(VIDEO, recipe=ANOTHER)["vision_features"], tensor(2))
+    assert [record.recipe for record in here.records_of(VIDEO)] == [ANOTHER]
 
 
 def test_an_unknown_protocol_and_a_missing_package_are_named(monkeypatch):
