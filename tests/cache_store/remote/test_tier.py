@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import pickle
 import sys
 import threading
@@ -20,6 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cache_store import (
     FeatureStore,
     LocalOnly,
+    ReadOnlyStore,
     RecipeMismatch,
     StepKey,
     StoreFormatError,
@@ -28,6 +30,7 @@ from cache_store import (
     VideoKey,
     get_cache_manager,
     known_aliases,
+    naming,
 )
 from cache_store.remote import retries
 from cache_store.remote import tier as tiers
@@ -217,6 +220,25 @@ def test_where_a_put_takes_two_steps_the_name_comes_last(tmp_path, monkeypatch):
             with pytest.raises(StoreWriteError, match="no space"):
                 store.put(KEY, tensor(1))
         assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_what_a_killed_writer_left_goes_a_day_later_by_the_clock_of_the_service(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
+    folder = tmp_path / "store"
+    with FeatureStore(f"local://{folder}") as store:
+        store.put(KEY, tensor(1))
+        store.put(VIDEO, {"vision_features": tensor(1)})
+        left = [folder / naming.temp_name(), folder / "Video-MME" / naming.temp_name(), folder / "mine.txt"]
+        written_s = (folder / "episode_vlm0.pt").stat().st_mtime
+        for path, hours in zip(left, (25, 25, 99), strict=True):
+            path.write_bytes(b"half")
+            os.utime(path, (0, written_s - hours * 3600))
+        left.append(folder / naming.temp_name())
+        left[-1].write_bytes(b"half")  # of a writer at work
+        ReadOnlyStore(store.location).size()
+        assert all(path.exists() for path in left)
+        assert store.size()[0] == 2
+        assert [path.exists() for path in left] == [False, False, True, True]
 
 
 def test_an_object_that_is_damaged_once_is_not_damaged(open_on, monkeypatch):
