@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from cache_store import FeatureStore, LocalOnly, ReadOnlyStore, StepKey, StoreFormatError, VideoKey
+from cache_store import (
+    FeatureStore,
+    LocalOnly,
+    ReadOnlyStore,
+    StepKey,
+    StoreFormatError,
+    VideoKey,
+    absolute_root,
+    is_root,
+)
 from cache_store.remote import lookup
 from cache_store.remote.objects import open_objects
 from cache_store.remote.tier import folder_of
@@ -88,6 +99,9 @@ def test_what_leads_nowhere_and_limits_are_refused(url):
         ReadOnlyStore(url).set_limit(10**9)
     with pytest.raises(StoreFormatError, match="nonsense"):
         ReadOnlyStore("nonsense://a")
+    for ask in (FeatureStore, ReadOnlyStore, is_root, absolute_root):
+        with pytest.raises(StoreFormatError, match="give the URL as text"):
+            ask(Path(url))
     assert not folder_of(url).exists()
 
 
