@@ -35,6 +35,7 @@ from cache_store.reports import (
     VerifyProgress,
     VerifyReport,
 )
+from cache_store.settings import absolute_root, is_root
 from cache_store.store import FeatureStore
 from cache_store.vla_manager import VLACacheManager, get_cache_manager
 
@@ -72,9 +73,11 @@ __all__ = [
     "VerifyProgress",
     "VerifyReport",
     "VideoKey",
+    "absolute_root",
     "canonical_dataset_name",
     "describe",
     "get_cache_manager",
+    "is_root",
     "known_aliases",
     "model_signature",
     "prompt_hash",

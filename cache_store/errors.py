@@ -35,11 +35,22 @@ class CacheStoreError(Exception):
         # Exceptions are rebuilt from `args` alone; the fields have to travel in the state.
         return (_rebuild, (type(self), self.message), dict(self.__dict__))
 
+    def said_of(self, place: str, *, copied_to: str) -> CacheStoreError:
+        """The same error about what a path in `copied_to` is a copy of."""
+        fields = {name: _moved(value, copied_to, place) for name, value in vars(self).items()}
+        error = _rebuild(type(self), fields["message"])
+        error.__dict__.update(fields)
+        return error
+
 
 def _rebuild(kind: type[CacheStoreError], message: str) -> CacheStoreError:
     error = kind.__new__(kind)
     Exception.__init__(error, message)
     return error
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    return value.replace(old, new) if isinstance(value, str) else value
 
 
 def _advice(path: str, for_a_file: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,9 @@ from cache_store.settings import Settings
 # Whole stores are asked about by few: readers do without Arrow.
 if TYPE_CHECKING:
     from cache_store.bulk import Asked
+
+# Above so many keys one listing of a folder is cheaper than a question for each.
+_LIST_ABOVE = 20_000
 
 
 class Lookup:
@@ -112,6 +115,10 @@ class Lookup:
         except (FileNotFoundError, DamagedFeature):
             return None
 
+    def record_of_each(self, keys: Sequence[FeatureKey]) -> Iterator[Record | None]:
+        """As `record_of` for many keys, in their order."""
+        return map(self.record_of, keys)
+
     def records_of(self, key: VideoKey) -> Iterator[Record]:
         """What the store wrote beside each recipe's feature of a key: what a plain reader finds comes first.
 
@@ -127,6 +134,12 @@ class Lookup:
                     yield read_record(self.root, name) or Record()
                 except (FileNotFoundError, DamagedFeature):
                     continue
+
+    def contains_each(self, keys: Sequence[FeatureKey]) -> list[bool]:
+        """As `contains` for many keys, in their order; above some thousand by one listing."""
+        if len(keys) <= _LIST_ABOVE:
+            return [self.contains(key) for key in keys]
+        return [state == "present" for state in self.states((key, None) for key in keys)]
 
     def mismatch_of(self, key: FeatureKey, *, recipe: Mapping[str, Any]) -> RecipeMismatch | None:
         """The error with which `get` would refuse the feature of another recipe that lies there; None: it would not."""

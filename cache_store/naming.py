@@ -12,7 +12,7 @@ import unicodedata
 import uuid
 from dataclasses import dataclass
 
-from cache_store.errors import InvalidKey
+from cache_store.errors import InvalidKey, StoreFormatError
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.processes import HERE
 
@@ -52,6 +52,7 @@ _INDEX = re.compile(r"0|[1-9][0-9]*")
 _SAFE_DATASETS: set[str] = set()  # names that passed; a reader asks for the same ones a million times
 _MAX_SAFE_DATASETS = 1 << 16
 _SNAPSHOT = re.compile(r"snapshot(?:\.([1-9][0-9]*))?")
+_SHORTENED_URL = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,80}")
 
 
@@ -237,8 +238,15 @@ def check_run_id(run_id: str) -> None:
 
 
 def is_url(root: str | os.PathLike[str]) -> bool:
-    """Whether a store's root lies behind a URL and not in a folder of this machine."""
-    return "://" in os.fspath(root)
+    """Whether a store's root lies behind a URL and not in a folder of this machine.
+
+    Raises:
+        StoreFormatError: it is a URL that a `Path` took a slash from, which would name a folder `s3:`.
+    """
+    text = os.fspath(root)
+    if _SHORTENED_URL.match(text):
+        raise StoreFormatError(text, "a Path keeps one of a URL's two slashes; give the URL as text")
+    return "://" in text
 
 
 def temp_name() -> str:

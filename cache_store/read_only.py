@@ -11,7 +11,6 @@ from pathlib import Path
 
 from cache_store import naming, settings, shards
 from cache_store.books import View
-from cache_store.errors import LocalOnly
 from cache_store.ledger import Ledger
 from cache_store.lookup import Lookup
 from cache_store.scan import looked_at
@@ -21,14 +20,20 @@ from cache_store.settings import Settings
 class ReadOnlyStore(Lookup):
     """The features under `root` at one moment, that of the first question about them all. A missing folder has none.
 
+    `root` may be a URL: then the service is asked, and copies on this machine are neither looked at nor made.
+
     Raises:
         StoreFormatError: `root` cannot be a store.
-        LocalOnly: `root` is a URL.
     """
 
+    def __new__(cls, root: str | os.PathLike[str]) -> ReadOnlyStore:
+        if cls is ReadOnlyStore and naming.is_url(root):
+            from cache_store.remote.read_only import RemoteReadOnlyStore
+
+            return object.__new__(RemoteReadOnlyStore)
+        return object.__new__(cls)
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        if naming.is_url(root):
-            raise LocalOnly(os.fspath(root), "plan", "open it as a FeatureStore; `vlm-cache build` skips what is there")
         self.root = Path(root).absolute()
         self._limits = settings.open_root(self.root, create=False)
         self._shards = shards.of(self.root)  # kept open as long as this is

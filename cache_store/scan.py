@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import ChunkedArray, Table
 
-_STRAY_AFTER_S = 24 * 3600.0
+STRAY_AFTER_S = 24 * 3600.0
 _NAMES_AT_ONCE = 65_536
 _TRIES = 20
 
@@ -234,7 +234,7 @@ def sweep(root: Path, now_s: float, foreign: Iterable[str]) -> None:
 
 def _remove_if_stray(path: Path, now_s: float) -> None:
     try:
-        if now_s - path.stat().st_mtime > _STRAY_AFTER_S:
+        if now_s - path.stat().st_mtime > STRAY_AFTER_S:
             path.unlink()
     except OSError:
         # Published or removed meanwhile.

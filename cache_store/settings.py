@@ -45,6 +45,16 @@ class Settings:
 logger = logging.getLogger("cache_store")
 
 
+def absolute_root(root: str | os.PathLike[str]) -> Path | str:
+    """A store's root that means the same in every working folder: an absolute path, or a URL as it is."""
+    return os.fspath(root).rstrip("/") if naming.is_url(root) else Path(os.path.abspath(root))
+
+
+def is_root(root: str | os.PathLike[str]) -> bool:
+    """Whether a store can be opened here without making its folder; of a URL only the opening tells more."""
+    return naming.is_url(root) or os.path.isdir(root)
+
+
 def open_root(root: Path, *, create: bool = True) -> Settings:
     """Make sure that `root` can serve as a store; returns what it remembers.
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from cache_store.batch_read import Batch
+    from cache_store.bulk import Asked
 
 _TICK_EVERY_S = 5.0
 
@@ -268,6 +269,9 @@ class FeatureStore(Upkeep):
         if not (out is None and frames is None and not mmap and check == "once" and dtype is None and not exact):
             how = How(out, frames, check, mmap, None if dtype is None else str(dtype).removeprefix("torch."), exact)
         return self._reader.read(key, Wanted.of(recipe), on_stale, how)
+
+    def prefetch(self, asked: Asked, *, wait: bool = True) -> None:
+        """Nothing: what lies in a folder need not be fetched. A store behind a URL downloads it."""
 
     def get_batch(
         self,

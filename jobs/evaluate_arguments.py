@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jobs.parsers import Commands, add_command, add_json
+from jobs.parsers import Commands, add_command, add_json, store_root
 from jobs.sizes import positive_int
 from pipeline.sources import BENCHMARKS, parse_media_path
 
@@ -38,7 +38,7 @@ def add_evaluate(commands: Commands) -> None:
 
     _add_models(parser)
     where = parser.add_argument_group("where")
-    where.add_argument("--store", type=Path, metavar="ROOT", help="folder of the feature store")
+    where.add_argument("--store", type=store_root, metavar="ROOT", help="folder or URL of the feature store")
     add_json(where)
     where.add_argument(
         "--results",

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cache_store import RecipeMismatch, StoreReadError, canonical_dataset_name
+from cache_store import ReadOnlyStore, RecipeMismatch, StoreReadError, absolute_root, canonical_dataset_name, is_root
 from consumers.evaluation import EvaluationError, LongVA_Cached
 from consumers.evaluation.comparison import Answer, compare
 from jobs.evaluate_files import LOG, PAGE, REPORT, ResultsFolder
@@ -57,14 +57,16 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         BuildRefused: something is missing, or cannot work.
+        StoreFormatError: the store is none, or its URL leads nowhere.
     """
     missing = [f"--{name}" for name in ("source", "data", "model", "store") if getattr(args, name) is None]
     if missing:
         raise BuildRefused(f"{', '.join(missing)} must be given, or --resume DIR alone")
     if isinstance(args.data, UrlPath):
         raise BuildRefused(f"{args.data}: the uncached way decodes every video, so they must lie here")
-    if not args.store.is_dir():
+    if not is_root(args.store):
         raise BuildRefused(f"{args.store} is no folder; --store names the root of a feature store")
+    ReadOnlyStore(args.store)  # a URL that leads nowhere is told before a folder of results is made
     try:
         SamplingRule.parse(args.sampling)
     except ValueError as exc:
@@ -73,7 +75,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
         raise BuildRefused("a model is named twice")
     given = {name: getattr(args, name) for name in _ASKED}
     models = given.pop("model")
-    given |= {"data": str(Path(args.data).absolute()), "store": str(args.store.absolute())}
+    given |= {"data": str(Path(args.data).absolute()), "store": str(absolute_root(args.store))}
     given["annotations"] = None if args.annotations is None else str(args.annotations)
     return {"version": VERSION, "models": models, **given}
 

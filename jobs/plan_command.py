@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 from pathlib import Path
@@ -54,17 +55,18 @@ def _reported(args: argparse.Namespace, made: Plan, store: ReadOnlyStore) -> Pla
     lanes = _lanes(args)
     probe = _probed(args, made, lanes)
     pinned_bytes = store.pinned_bytes(besides=made.wanted()) if made.todo else 0
-    free_bytes = shutil.disk_usage(_existing(store.root)).free
-    size = _size(made, store, pinned_bytes, free_bytes)
+    # What a service behind a URL has room for, nobody tells.
+    free_bytes = shutil.disk_usage(_existing(store.root)).free if isinstance(args.store, Path) else None
+    size = _size(made, store, pinned_bytes, math.inf if free_bytes is None else free_bytes)
     # The estimate leaves out most of what a file holds beside its feature.
     new_bytes = max(size.new_bytes, round((probe.bytes or 0) * made.todo))
     eviction = _eviction(args, made, new_bytes, store)
     limit_reason = _limit_reason(args, made, size, eviction, store.limit_bytes, pinned_bytes)
     own_bytes = eviction.missing_bytes if args.allow_eviction else 0
     needed_bytes = max(0, new_bytes - eviction.replaced_bytes - eviction.bytes - own_bytes)
-    disk = DiskRoom(free_bytes, needed_bytes, needed_bytes <= free_bytes)
+    disk = None if free_bytes is None else DiskRoom(free_bytes, needed_bytes, needed_bytes <= free_bytes)
     reasons = [] if limit_reason is None else [limit_reason]
-    reasons += [] if disk.fits else [_disk_reason(disk, size, store.root)]
+    reasons += [] if disk is None or disk.fits else [_disk_reason(disk, size, store.root)]
     reasons += [f"impossible: {len(made.problems):,} of {len(made.decisions):,} samples"] if made.problems else []
     return PlanReport(
         todo=made.todo,
@@ -87,7 +89,7 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _size(made: Plan, store: ReadOnlyStore, pinned_bytes: int, free_bytes: int) -> SizeEstimate:
+def _size(made: Plan, store: ReadOnlyStore, pinned_bytes: int, free_bytes: float) -> SizeEstimate:
     """Return what the features take, by each video's own length where those are few, or where it decides."""
     if made.todo <= _READ_LENGTHS_OF:
         return estimated(made, store, -1)

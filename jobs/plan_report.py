@@ -43,7 +43,7 @@ class PlanReport:
     lanes: LaneCount
     time: TimeEstimate | None  # None where nothing was measured
     store: StoreRoom
-    disk: DiskRoom
+    disk: DiskRoom | None  # None: the store is behind a URL
     eviction: Eviction
     own_bytes_evicted: int  # with --allow-eviction: of its own features, at least
     ignored: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
@@ -53,6 +53,11 @@ class PlanReport:
     def exit_status(self) -> int:
         """0 if the build would fit and nothing is impossible, else 1."""
         return 1 if self.reasons else 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for all of it."""
+        return self.store.fits and (self.disk is None or self.disk.fits)
 
     @property
     def measured_bytes(self) -> int | None:
@@ -90,13 +95,13 @@ class PlanReport:
             "lanes": asdict(self.lanes),
             "time": time,
             "store": asdict(self.store),
-            "disk": asdict(self.disk),
+            "disk": None if self.disk is None else asdict(self.disk),
             "evicts": {
                 "entries": self.eviction.entries,
                 "bytes": self.eviction.bytes,
                 "own_bytes": self.own_bytes_evicted,
                 "datasets": {name: one._asdict() for name, one in self.eviction.datasets.items()},
             },
-            "fits": self.store.fits and self.disk.fits,
+            "fits": self.fits,
             "reasons": self.reasons,
         }

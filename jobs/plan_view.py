@@ -55,13 +55,10 @@ def _rows(report: PlanReport) -> Iterable[tuple[str, str]]:
     if report.time is not None:
         yield "time", _time(report.time, report.lanes)
     yield "store", _store(report)
-    yield (
-        "disk",
-        _verdict(
-            f"{format_size(report.disk.needed_bytes)} of {format_size(report.disk.free_bytes)} free", report.disk.fits
-        ),
-    )
-    yield "would evict", _evicts(report)
+    if report.disk is not None:
+        needed, free = format_size(report.disk.needed_bytes), format_size(report.disk.free_bytes)
+        yield "disk", _verdict(f"{needed} of {free} free", report.disk.fits)
+        yield "would evict", _evicts(report)
 
 
 def _size(report: PlanReport) -> str:

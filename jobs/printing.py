@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, is_root
 from pipeline.errors import BuildRefused
 
 # Where nobody looks at a screen, nothing has to be folded at 80 columns.
@@ -26,7 +26,7 @@ def open_store(root: Path | str) -> FeatureStore:
         BuildRefused: no such folder.
         StoreFormatError: no such bucket.
     """
-    if isinstance(root, Path) and not root.is_dir():
+    if not is_root(root):
         raise BuildRefused(f"{root} is no folder; --store names the root of a feature store")
     return FeatureStore(root)
 

@@ -49,7 +49,7 @@ class OldScripts(Dataset[Any]):
 
     def __init__(self, episodes: VLAEpisodeSet) -> None:
         self._samples = [
-            (episode.data_dir, index, episode.cache_root / f"{episode.data_dir.name}_vlm{index // 3 * 30}.pt")
+            (episode.data_dir, index, Path(episode.cache_root, f"{episode.data_dir.name}_vlm{index // 3 * 30}.pt"))
             for episode in episodes.episodes
             for index in range(len(episode))
         ]

@@ -151,7 +151,15 @@ class Objects:
         for page in self._told_pages(self._pages_in(folder)):
             yield from (info.name for info in page)
 
-    def _told_pages(self, pages: Iterator[list[ObjectInfo]]) -> Iterator[list[ObjectInfo]]:
+    def folders(self, beginning: str) -> list[str]:
+        """The names of the folders at the root that begin so, without what is in them.
+
+        Raises:
+            StoreReadError: as `get`.
+        """
+        return [name for page in self._told_pages(self._folder_pages(beginning)) for name in page]
+
+    def _told_pages(self, pages: Iterator[list[T]]) -> Iterator[list[T]]:
         try:
             yield from pages
         except FileNotFoundError:
@@ -243,6 +251,9 @@ class Objects:
             page, below = self._listed(folder)
             folders += below
             yield page
+
+    def _folder_pages(self, beginning: str) -> Iterator[list[str]]:
+        yield [name for name in self._listed("")[1] if name.startswith(beginning)]
 
     def _pages_in(self, folder: str) -> Iterator[list[ObjectInfo]]:
         yield self._listed(folder)[0]

@@ -35,7 +35,8 @@ class S3Objects(Objects):
     def __init__(self, url: str, file_system: Any, top: str) -> None:
         super().__init__(url, file_system, top)
         file_system.retries = 1
-        self._bucket, _, self._prefix = self._top.partition("/")
+        self._bucket, _, prefix = self._top.partition("/")
+        self._top_prefix = f"{prefix}/" if prefix else ""
 
     def check(self) -> None:
         try:
@@ -99,15 +100,24 @@ class S3Objects(Objects):
         for page in self._pages_below(f"{folder}/"):
             yield [info for info in page if "/" not in info.name[len(folder) + 1 :]]
 
+    def _folder_pages(self, beginning: str) -> Iterator[list[str]]:
+        for page in self._answers(beginning, Delimiter="/"):
+            yield [item["Prefix"][len(self._top_prefix) : -1] for item in page.get("CommonPrefixes", ())]
+
     def _pages_below(self, beginning: str) -> Iterator[list[ObjectInfo]]:
-        top = f"{self._prefix}/" if self._prefix else ""
-        token: dict[str, str] = {}
-        while True:
-            page = self._ask(lambda token=token: self._list(Prefix=top + beginning, **token))  # type: ignore[misc]
+        start = len(self._top_prefix)
+        for page in self._answers(beginning):
             yield [
-                ObjectInfo(item["Key"][len(top) :], item["Size"], microseconds(item["LastModified"]), item["ETag"])
+                ObjectInfo(item["Key"][start:], item["Size"], microseconds(item["LastModified"]), item["ETag"])
                 for item in page.get("Contents", ())
             ]
+
+    def _answers(self, beginning: str, **more: str) -> Iterator[dict[str, Any]]:
+        asked = {"Prefix": self._top_prefix + beginning, **more}
+        token: dict[str, str] = {}
+        while True:
+            page = self._ask(lambda token=token: self._list(**asked, **token))  # type: ignore[misc]
+            yield page
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store import maintenance, naming
 from cache_store.archive import END_BYTES, Content, Record, open_archive, open_content, sound_content
 from cache_store.atomic import publish
-from cache_store.errors import DamagedFeature, InexactFeature, LocalOnly, RecipeMismatch
+from cache_store.bulk import Asked, with_wanted
+from cache_store.errors import CacheStoreError, DamagedFeature, InexactFeature, RecipeMismatch
 from cache_store.feature_file import Check, Frames
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.put_item import PutItem, encoded_item
-from cache_store.reader import OnStale, Wanted, candidates
+from cache_store.reader import OnStale, Wanted, candidates, names_of_second_recipes
 from cache_store.recipes import recipe_fingerprint
 from cache_store.remote import tier
-from cache_store.remote.objects import Transfers
 from cache_store.remote.upkeep import RemoteUpkeep
-from cache_store.settings import Settings
 from cache_store.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -49,42 +49,10 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     ) -> None:
         if run_id is not None:
             naming.check_run_id(run_id)
-        self._url = os.fspath(root).rstrip("/")
         self.run_id = run_id
+        self._connect(root)  # first: a URL that leads nowhere leaves no folder behind
         self.set_limit(limit_bytes, soft_limit_bytes=soft_limit_bytes)
-        self.root = tier.folder_of(self._url)
-        self._connect()  # first: a URL that leads nowhere leaves no folder behind
-        self._open_tier(FeatureStore(self.root, limit_bytes=tier.limit_bytes()))
-
-    @property
-    def location(self) -> str:
-        """The URL."""
-        return self._url
-
-    @property
-    def limits(self) -> Settings:
-        """None: nothing is evicted from a remote root. `$VLM_CACHE_TIER_LIMIT` is that of the copies."""
-        return Settings()
-
-    @property
-    def transfers(self) -> Transfers:
-        """What this process asked of the service."""
-        return self._objects().transfers
-
-    def set_limit(
-        self, limit_bytes: int | None = None, *, soft_limit_bytes: int | None = None, remember: bool = True
-    ) -> None:
-        """Refuse a limit; None and 0 or less, which mean none, are fine.
-
-        Raises:
-            LocalOnly: a limit above 0.
-        """
-        if (limit_bytes or 0) > 0 or (soft_limit_bytes or 0) > 0:
-            advice = (
-                "call prune with down_to_bytes (`vlm-cache prune --down-to`), or give the bucket a lifecycle rule; "
-                f"${tier.LIMIT_VARIABLE} limits the copies on this machine"
-            )
-            raise LocalOnly(self.location, "size limit", advice)
+        self._tier = tier.Tier(FeatureStore(self.root, limit_bytes=tier.limit_bytes()), self._objects)
 
     def put(
         self,
@@ -201,7 +169,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             return self._read(key, wanted, "error", options)
         except (RecipeMismatch, InexactFeature):
             self._look_again(key, wanted)
-            return self._read(key, wanted, on_stale, options)
+            with self._telling():
+                return self._read(key, wanted, on_stale, options)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Let errors name the URL, and not where a copy lies."""
+        try:
+            yield
+        except (RecipeMismatch, InexactFeature) as exc:
+            raise exc.said_of(self.location, copied_to=str(self.root)) from exc
 
     def _read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any]) -> object | None:
         copies = self._tier.store
@@ -254,16 +231,37 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
                 self._tier.is_current(name)
         self._fetch(key, wanted)
 
-    def prefetch(self, keys: Iterable[FeatureKey], *, recipe: Mapping[str, Any] | None = None) -> None:
-        """Download the copies of several keys that are not on this machine yet, many at a time.
+    def prefetch(self, asked: Asked, *, wait: bool = True) -> None:
+        """Download what is asked for and not on this machine yet, many at a time, if there is room for copies.
+
+        Without `wait` that goes on behind the caller, and whatever fails is told by the read that needs it.
 
         Raises:
             StoreReadError: the service refused or could not be reached.
         """
-        wanted = Wanted.of(recipe)
-        missing = [key for key in keys if not self._tier.has(next(candidates(key, wanted.fingerprint)))]
-        for _ in self._pool().map(lambda key: self._fetch(key, wanted), missing):
-            pass
+        if not self._tier.is_keeping:
+            return
+        missing = {
+            (key, wanted.fingerprint): (key, wanted)
+            for key, wanted in with_wanted(asked)
+            if not self._tier.has(next(candidates(key, wanted.fingerprint)))
+        }.values()
+        if wait:
+            for _ in self._pool().map(lambda pair: self._fetch(*pair), missing):
+                pass
+            return
+        failures: list[Exception] = []
+
+        def fetch(key: FeatureKey, wanted: Wanted) -> None:
+            if failures:
+                return  # the end of this process waits for what it has begun
+            try:
+                self._fetch(key, wanted)
+            except CacheStoreError as exc:
+                failures.append(exc)
+
+        for pair in missing:
+            self._pool().submit(fetch, *pair)
 
     def get_batch(
         self,
@@ -281,14 +279,15 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         """
         if on_stale not in ("error", "miss", "use"):
             raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
-        self.prefetch(keys, recipe=recipe)
+        self.prefetch((key, recipe) for key in keys)
         copies, wanted = self._tier.store, Wanted.of(recipe)
         try:
             found = copies.get_batch(keys, out=out, recipe=recipe)
         except (RecipeMismatch, InexactFeature):
             for _ in self._pool().map(lambda key: self._look_again(key, wanted), keys):
                 pass
-            found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
+            with self._telling():
+                found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
         return self._filled(found, keys, recipe, on_stale)
 
     def _filled(
@@ -332,35 +331,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def _keys_of(self, name: str, dataset: str | None) -> list[FeatureKey]:
         return list(maintenance.stored_keys(self._record, [name], dataset))
 
+    def records_of(self, key: VideoKey) -> Iterator[Record]:
+        """As `Lookup.records_of`, those of copies first, which cost no request; then what else the service tells."""
+        here = [*candidates(key, None), *names_of_second_recipes(self.root, key)]
+        told = [(name, record) for name in here if (record := self._tier.record(name)) is not None]
+        yield from (record for _, record in told)
+        yield from (record for name, record in self._told_records(key) if (name, record) not in told)
+
     def flush_meta(self) -> None:
         """Nothing: a remote root has no `cache_meta.json`."""
 
     def close(self) -> None:
         """Write what the copies' store still has in memory."""
         self._tier.store.close()
-
-    def records_of(self, key: VideoKey) -> Iterator[Record]:
-        """As `FeatureStore.records_of`; second recipes are found by listing the root."""
-        yield from self._records_at(candidates(key, None))
-        file = naming.relative_path(key).rpartition("/")[2]
-        names = (name for name in self._names() if name.startswith(f"{key.dataset}@") and name.endswith(f"/{file}"))
-        yield from self._records_at(sorted(names))
-
-    def _records_at(self, names: Iterable[str]) -> Iterator[Record]:
-        for name in names:
-            try:
-                yield self._record(name) or Record()
-            except (FileNotFoundError, DamagedFeature):
-                continue
-
-    def _record(self, name: str) -> Record | None:
-        return self._recorded(name)
-
-    def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
-        """Where a copy lies, of what `put` would write now, once it was read."""
-        name = naming.relative_path(key)
-        fingerprint = Wanted.of(recipe).fingerprint
-        if not isinstance(key, VideoKey) or fingerprint is None:
-            return self.root / name
-        is_owner = self._owners.owner_of(key) in (None, fingerprint)
-        return self.root / naming.relative_path(key, second_recipe=None if is_owner else fingerprint)

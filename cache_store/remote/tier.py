@@ -10,13 +10,15 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_store import opening, scan
-from cache_store.archive import open_content
+from cache_store.archive import Record, open_content
 from cache_store.books import NewFile
 from cache_store.errors import DamagedFeature, StoreFull, StoreWriteError
+from cache_store.processes import HERE
 from cache_store.remote.objects import ObjectInfo, Objects
 from cache_store.sizes import parse_size
 
@@ -73,13 +75,17 @@ class Tier:
         self.root = store.root
         self._objects = objects
         self._has_told = False
+        self.is_keeping = True  # whether the latest download found room
+        self._pid = HERE.pid
+        self._underway: dict[str, Future[bytes | None]] = {}
 
     def has(self, name: str) -> bool:
         """Whether there is a copy."""
         return os.path.exists(f"{self.root}/{name}")
 
     def forget(self, name: str) -> None:
-        """Delete a copy, if there is one."""
+        """Delete a copy, if there is one; what is being downloaded just now becomes none."""
+        self._downloads().pop(name, None)
         if self.has(name):
             try:
                 self.store._books.delete(name)
@@ -89,12 +95,34 @@ class Tier:
     def fetch(self, name: str) -> bytes | None:
         """Download an object, check every checksum in it and keep a copy where there is room; None where there is none.
 
-        Two processes may both download it, and one copy stays.
+        A thread that asks for what another one is downloading waits for that. Two processes may both download it,
+        and one copy stays.
 
         Raises:
             DamagedFeature: what came is damaged, also when asked for again.
             StoreReadError: the service refused or could not be reached.
         """
+        mine: Future[bytes | None] = Future()
+        underway = self._downloads().setdefault(name, mine)
+        if underway is not mine:
+            return underway.result()
+        try:
+            mine.set_result(self._downloaded(name, mine))
+        except BaseException as exc:
+            mine.set_exception(exc)
+            raise
+        finally:
+            if self._downloads().get(name) is mine:
+                self._downloads().pop(name, None)
+        return mine.result()
+
+    def _downloads(self) -> dict[str, Future[bytes | None]]:
+        if self._pid != HERE.pid:
+            # No thread of the parent goes on in a forked child.
+            self._pid, self._underway = HERE.pid, {}
+        return self._underway
+
+    def _downloaded(self, name: str, mine: Future[bytes | None]) -> bytes | None:
         path = f"{self._objects().url}/{name}"
         got = self._objects().get(name, _with_version)
         if got is None:
@@ -106,13 +134,16 @@ class Tier:
             # On its way, perhaps.
             got = self._objects().get(name, _with_version) or got
             fingerprint8 = _checked(path, got[0])
-        self._keep(NewFile(name, [got[0]], fingerprint8), stamp_ns(got[1]))
+        if self._downloads().get(name) is mine:  # else this process has replaced or deleted it meanwhile
+            self._keep(NewFile(name, [got[0]], fingerprint8), stamp_ns(got[1]))
         return got[0]
 
     def _keep(self, file: NewFile, stamp: int) -> None:
         try:
             self.store._books.publish_copy(file, stamp)
+            self.is_keeping = True
         except (StoreFull, StoreWriteError) as exc:
+            self.is_keeping = False
             if not self._has_told:
                 self._has_told = True
                 logger.warning("no copy is kept of %s, nor perhaps of others: %s", file.name, exc)
@@ -155,11 +186,15 @@ class Tier:
 
     def fits(self, name: str, fingerprint: str | None) -> bool:
         """Whether a copy is of the recipe with this fingerprint, or tells none."""
+        record = self.record(name)
+        return record is not None and record.recipe_fingerprint in (None, fingerprint)
+
+    def record(self, name: str) -> Record | None:
+        """What the store wrote beside a feature, by its copy; empty if others wrote it, None: no sound copy is here."""
         try:
-            record = opening.read_record(self.root, name)
+            return opening.read_record(self.root, name) or Record()
         except (FileNotFoundError, DamagedFeature):
-            return False
-        return record is None or record.recipe_fingerprint in (None, fingerprint)
+            return None
 
 
 def _with_version(content: bytes, info: ObjectInfo) -> tuple[bytes, ObjectInfo]:

@@ -32,7 +32,7 @@ class CachedVisionTower:
     Args:
         model: LongVA, any other model of LLaVA's code, or a LLaVA, LLaVA-NeXT, LLaVA-NeXT-Video or LLaVA-OneVision of
             transformers.
-        store: a feature store or its root.
+        store: a feature store or its root, a folder or a URL.
         dataset: canonical name or any known alias; a request may name another.
         nframe: as the build was told; part of a feature's name.
         model_signature: by default that of `mm_vision_tower` and `mm_vision_select_layer` in the model's config.

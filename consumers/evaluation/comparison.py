@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from cache_store import CacheStoreError
 from consumers.evaluation.longva import LongVA_Cached
 from consumers.evaluation.statistics import CacheStatistics
 from pipeline.sources import Question
+
+_LOOK_AHEAD = 16  # questions; benchmarks ask a few about each video, one after another
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,25 @@ def compare(
     """Ask each question with the cache and without it, in turn.
 
     `on_failure` turns what a question raises into the reason that its answer gives; what it raises itself ends the
-    comparison.
+    comparison. Behind a URL the next video's feature is downloaded meanwhile.
     """
-    for row, question in questions:
+    for number, (row, question) in enumerate(questions):
+        _prefetch_next_video(longva, question, questions[number + 1 : number + 1 + _LOOK_AHEAD])
         try:
             if question.sample.problem is not None:
                 raise FileNotFoundError(question.sample.problem)
             yield _asked_both_ways(longva, row, question)
         except Exception as exc:  # noqa: BLE001 - one video's surprise must not end the evaluation: it is named instead
             yield _answer(longva, row, question, problem=on_failure(exc))
+
+
+def _prefetch_next_video(longva: LongVA_Cached, question: Question, later: Sequence[tuple[int, Question]]) -> None:
+    samples = (one.sample for _, one in later)
+    following = next((sample for sample in samples if sample.video_id != question.sample.video_id), None)
+    if longva.cache is not None and following is not None:
+        stored = longva.cache.stored
+        with suppress(CacheStoreError):  # what is wrong with it is told when it is asked about
+            stored.prefetch(stored.key(following.video_id, dataset=following.dataset))
 
 
 def _asked_both_ways(longva: LongVA_Cached, row: int, question: Question) -> Answer:

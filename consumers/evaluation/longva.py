@@ -30,7 +30,7 @@ class LongVA_Cached:
 
     Args:
         model_path: a LongVA checkpoint, for which the package `longva` is needed, or `small`, `small:<seed>`.
-        cache_dir: the store's root; None, as `enable_cache=False`, runs without a cache.
+        cache_dir: the store's root, a folder or a URL; None, as `enable_cache=False`, runs without a cache.
         nframe: frames of a video at most, as the build was told.
         dataset: of messages that name none.
         sampling: the rule for frames, as the build was told.

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 import torch
 
-from cache_store import FeatureStore, RecipeMismatch, VideoKey, canonical_dataset_name, recipe_fingerprint, video_value
+from cache_store import (
+    FeatureStore,
+    RecipeMismatch,
+    VideoKey,
+    canonical_dataset_name,
+    is_root,
+    recipe_fingerprint,
+    video_value,
+)
 from consumers.evaluation.errors import EvaluationError, FeatureMissing, FeatureUnfit
 from consumers.evaluation.fitting import Recipe, TowerIdentity
 from pipeline.sources import video_id as id_of
@@ -18,15 +26,16 @@ OnStale = Literal["error", "miss", "use"]
 
 
 def open_store(store: FeatureStore | str | Path, on_miss: OnMiss) -> FeatureStore:
-    """Return the store at a root.
+    """Return the store at a root, a folder or a URL.
 
     Raises:
         EvaluationError: there is none, and nothing is to be kept in one.
+        StoreFormatError: a URL leads nowhere.
     """
     if isinstance(store, FeatureStore):
         return store
     # Opening a store makes its folder: a mistyped path would become an empty one, and every request a miss.
-    if on_miss != "keep" and not Path(store).is_dir():
+    if on_miss != "keep" and not is_root(store):
         raise EvaluationError(f"{store} is no folder; name the root of a feature store")
     return FeatureStore(store)
 
@@ -73,7 +82,7 @@ class StoredFeatures:
             if self.on_miss == "raise":
                 raise FeatureMissing(
                     f"{key.video_id} of {key.dataset} ({key.nframe} frames, model {key.model_signature}) has no "
-                    f"feature in {self.store.root}; build it, or take on_miss='live'"
+                    f"feature in {self.store.location}; build it, or take on_miss='live'"
                 )
             return None
         entry = value if isinstance(value, Mapping) else {"vision_features": value}
@@ -81,6 +90,10 @@ class StoredFeatures:
         if not isinstance(features, torch.Tensor):
             raise FeatureUnfit(f"{key.video_id}: the stored value holds no vision_features")
         return {**entry, "vision_features": self._checked(key, features)}
+
+    def prefetch(self, *keys: VideoKey) -> None:
+        """Begin to download what is soon to be read; nothing to do where features lie in a folder."""
+        self.store.prefetch([(key, self._recipe) for key in keys], wait=False)
 
     def keep(self, key: VideoKey, features: torch.Tensor, **more: Any) -> None:
         """Store what the live tower gave, under a recipe that names the tower, with further fields of the value."""
@@ -108,7 +121,7 @@ class StoredFeatures:
 
     def _mismatch(self, key: VideoKey, recipe: Recipe, lines: list[str]) -> RecipeMismatch:
         return RecipeMismatch(
-            path=str(self.store.path_of(key)),
+            path=f"{self.store.location}/{self.store.path_of(key).relative_to(self.store.root).as_posix()}",
             found=recipe_fingerprint(recipe),
             wanted=recipe_fingerprint(self.identity.recipe(key.nframe)),
             differences=lines,

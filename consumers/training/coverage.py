@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 
 from cache_store import ReadOnlyStore, StepKey
-
-# Above so many keys one listing of the store is cheaper than a question for each.
-_LIST_ABOVE = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,59 +39,51 @@ class Coverage:
     recipe: Mapping[str, Any] | None  # of its first feature that tells one; equal recipes are one object
 
 
-def coverage_of(root: Path, wanted: Sequence[Steps]) -> list[Coverage]:
+def coverage_of(root: Path | str, wanted: Sequence[Steps]) -> list[Coverage]:
     """Return what the store under `root` holds of each episode. A missing folder holds nothing and is not made.
 
     Raises:
         StoreFormatError: `root` cannot be a store.
+        StoreReadError: the service behind a URL refused or could not be reached.
     """
-    store = ReadOnlyStore(root) if root.is_dir() else None
+    store = ReadOnlyStore(root)
     first = _found(store, [(steps, int(i), steps.is_nested) for steps in wanted for i in steps.indices])
     ends = np.cumsum([len(steps.indices) for steps in wanted])
     by_episode = [part.copy() for part in np.split(first, ends[:-1])] if len(wanted) else []
-    # Asked by name: a flat store has a million entries to list.
-    hashes = {name for name in {steps.prompt_hash for steps in wanted} if (root / name).is_dir()}
     second = [
         (steps, int(i), True)
         for steps, found in zip(wanted, by_episode, strict=True)
-        if not steps.is_nested and steps.prompt_hash in hashes
+        if not steps.is_nested
         for i in steps.indices[~found]
     ]
-    found_nested = {
-        (steps.name, i) for (steps, i, _), there in zip(second, _found(store, second), strict=True) if there
-    }
-    recipes: dict[str, Mapping[str, Any]] = {}
-    return [
-        _coverage(store, steps, flat, found_nested, recipes) for steps, flat in zip(wanted, by_episode, strict=True)
-    ]
+    nested = {(steps.name, i) for (steps, i, _), there in zip(second, _found(store, second), strict=True) if there}
+    places = [_places(steps, flat, nested) for steps, flat in zip(wanted, by_episode, strict=True)]
+    recipes = iter(_recipes(store, [_first_key(steps, *at) for steps, at in zip(wanted, places, strict=True)]))
+    return [Coverage(found, is_nested, next(recipes)) for found, is_nested in places]
 
 
-def _coverage(
-    store: ReadOnlyStore | None,
-    steps: Steps,
-    first: np.ndarray,
-    found_nested: set[tuple[str, int]],
-    recipes: dict[str, Mapping[str, Any]],
-) -> Coverage:
-    second = np.zeros(len(first), bool)
-    if found_nested:
-        second[:] = [(steps.name, int(i)) in found_nested for i in steps.indices]
-    found = first | second
-    nested = np.full(len(found), True) if steps.is_nested else second
-    recipe = None
-    if store is not None and found.any():
-        at = int(found.argmax())
-        record = store.record_of(steps.key(int(steps.indices[at]), nested=bool(nested[at])))
-        if record is not None and record.recipe is not None and record.recipe_fingerprint is not None:
-            recipe = recipes.setdefault(record.recipe_fingerprint, record.recipe)
-    return Coverage(found, nested, recipe)
+def _places(steps: Steps, flat: np.ndarray, nested: set[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """For each step whether it is there, and whether it lies under the prompt's hash."""
+    second = np.array([(steps.name, int(i)) in nested for i in steps.indices], bool) if nested else flat & False
+    return flat | second, np.full(len(flat), True) if steps.is_nested else second
 
 
-def _found(store: ReadOnlyStore | None, places: Sequence[tuple[Steps, int, bool]]) -> np.ndarray:
-    if store is None:
-        return np.zeros(len(places), bool)
-    keys = (steps.key(index, nested=nested) for steps, index, nested in places)
-    if len(places) <= _LIST_ABOVE:
-        return np.fromiter((store.contains(key) for key in keys), bool, len(places))
-    states = store.states((key, None) for key in keys)
-    return np.fromiter((state == "present" for state in states), bool, len(places))
+def _first_key(steps: Steps, found: np.ndarray, nested: np.ndarray) -> StepKey | None:
+    at = int(found.argmax()) if found.any() else None
+    return None if at is None else steps.key(int(steps.indices[at]), nested=bool(nested[at]))
+
+
+def _recipes(store: ReadOnlyStore, keys: Sequence[StepKey | None]) -> Iterator[Mapping[str, Any] | None]:
+    """The recipe in the file of each key; equal ones are one object."""
+    records = store.record_of_each([key for key in keys if key is not None])
+    known: dict[str, Mapping[str, Any]] = {}
+    for key in keys:
+        record = None if key is None else next(records)
+        if record is None or record.recipe is None or record.recipe_fingerprint is None:
+            yield None
+        else:
+            yield known.setdefault(record.recipe_fingerprint, record.recipe)
+
+
+def _found(store: ReadOnlyStore, places: Sequence[tuple[Steps, int, bool]]) -> np.ndarray:
+    return np.array(store.contains_each([steps.key(index, nested=nested) for steps, index, nested in places]), bool)

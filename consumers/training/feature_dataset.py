@@ -13,7 +13,7 @@ from consumers.training.feature_reader import FeatureMissing, FeatureReader
 
 
 class FeatureDataset(Dataset[Any]):
-    """Features of `keys`, in their order: item i is the contract's object of `keys[i]`.
+    """Features of `keys` under `root`, a folder or a URL, in their order: item i is the contract's object of `keys[i]`.
 
     Holds no open file and no CUDA state, so it can be pickled to `spawn` workers and forked alike; each worker opens
     the store for itself at its first item. With `recipe` every feature is checked to have been made with it. A key that
@@ -33,6 +33,10 @@ class FeatureDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Begin to download what these items need; for a sampler that knows what comes next."""
+        self._reader.prefetch((self._keys[index], self._recipe) for index in indices)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         keys = [self._keys[index] for index in indices]

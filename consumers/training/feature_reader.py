@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cache_store import FeatureKey, FeatureStore
+from cache_store import FeatureKey, FeatureStore, is_root
 
 OnStale = Literal["error", "miss", "use"]
 Recipe = Mapping[str, Any]
@@ -24,7 +24,10 @@ class FeatureMissing(LookupError):
 
 
 class FeatureReader:
-    """Features under `root`. Nothing is opened before the first read, and nothing open is pickled."""
+    """Features under `root`, a folder or a URL. Nothing is opened before the first read, and nothing open is pickled.
+
+    What is behind a URL and not on this machine yet is downloaded for a whole batch at once.
+    """
 
     def __init__(self, root: str | Path, *, on_stale: OnStale = "error") -> None:
         self.root, self._on_stale = str(root), on_stale
@@ -35,15 +38,25 @@ class FeatureReader:
 
         Raises:
             RecipeMismatch: a feature was made otherwise than the recipe beside its key, and `on_stale` is "error".
-            StoreReadError: the disk.
+            StoreReadError: the disk or the service.
         """
-        if self._store is None:
-            # Opening a store makes its folder: a mistyped path would become an empty store.
-            if not Path(self.root).is_dir():
-                return dict.fromkeys(wanted)
-            self._store = FeatureStore(self.root)
-        store = self._store
+        store = self._opened()
+        if store is None:
+            return dict.fromkeys(wanted)
+        store.prefetch(wanted.items())
         return {key: store.get(key, recipe=recipe, on_stale=self._on_stale) for key, recipe in wanted.items()}
+
+    def prefetch(self, wanted: Iterable[tuple[FeatureKey, Recipe | None]]) -> None:
+        """Begin to download what is soon to be read, and return. Of a folder's features none is even looked at."""
+        store = self._opened()
+        if store is not None:
+            store.prefetch(wanted, wait=False)
+
+    def _opened(self) -> FeatureStore | None:
+        # Opening a store makes its folder: a mistyped path would become an empty store.
+        if self._store is None and is_root(self.root):
+            self._store = FeatureStore(self.root)
+        return self._store
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_store": None}

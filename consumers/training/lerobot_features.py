@@ -26,12 +26,11 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
     the data set's folder unless given) and the episode's index.
 
     With `delta_timestamps` (seconds, multiples of 1 / fps) `vl_cache` is the stack of the features at these offsets,
-    and
-    `vl_cache_is_pad` (bool `[offsets]`) says which of them lie outside of the episode; those have the first or the last
-    frame's, as LeRobot pads. `fps` and `episode_lengths` are taken from `dataset.meta` unless given.
+    and `vl_cache_is_pad` (bool `[offsets]`) says which of them lie outside of the episode; those have the first or the
+    last frame's, as LeRobot pads. `fps` and `episode_lengths` are taken from `dataset.meta` unless given.
 
-    A missing feature raises; with `on_miss="none"`, `vl_cache` is None. `recipe` is compared as `FeatureStore.get`
-    does: a recipe, or a function from an item to its recipe where instructions differ.
+    `cache_root` is a folder or a URL. A missing feature raises; with `on_miss="none"`, `vl_cache` is None. `recipe` is
+    compared as `FeatureStore.get` does: a recipe, or a function from an item to its recipe where instructions differ.
 
     Raises:
         ValueError: an offset is no multiple of 1 / fps, neither `dataset.meta` nor arguments tell what is needed, or

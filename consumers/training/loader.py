@@ -19,6 +19,8 @@ from consumers.training.vla_episodes import VLAEpisodeSet
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER
 
+_BATCHES_AHEAD = 4
+_SAMPLES_AHEAD = 64  # else small batches would leave most of what may be asked at once unasked
 _NEW_NAMES = ("episode_", "data_collection_")
 Paths = Sequence[str | os.PathLike[str]]
 
@@ -70,6 +72,8 @@ def create_unified_dataloader(
         seed=seed,
         rank=rank if distributed else 0,
         world_size=world_size if distributed else 1,
+        prefetch=None if num_workers else episodes.prefetch,
+        prefetch_samples=max(_SAMPLES_AHEAD, _BATCHES_AHEAD * batch_size),
     )
     return DataLoader(
         episodes,
@@ -77,7 +81,7 @@ def create_unified_dataloader(
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=unified_collate_fn,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=_BATCHES_AHEAD if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

@@ -71,21 +71,23 @@ class Preflight:
 def preflight(datasets: Sequence[UnifiedVLADataset]) -> Preflight:
     """Return what is missing, mismatched or unreadable in data sets of one cache.
 
-    The store is listed once. A feature is mismatched if its recipe is not that of its episode's first feature with the
-    data set's instruction, and so are all of an episode whose model is not that of the most episodes.
+    The store is listed once; behind a URL the end of each feature is read too, which tells its recipe. A feature is
+    mismatched if its recipe is not that of its episode's first feature with the data set's instruction, and so are all
+    of an episode whose model is not that of the most episodes.
     """
     missing: list[Problem] = []
     mismatched: list[Problem] = []
     cached = [dataset for dataset in datasets if dataset.use_cache]
     usual, names_of_model = _usual_model(cached)
-    for dataset, vlm_idx, state in _states(cached):
+    store = ReadOnlyStore(cached[0].cache_root) if cached else None
+    for dataset, vlm_idx, state in _states(store, cached):
         key = dataset.key_of_step(vlm_idx)
         name = f"{key.dataset}_vlm{vlm_idx}"
         if state == "missing":
             missing.append(Problem(name, f"no feature in {dataset.cache_root}"))
         elif state == "stale":
             told = len(mismatched) < _MOST_REASONS and dataset.recipe is not None
-            found = ReadOnlyStore(dataset.cache_root).mismatch_of(key, recipe=dataset.recipe or {}) if told else None
+            found = store.mismatch_of(key, recipe=dataset.recipe or {}) if told and store is not None else None
             mismatched.append(Problem(name, str(found) if found is not None else "another recipe, as above"))
         elif _model(dataset) not in (None, usual):
             mismatched.append(Problem(name, f"of another model than {names_of_model} other episodes of this set"))
@@ -94,16 +96,14 @@ def preflight(datasets: Sequence[UnifiedVLADataset]) -> Preflight:
     return Preflight(needed, tuple(missing), tuple(mismatched), tuple(unreadable))
 
 
-def _states(datasets: Sequence[UnifiedVLADataset]) -> Iterator[tuple[UnifiedVLADataset, int, str]]:
+def _states(
+    store: ReadOnlyStore | None, datasets: Sequence[UnifiedVLADataset]
+) -> Iterator[tuple[UnifiedVLADataset, int, str]]:
     steps = [(dataset, int(vlm_idx)) for dataset in datasets for vlm_idx in dataset.steps.indices]
-    if not steps:
-        return
-    root = steps[0][0].cache_root
-    if not root.is_dir():
-        yield from ((dataset, vlm_idx, "missing") for dataset, vlm_idx in steps)
+    if store is None or not steps:
         return
     asked = ((dataset.key_of_step(vlm_idx), dataset.recipe) for dataset, vlm_idx in steps)
-    for (dataset, vlm_idx), state in zip(steps, ReadOnlyStore(root).states(asked), strict=True):
+    for (dataset, vlm_idx), state in zip(steps, store.states(asked), strict=True):
         yield dataset, vlm_idx, state
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,10 @@ class ResumableSampler(Sampler[int]):
     Each iteration after the first begins the next epoch, unless `set_epoch` said which. `state_dict` tells epoch and
     position, as torchdata's `StatefulDataLoader` asks for them; a plain `DataLoader` fetches ahead, so ask `state_at`.
 
+    `prefetch` is told, ahead of time, what comes next: each index once, when it is among the next `prefetch_samples`.
+    Data sets behind a URL have such a method, for loaders without worker processes; with those, a `DataLoader` itself
+    lets `prefetch_factor` batches be read ahead.
+
     Raises:
         ValueError: no samples, weights that are none, or a rank outside of its world.
     """
@@ -33,12 +37,15 @@ class ResumableSampler(Sampler[int]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        prefetch: Callable[[Sequence[int]], object] | None = None,
+        prefetch_samples: int = 64,
     ) -> None:
         if num_samples < 1 or not 0 <= rank < world_size:
             raise ValueError(f"{num_samples} samples for process {rank} of {world_size}: there must be some of each")
         self._limits = None if weights is None else _cumulated(np.asarray(weights, np.float64), num_samples)
         self._num_samples, self._shuffle, self._seed = num_samples, shuffle, seed
         self._rank, self._world_size = rank, world_size
+        self._prefetch, self._prefetch_samples = prefetch, prefetch_samples
         self._epoch, self._position = 0, 0
         self._is_fresh = True  # the next iteration goes on from `_position` of `_epoch`
 
@@ -59,7 +66,13 @@ class ResumableSampler(Sampler[int]):
         return self._indices(self._order(self._epoch), self._epoch, self._position)
 
     def _indices(self, order: np.ndarray, epoch: int, start: int) -> Iterator[int]:
+        told = start
         for position in range(start, len(order)):
+            # By halves: many at once, and always some that nobody has asked for yet.
+            if self._prefetch is not None and told < len(order) and told - position <= self._prefetch_samples // 2:
+                ahead = position + self._prefetch_samples
+                self._prefetch(order[told:ahead].tolist())
+                told = ahead
             # Of an iteration that was given up nothing is noted once another has begun.
             if self._epoch == epoch:
                 self._position = position + 1

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cache_store import ReadOnlyStore, StepKey, prompt_hash
+from cache_store import ReadOnlyStore, StepKey, absolute_root, prompt_hash
 from consumers.training.coverage import Coverage, Steps, coverage_of
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
 from consumers.training.old_format import SENSOR_WIDTH
@@ -49,10 +49,11 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     opening (`recipe`), with this data set's instruction in it; `on_stale` says what a feature of any other recipe means
     later: an error, a miss, or use it.
 
-    `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`). `cache_root` is
-    `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are float32: `sensor_data` `[sensor_window_size, 1026]`,
-    `robot_states` `[robot_window_size, 12]`, `actions` `[horizon, 7]`. `timestamp` (new format) is the step's moment in
-    the seconds of the image names. Nothing is opened before the first sample; copies go to any kind of worker.
+    `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`). `cache_root`, a folder or
+    a URL, is `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are float32: `sensor_data`
+    `[sensor_window_size, 1026]`, `robot_states` `[robot_window_size, 12]`, `actions` `[horizon, 7]`. `timestamp` (new
+    format) is the step's moment in the seconds of the image names. Nothing is opened before the first sample; copies go
+    to any kind of worker.
 
     Raises:
         MediaError: the episode cannot be read; from a sample: its arrays are damaged, of wrong shapes, or not finite.
@@ -89,7 +90,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         self.format = format_of(self.data_dir) if format == "auto" else format
         self.horizon, self.vlm_reuse_count, self.action_expert_hz = horizon, vlm_reuse_count, action_expert_hz
         self.sensor_window_size, self.robot_window_size = sensor_window_size, robot_window_size
-        self.cache_root = Path(os.path.abspath(cache_root or os.environ.get("VLM_CACHE_DIR") or "./vlm_cache"))
+        self.cache_root = absolute_root(cache_root or os.environ.get("VLM_CACHE_DIR") or "./vlm_cache")
         self.use_cache, self.on_miss, self._filter_by_cache = use_cache, on_miss, filter_by_cache
         self.views_to_use = None if views_to_use is None else tuple(views_to_use)
         # Not the path: a folder may have changed since another data set opened it in this process.
@@ -130,7 +131,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     @property
     def vl_cache_files(self) -> dict[int, Path | None]:
-        """Each step that the samples need, with the file or shard that holds its feature; None where there was none."""
+        """Each step that the samples need, with the file or shard that holds its feature; None where there was none.
+
+        Of a URL the file is the copy on this machine, which is there once the feature was read.
+        """
         if not self.use_cache or not self._found.any():
             return {int(vlm_idx): None for vlm_idx in self.steps.indices}
         store = ReadOnlyStore(self.cache_root)
@@ -159,6 +163,11 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def __getitem__(self, index: int) -> Sample | None:
         return self.__getitems__([index])[0]
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Begin to download the features that these samples need; for a sampler that knows what comes next."""
+        if self.use_cache:
+            self.reader.prefetch((self.key_of(index), self.recipe) for index in indices)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         keys = [self.key_of(index) for index in indices]

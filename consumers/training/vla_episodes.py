@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from cache_store import FeatureKey
 from consumers.training.coverage import coverage_of
+from consumers.training.feature_reader import Recipe
 from consumers.training.preflight import Preflight, preflight
 from consumers.training.vla_dataset import Sample, UnifiedVLADataset
 from pipeline.sources.vla_episodes import refuse_doubles
@@ -65,12 +66,15 @@ class VLAEpisodeSet(Dataset[Sample | None]):
     def __getitem__(self, index: int) -> Sample | None:
         return self.__getitems__([index])[0]
 
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Begin to download the features that these samples need; for a sampler that knows what comes next."""
+        self.episodes[0].reader.prefetch(_wanted(map(self._place, indices)))
+
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         places = [self._place(index) for index in indices]
-        wanted: dict[Any, Any] = {
-            episode.key_of(index): episode.recipe for episode, index in places if episode.use_cache
-        }
-        features = places[0][0].reader.read(wanted) if wanted else {}
+        wanted = dict(_wanted(places))
+        # One reader for all episodes: in each process it opens the store once.
+        features = self.episodes[0].reader.read(wanted) if wanted else {}
         return [episode.sample(index, features.get(episode.key_of(index))) for episode, index in places]
 
     def _place(self, index: int) -> tuple[UnifiedVLADataset, int]:
@@ -80,3 +84,7 @@ class VLAEpisodeSet(Dataset[Sample | None]):
         number = int(np.searchsorted(self._ends, index, side="right"))
         episode = self.episodes[number]
         return episode, index - int(self._ends[number]) + len(episode)
+
+
+def _wanted(places: Iterable[tuple[UnifiedVLADataset, int]]) -> Iterator[tuple[FeatureKey, Recipe | None]]:
+    return ((episode.key_of(index), episode.recipe) for episode, index in places if episode.use_cache)

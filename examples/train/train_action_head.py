@@ -138,7 +138,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--new", action="append", metavar="PATH", help="episodes, tasks or roots of the new format")
     parser.add_argument("--old", action="append", metavar="PATTERN", help="episode folders of the old format")
-    parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="the store of their features")
+    parser.add_argument("--cache", required=True, metavar="ROOT", help="folder or URL of the store of their features")
     parser.add_argument("--weight", action="append", metavar="PATH:NUMBER", help="draw these samples more often")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=8)

@@ -9,7 +9,9 @@ from dataclasses import asdict
 from typing import Literal
 
 from cache_store import FeatureStore
+from cache_store.remote.store import RemoteStore
 from pipeline.failures import UnitFailure
+from pipeline.lanes.claim_boards import FileBoard, ObjectBoard
 from pipeline.lanes.claims import Claims
 from pipeline.lanes.cluster import connection, shape_lanes
 from pipeline.lanes.limits import TimeLimits
@@ -58,7 +60,7 @@ def run_build(
                 watch = Watch(events, Metrics(dataset=dataset, run=plan.task.run_id or ""))
                 events.start(todo=plan.todo, skipped=plan.skipped, **asdict(shape))
                 # With --overwrite nobody can tell by the store what another build has done, so nothing is shared.
-                claims = None if plan.overwrite else Claims(store.root, build=plan.task.run_id or uuid.uuid4().hex)
+                claims = None if plan.overwrite else _claims(store, plan.task.run_id or uuid.uuid4().hex)
                 with contextlib.closing(claims) if claims is not None else contextlib.nullcontext():
                     report = Scheduler(
                         plan,
@@ -77,6 +79,12 @@ def run_build(
         raise
     report.ignored = [(str(file.path), file.reason) for file in plan.source.ignored()]
     return report
+
+
+def _claims(store: FeatureStore, build: str) -> Claims:
+    if isinstance(store, RemoteStore):
+        return Claims(ObjectBoard(store.objects), build=build)
+    return Claims(FileBoard(store.root, writer=build), build=build)
 
 
 def _nothing_to_do(plan: Plan, events: RunEvents, on_failure: Callable[[UnitFailure], None]) -> BuildReport:

@@ -1,22 +1,18 @@
 """Claims of shards, so that two builds on one store share the work. Correctness never depends on them.
 
-`<store>/.vlm-cache/claims/<shard>` names the build that works on a shard, `<build>.owner` that build's process, and its
-modification time is the build's sign of life.
+The note `<shard>` names the build that works on a shard, `<build>.owner` that build's process; that it is written anew
+is the build's sign of life.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
-from cache_store.clock import file_system_now_s
-from cache_store.naming import CLAIMS
 from cache_store.processes import Owner, is_alive, this_process
+from pipeline.lanes.claim_boards import Board
 
 REFRESH_S = 10.0
 STALE_AFTER_S = 60.0  # without a sign of life
@@ -27,25 +23,26 @@ _OWNER = ".owner"
 class Claims:
     """The claims of one build. Where none can be written, every shard is free."""
 
-    def __init__(self, root: Path, *, build: str) -> None:
-        self._root, self._folder, self._build = root, root / CLAIMS, build
+    def __init__(self, board: Board, *, build: str) -> None:
+        self._board, self._build = board, build
         self._mine: set[str] = set()
         self._at_work: dict[str, float] = {}  # other builds, and until when that is taken for granted
         self._refreshed = time.monotonic()
+        self._signs = 0
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._write(self._build + _OWNER, json.dumps(asdict(this_process(build))))
+            board.write(build + _OWNER, self._sign_of_life())
             self._sweep()
 
     def take(self, shard: str) -> bool:
         """Claim a shard; False while another build at work has it. What a dead build had is taken over."""
         try:
-            self._write(shard, self._build, publish=os.link)  # which, unlike a rename, fails where there is one
+            self._board.create(shard, self._build)
         except FileExistsError:
-            if self._is_at_work(self._holder(shard)):
+            # "" if it has just been given back.
+            if self._is_at_work(self._board.read(shard) or ""):
                 return False
             with contextlib.suppress(OSError):
-                self._write(shard, self._build)
+                self._board.write(shard, self._build)
         except OSError:
             return True
         self._mine.add(shard)
@@ -56,48 +53,40 @@ class Claims:
         if shard in self._mine:
             self._mine.discard(shard)
             with contextlib.suppress(OSError):
-                os.unlink(self._folder / shard)
+                self._board.remove(shard)
 
     def refresh(self) -> None:
         """Give a sign of life if it is time for one."""
         if time.monotonic() - self._refreshed > REFRESH_S:
             self._refreshed = time.monotonic()
-            with contextlib.suppress(OSError):
-                os.utime(self._folder / (self._build + _OWNER))
+            self._board.refresh(self._build + _OWNER, self._sign_of_life())
 
     def close(self) -> None:
         """Give everything back, and remove what dead builds left."""
+        self._board.close()
         for shard in list(self._mine):
             self.release(shard)
         with contextlib.suppress(OSError):
-            os.unlink(self._folder / (self._build + _OWNER))
+            self._board.remove(self._build + _OWNER)
             self._sweep()
 
-    def _write(self, name: str, text: str, *, publish: Callable[[Path, Path], None] = os.replace) -> None:
-        temporary = self._folder / f"{name}.{self._build}.new"
-        temporary.write_text(text)
-        try:
-            publish(temporary, self._folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _holder(self, shard: str) -> str:
-        """Return the build that holds a shard; "" if it has just been given back."""
-        try:
-            return (self._folder / shard).read_text()
-        except OSError:
-            return ""
+    def _sign_of_life(self) -> str:
+        """Return who this build is, otherwise each time: where clocks differ, what changes is alive."""
+        self._signs += 1
+        return json.dumps({"owner": asdict(this_process(self._build)), "sign": self._signs})
 
     def _is_at_work(self, build: str) -> bool:
         now = time.monotonic()
         if not build or self._at_work.get(build, 0.0) > now:
             return True
-        path = self._folder / (build + _OWNER)
-        try:
-            silent_s = file_system_now_s(self._root) - path.stat().st_mtime
-            owner = Owner(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
+        found = self._board.aged(build + _OWNER)
+        if found is None:
             return False  # it ended
+        text, silent_s = found
+        try:
+            owner = Owner(**json.loads(text)["owner"])
+        except (ValueError, TypeError, KeyError):
+            return False  # no build of ours
         is_at_work = silent_s < STALE_AFTER_S
         if owner.host == this_process(None).host:
             is_at_work = is_at_work and is_alive(owner, silent_s=silent_s)
@@ -107,8 +96,8 @@ class Claims:
 
     def _sweep(self) -> None:
         """Remove what builds that ended without a word left behind."""
-        for path in self._folder.iterdir():
-            build = path.name.removesuffix(_OWNER) if path.name.endswith(_OWNER) else self._holder(path.name)
+        for name in self._board.names():
+            build = name.removesuffix(_OWNER) if name.endswith(_OWNER) else self._board.read(name)
             if build and build != self._build and not self._is_at_work(build):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    self._board.remove(name)

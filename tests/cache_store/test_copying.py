@@ -13,7 +13,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cache_store import FeatureStore, LocalOnly, ReadOnlyStore, StepKey, StoreFull, VideoKey
+from cache_store import FeatureStore, StepKey, StoreFull, VideoKey
 from cache_store.copying import copy
 from jobs.__main__ import main
 from tests.cache_store.conftest import tensor
@@ -172,8 +172,3 @@ def test_a_kill_at_any_moment_loses_nothing(place, tmp_path):
     assert contents(target).items() <= contents(source).items()
     assert main(["migrate", "--from", source, "--store", target]) == 0
     assert contents(target) == contents(source)
-
-
-def test_a_plan_of_a_url_is_refused_and_not_taken_for_an_empty_folder():
-    with pytest.raises(LocalOnly):
-        ReadOnlyStore("s3://bucket/prefix")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cache_store import FeatureStore
+from cache_store.copying import copy
 from jobs.__main__ import main
 from pipeline.vision.cuts import Cut
 from tests.consumers.evaluation.conftest import NFRAME, build, one_thread  # noqa: F401 - a fixture
@@ -102,6 +103,19 @@ def test_the_page_is_one_file_that_shows_every_figure(run, tmp_path):
     assert "What is wrong" not in page
 
 
+def test_a_store_behind_a_url_gives_the_same_report(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
+    url = f"memory://{tmp_path.name}/longva"
+    with FeatureStore(tmp_path / "store") as source, FeatureStore(url) as target:
+        list(copy(source, target))
+    status, report, said = run("--model", "small", "--store", url, "--first", "3")
+    assert status == 0, said
+    assert [report["models"][0][field] for field in ("questions", "agreeing", "hits")] == [3, 3, 3]
+    folder = tmp_path / report["results"]
+    assert json.loads((folder / "evaluate.json").read_text())["store"] == url
+    assert run("--resume", folder, fresh=False)[0] == 0
+
+
 class TestExitStatus1:
     def test_a_feature_that_is_not_there(self, run, tmp_path):
         with FeatureStore(tmp_path / "store") as store:
@@ -175,6 +189,7 @@ def test_an_evaluation_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatc
         (["--model", "small", "--sampling", "some"], "--sampling"),
         (["--model", "small", "--model", "small"], "named twice"),
         (["--model", "small", "--store", "nowhere"], "no folder"),
+        (["--model", "small", "--store", "nonsense://nowhere"], "nonsense"),
         (["--model", "lmms-lab/LongVA-7B"], "package longva"),
         (["--resume", "nowhere"], "holds no evaluation"),
         (["--resume", "foreign"], "holds no evaluation"),

@@ -69,7 +69,7 @@ SCHEMA = fields(
         )
     ),
     store=fields(entries=COUNT, bytes=BYTES, limit_bytes=or_null(BYTES), pinned_bytes=BYTES, fits=YES_NO),
-    disk=fields(free_bytes=BYTES, needed_bytes=BYTES, fits=YES_NO),
+    disk=or_null(fields(free_bytes=BYTES, needed_bytes=BYTES, fits=YES_NO)),
     evicts=fields(
         entries=COUNT,
         bytes=BYTES,
@@ -154,6 +154,36 @@ def test_the_store_is_left_without_a_limit_a_plan_and_a_folder(steps, plan, stor
     assert FeatureStore(tmp_path / "store").limit_bytes is None
     shutil.rmtree(tmp_path / "store")
     assert plan("--limit", "1MiB", "--report", tmp_path / "report")[0] == 0
+
+
+@pytest.mark.parametrize("source", ["vla", "folder"])
+def test_a_store_behind_a_url_is_asked_and_left_as_it_is(steps, plan, tmp_path, monkeypatch, source):
+    if source == "folder":
+        for name in "ab":
+            write_video(tmp_path / "videos" / f"{name}.mp4", frames=4)
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
+    url = f"memory://{tmp_path.name}/store"
+    units = 8 if source == "vla" else 2
+    asked, whole = [], plan_command.plan_build
+    monkeypatch.setattr(plan_command, "plan_build", lambda *args, **more: asked.append(args) or whole(*args, **more))
+    status, found = plan("--store", url, source=source)
+    assert (status, found["todo"], found["skipped"], found["fits"], found["disk"]) == (0, units, 0, True, None)
+    assert (found["store"]["limit_bytes"], found["evicts"]["entries"]) == (None, 0)
+    new_bytes, (samples, task, _) = found["bytes"]["new"], asked[0]
+    with monkeypatch.context() as patch:
+        patch.setenv("VLM_CACHE_TIER", str(tmp_path.parent / f"{tmp_path.name}-there"))
+        with FeatureStore(url) as store:
+            for sample in list(samples)[: units // 2]:
+                store.put(task.key(sample), torch.zeros(1, 1, 64).half(), recipe=task.recipe(sample))
+    status, found = plan("--store", url, source=source)
+    counts = (found["todo"], found["skipped"], found["store"]["entries"])
+    assert (status, *counts) == (0, *[units // 2] * 3)
+    assert found["bytes"]["new"] == new_bytes // 2
+    said = plan("--store", url, source=source, as_text=True)[1]
+    assert "no limit" in said
+    assert "would evict" not in said
+    status, said = plan("--store", url, "--limit", "1GiB", source=source)
+    assert (status, "no size limit" in said) == (2, True)
 
 
 def test_what_was_measured_becomes_hours(steps, plan):

@@ -31,6 +31,6 @@ class MissTeller:
             dataset,
             canonical_dataset_name(dataset),
             nframe,
-            self._store.root,
+            self._store.location,
             held,
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import pickle
 import sys
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import fsspec
@@ -18,13 +21,16 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cache_store import (
     FeatureStore,
     LocalOnly,
+    ReadOnlyStore,
     RecipeMismatch,
     StepKey,
     StoreFormatError,
+    StoreReadError,
     StoreWriteError,
     VideoKey,
     get_cache_manager,
     known_aliases,
+    naming,
 )
 from cache_store.remote import retries
 from cache_store.remote import tier as tiers
@@ -72,7 +78,7 @@ def test_a_second_read_of_a_video_in_a_recipe_asks_nothing_either(open_on, recip
     store.get(VIDEO, recipe=recipe)
     asked = store.transfers.requests
     assert torch.equal(store.get(VIDEO, recipe=recipe)["vision_features"], tensor(int(recipe == ANOTHER)))
-    store.prefetch([VIDEO], recipe=recipe)
+    store.prefetch([(VIDEO, recipe)])
     assert store.transfers.requests == asked
 
 
@@ -119,8 +125,11 @@ def test_a_recipe_that_a_copy_does_not_fit_is_asked_of_the_service(open_on):
     here.get(KEY)
     there.put(KEY, tensor(2), recipe=ANOTHER)
     assert torch.equal(here.get(KEY, recipe=ANOTHER), tensor(2))
-    with pytest.raises(RecipeMismatch):
-        here.get(KEY, recipe=RECIPE)
+    for ask in (lambda: here.get(KEY, recipe=RECIPE), lambda: here.get_batch([KEY], recipe=RECIPE)):
+        with pytest.raises(RecipeMismatch, match=f"^{here.location}/episode_vlm0.pt was made") as caught:
+            ask()
+        assert str(here.root) not in str(caught.value)
+        assert pickle.loads(pickle.dumps(caught.value)).path == f"{here.location}/episode_vlm0.pt"
     assert here.get(KEY, recipe=RECIPE, on_stale="miss") is None
 
 
@@ -213,6 +222,25 @@ def test_where_a_put_takes_two_steps_the_name_comes_last(tmp_path, monkeypatch):
         assert list((tmp_path / "store").iterdir()) == []
 
 
+def test_what_a_killed_writer_left_goes_a_day_later_by_the_clock_of_the_service(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
+    folder = tmp_path / "store"
+    with FeatureStore(f"local://{folder}") as store:
+        store.put(KEY, tensor(1))
+        store.put(VIDEO, {"vision_features": tensor(1)})
+        left = [folder / naming.temp_name(), folder / "Video-MME" / naming.temp_name(), folder / "mine.txt"]
+        written_s = (folder / "episode_vlm0.pt").stat().st_mtime
+        for path, hours in zip(left, (25, 25, 99), strict=True):
+            path.write_bytes(b"half")
+            os.utime(path, (0, written_s - hours * 3600))
+        left.append(folder / naming.temp_name())
+        left[-1].write_bytes(b"half")  # of a writer at work
+        ReadOnlyStore(store.location).size()
+        assert all(path.exists() for path in left)
+        assert store.size()[0] == 2
+        assert [path.exists() for path in left] == [False, False, True, True]
+
+
 def test_an_object_that_is_damaged_once_is_not_damaged(open_on, monkeypatch):
     store = open_on("a")
     store.put(KEY, tensor(1))
@@ -250,9 +278,94 @@ def test_prefetch_downloads_what_is_missing_here_and_nothing_twice(open_on):
     for index, key in enumerate(keys):
         store.put(key, tensor(index))
     store.get(keys[3])
-    store.prefetch([*keys, StepKey("episode", 99)])
+    store.prefetch((key, None) for key in [*keys, StepKey("episode", 99)])
     assert store.transfers.downloads == 40
     assert all((store.root / f"episode_vlm{index}.pt").exists() for index in range(40))
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Downloads wait until they are let go; how many began is counted."""
+
+    class Held:
+        def __init__(self):
+            self.began, self.let_go = threading.Semaphore(0), threading.Event()
+
+    def cat_file(self, path, **options):
+        content = whole(self, path, **options)
+        if path.endswith(".pt"):
+            held.began.release()
+            assert held.let_go.wait(30)
+        return content
+
+    held, whole = Held(), MemoryFileSystem.cat_file
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    return held
+
+
+def test_threads_that_read_one_feature_download_it_once(open_on, held):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    with ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(store.get, KEY) for _ in range(4)]
+        assert held.began.acquire(timeout=30)
+        held.let_go.set()
+        assert all(torch.equal(read.result(), tensor(1)) for read in reads)
+    assert store.transfers.downloads == 1
+
+
+def test_what_is_replaced_while_it_is_downloaded_leaves_no_copy_of_what_it_was(open_on, held):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(store.get, KEY)
+        assert held.began.acquire(timeout=30)
+        store.put(KEY, tensor(2))
+        held.let_go.set()
+        assert torch.equal(read.result(), tensor(1))
+    assert torch.equal(store.get(KEY), tensor(2))
+
+
+def test_a_prefetch_need_not_be_waited_for_and_the_read_takes_what_it_downloads(open_on, held):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    store.prefetch([(KEY, None)], wait=False)
+    assert held.began.acquire(timeout=30)
+    held.let_go.set()
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert store.transfers.downloads == 1
+
+
+def test_a_prefetch_that_fails_is_told_by_the_read_and_gives_up_the_rest(open_on, monkeypatch):
+    def refuse(self, path, **_):
+        raise PermissionError(path)
+
+    store = open_on("a")
+    keys = [StepKey("episode", index) for index in range(300)]
+    for key in keys:
+        store.put(key, tensor(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "cat_file", refuse)
+        asked = store.transfers.requests
+        store.prefetch([(key, None) for key in keys], wait=False)
+        store._pool().submit(int).result()
+        assert store.transfers.requests - asked < 150
+        with pytest.raises(StoreReadError, match=r"episode_vlm7\.pt"):
+            store.get(keys[7])
+    assert torch.equal(store.get(keys[7]), tensor(1))
+
+
+def test_where_copies_find_no_room_nothing_is_downloaded_ahead_of_its_read(open_on, monkeypatch):
+    store = open_on("a")
+    keys = [StepKey("episode", index) for index in range(4)]
+    for key in keys:
+        store.put(key, tensor(1))
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "10")
+    small = open_on("small")
+    small.get(keys[0])
+    small.prefetch((key, None) for key in keys)
+    assert small.get_batch(keys).missing == []
+    assert small.transfers.downloads == 1 + 4
 
 
 def _read_in_a_child(store, answers):
@@ -292,7 +405,7 @@ def test_every_method_of_a_store_is_answered_for_a_remote_root(open_on):
     inherited = {"clear", "contains", "entries", "eviction_for", "limit_bytes", "record_of", "remember_plan",
                  "size", "soft_limit_bytes"}  # fmt: skip
     public = {name for name in dir(FeatureStore) if not name.startswith("_")}
-    defined = {name for one in type(open_on("a")).__mro__[:2] for name in vars(one)}
+    defined = {name for one in type(open_on("a")).__mro__[:3] for name in vars(one)}
     assert public - defined == inherited
 
 
@@ -303,6 +416,21 @@ def test_the_records_of_a_video_are_told_for_each_recipe(open_on):
         value = {"vision_features": torch.zeros(4, 2, 3), "video_id": "v"}
         store.put(key, value, recipe={"weights": weights})
     assert [record.recipe for record in store.records_of(key)] == [{"weights": "a"}, {"weights": "b"}]
+
+
+def test_records_are_those_of_copies_and_then_what_else_the_service_has(open_on):
+    here, there = open_on("a"), open_on("b")
+    here.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    here.get(VIDEO)
+    asked = here.transfers.requests
+    assert next(here.records_of(VIDEO)).recipe == RECIPE
+    assert here.transfers.requests == asked
+    assert [record.recipe for record in here.records_of(VIDEO)] == [RECIPE]
+    there.clear()
+    there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    assert [record.recipe for record in here.records_of(VIDEO)] == [RECIPE, ANOTHER]
+    assert torch.equal(here.get(VIDEO, recipe=ANOTHER)["vision_features"], tensor(2))
+    assert [record.recipe for record in here.records_of(VIDEO)] == [ANOTHER]
 
 
 def test_an_unknown_protocol_and_a_missing_package_are_named(monkeypatch):

@@ -162,7 +162,7 @@ def test_preflight_of_a_set_names_episodes_of_another_model(data):
 
 def test_large_sets_ask_the_store_in_one_listing_with_the_same_answers(data, monkeypatch):
     one_by_one = {e.data_dir: e.vl_cache_files for e in make(data).dataset.episodes}
-    monkeypatch.setattr("consumers.training.coverage._LIST_ABOVE", 0)
+    monkeypatch.setattr("cache_store.lookup._LIST_ABOVE", 0)
     assert {e.data_dir: e.vl_cache_files for e in make(data).dataset.episodes} == one_by_one
 
 

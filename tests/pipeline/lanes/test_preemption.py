@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 # One build of steps that are all good, by a process of its own.
 BUILD = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from cache_store import FeatureStore
 from pipeline.lanes import run_build
@@ -33,8 +34,8 @@ from tests.pipeline.lanes.faulty_encoder import GOOD, FaultySource, FaultySpec
 def planned(folder, run, count, *, delay_s=0.0, side=8):
     marks = folder / "marks"
     marks.mkdir(exist_ok=True)
-    store = FeatureStore(folder / "store", run_id=run)
-    task = BuildTask(FaultySpec(marks, most_delay_s=delay_s), str(store.root), run)
+    store = FeatureStore(os.environ.get("STORE") or folder / "store", run_id=run)
+    task = BuildTask(FaultySpec(marks, most_delay_s=delay_s), store.location, run)
     source = FaultySource(folder / run, [GOOD] * count, episode_steps=8, side=side)
     return plan_build(source, task, store, overwrite=False), store
 """
@@ -42,7 +43,7 @@ def planned(folder, run, count, *, delay_s=0.0, side=8):
 ON_ITS_OWN = (
     BUILD
     + """
-import os, time
+import time
 from pipeline.work_plan import Plan
 Plan.shards.__kwdefaults__["size"] = 8  # else the whole plan would be four shards
 folder, run, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -94,9 +95,12 @@ cluster.shutdown()
 )
 
 
-def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+def start(script: str, *arguments: object, **variables: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    environment = os.environ | {name: str(value) for name, value in variables.items()}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment
+    )
 
 
 def report_of(process: subprocess.Popen[str]) -> dict:
@@ -152,10 +156,14 @@ def test_the_pixels_that_are_lost_with_the_decoders_node_are_decoded_again(tmp_p
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_path):
-    first = start(ON_ITS_OWN, tmp_path, "first", 160, "first", "second")
-    second = start(ON_ITS_OWN, tmp_path, "second", 160, "first", "second")
-    one, two = report_of(first), report_of(second)
+@pytest.mark.parametrize("url", ["", "local://{}/store"])
+def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_path, url):
+    names = ("first", "second")  # behind a URL with nothing else in common: as on two machines
+    started = [
+        start(ON_ITS_OWN, tmp_path, name, 160, *names, STORE=url.format(tmp_path), VLM_CACHE_TIER=tmp_path / name)
+        for name in names
+    ]
+    one, two = map(report_of, started)
     for report in (one, two):
         assert (report["done"] + report["skipped"], report["failed"], report["not_started"]) == (160, [], 0)
     assert one["done"] + two["done"] == len(forwards(tmp_path)) <= 160 + 16

@@ -1,0 +1,216 @@
+"""What is asked of a remote root without changing it, nor any copy: which features are there, by heads and listings."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache_store import naming
+from cache_store.archive import END_BYTES, Record, open_content
+from cache_store.errors import DamagedFeature, LocalOnly, RecipeMismatch
+from cache_store.keys import FeatureKey, VideoKey
+from cache_store.lookup import Lookup
+from cache_store.processes import HERE
+from cache_store.reader import Stale, State, Wanted, candidates, told_mismatch
+from cache_store.remote import tier
+from cache_store.remote.objects import Objects, Transfers, open_objects
+from cache_store.remote.owners import Owners
+from cache_store.reports import PinInfo
+from cache_store.settings import Settings
+
+if TYPE_CHECKING:
+    from cache_store.bulk import Asked
+
+REQUESTS_AT_ONCE = 32
+_LIST_ABOVE = 1000  # which is what one page of a listing tells
+
+
+class RemoteLookup(Lookup):
+    """What a `RemoteStore` and a `ReadOnlyStore` of a URL both answer. `root` is the folder of the copies."""
+
+    def _connect(self, url: str | os.PathLike[str]) -> None:
+        self._url = os.fspath(url).rstrip("/")
+        self.root = tier.folder_of(self._url)
+        self._connected: tuple[int, Objects, ThreadPoolExecutor] | None = None
+        self._connecting = threading.Lock()
+        self._connection()
+        self._owners = Owners(self._objects, self._recorded)
+
+    def _connection(self) -> tuple[int, Objects, ThreadPoolExecutor]:
+        # Neither connections nor threads outlive a fork.
+        if self._connected is None or self._connected[0] != HERE.pid:
+            if self._connected is not None:
+                self._connecting = threading.Lock()
+            with self._connecting:
+                if self._connected is None or self._connected[0] != HERE.pid:
+                    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="vlm-cache-remote")
+                    self._connected = (HERE.pid, open_objects(self.location), pool)
+        return self._connected
+
+    def _objects(self) -> Objects:
+        return self._connection()[1]
+
+    def _pool(self) -> ThreadPoolExecutor:
+        return self._connection()[2]
+
+    @property
+    def location(self) -> str:
+        """The URL."""
+        return self._url
+
+    @property
+    def limits(self) -> Settings:
+        """None: nothing is evicted from a remote root. `$VLM_CACHE_TIER_LIMIT` is that of the copies."""
+        return Settings()
+
+    @property
+    def objects(self) -> Objects:
+        """The objects themselves, for builds that leave notes for each other there."""
+        return self._objects()
+
+    @property
+    def transfers(self) -> Transfers:
+        """What this process asked of the service."""
+        return self._objects().transfers
+
+    def set_limit(
+        self, limit_bytes: int | None = None, *, soft_limit_bytes: int | None = None, remember: bool = True
+    ) -> None:
+        """Refuse a limit; None and 0 or less, which mean none, are fine.
+
+        Raises:
+            LocalOnly: a limit above 0.
+        """
+        if (limit_bytes or 0) > 0 or (soft_limit_bytes or 0) > 0:
+            advice = (
+                "call prune with down_to_bytes (`vlm-cache prune --down-to`), or give the bucket a lifecycle rule; "
+                f"${tier.LIMIT_VARIABLE} limits the copies on this machine"
+            )
+            raise LocalOnly(self.location, "size limit", advice)
+
+    def _recorded(self, name: str) -> Record | None:
+        """The record of a feature, by its last bytes alone, or by all where those do not hold it.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            DamagedFeature, StoreReadError.
+        """
+        found = self._objects().tail(name, END_BYTES)
+        if found is None:
+            raise FileNotFoundError(f"{self.location}/{name}")
+        path = f"{self.location}/{name}"
+        try:
+            with open_content(path, found[0], file_bytes=found[1]) as opened:
+                return opened.record()
+        except DamagedFeature:
+            if found[1] <= END_BYTES:
+                raise
+        whole = self._objects().get(name, lambda content, _: content)
+        if whole is None:
+            raise FileNotFoundError(path)
+        with open_content(path, whole) as opened:
+            return opened.record()
+
+    def file_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path | None:
+        """Where a copy of the feature lies once it was read; None where there is no feature."""
+        name = self._relative(key, recipe)
+        return None if self._objects().head(name) is None else self.root / name
+
+    def bytes_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> int | None:
+        """Bytes of the object that `put` would replace; None when there is none."""
+        info = self._objects().head(self._relative(key, recipe))
+        return None if info is None else info.bytes
+
+    def state_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> State:
+        """As `Lookup.state_of`, by asking for the object itself: no listing hides a put."""
+        return self._state(key, Wanted.of(recipe))
+
+    def _state(self, key: FeatureKey, wanted: Wanted) -> State:
+        if wanted.fingerprint is None:
+            found = any(self._objects().head(name) for name in candidates(key, None))
+            return "present" if found else "missing"
+        is_fitting, stale = self._looked_for(key, wanted)
+        return "present" if is_fitting else "stale" if stale is not None else "missing"
+
+    def _looked_for(self, key: FeatureKey, wanted: Wanted) -> tuple[bool, Stale | None]:
+        stale: Stale | None = None
+        for name in candidates(key, wanted.fingerprint):
+            try:
+                record = self._recorded(name)
+            except (FileNotFoundError, DamagedFeature):
+                # A damaged one is as good as none: the build makes it again.
+                continue
+            if record is None or wanted.fits(record):
+                return True, None
+            stale = stale or Stale(name, record)
+        return False, stale
+
+    def states(self, asked: Asked) -> Iterator[State]:
+        """As `Lookup.states`: what is missing by one listing, the recipes of the rest by their last bytes."""
+        from cache_store.bulk import KnownRecipes, in_batches
+
+        with self._viewed() as view:
+            known = KnownRecipes(view.table)
+        for batch in in_batches(asked):
+            told = known.states(batch)
+            unsure = [pair for pair, state in zip(batch, told, strict=True) if state is None]
+            answers = self._pool().map(lambda pair: self._state(*pair), unsure)
+            for state in told:
+                yield next(answers) if state is None else state
+
+    def contains_each(self, keys: Sequence[FeatureKey]) -> list[bool]:
+        """As `Lookup.contains_each`: a page's worth of keys are asked for themselves, more by a listing."""
+        if len(keys) <= _LIST_ABOVE:
+            return list(self._pool().map(self.contains, keys))
+        return [state == "present" for state in self.states((key, None) for key in keys)]
+
+    def mismatch_of(self, key: FeatureKey, *, recipe: Mapping[str, Any]) -> RecipeMismatch | None:
+        """As `Lookup.mismatch_of`."""
+        wanted = Wanted.of(recipe)
+        is_fitting, stale = self._looked_for(key, wanted)
+        return None if is_fitting or stale is None else told_mismatch(self.location, stale, key, wanted)
+
+    def path_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path:
+        """Where a copy lies, of what `put` would write now, once it was read."""
+        name = naming.relative_path(key)
+        fingerprint = Wanted.of(recipe).fingerprint
+        if not isinstance(key, VideoKey) or fingerprint is None:
+            return self.root / name
+        is_owner = self._owners.owner_of(key) in (None, fingerprint)
+        return self.root / naming.relative_path(key, second_recipe=None if is_owner else fingerprint)
+
+    def record_of_each(self, keys: Sequence[FeatureKey]) -> Iterator[Record | None]:
+        """As `Lookup.record_of_each`, many at a time."""
+        return self._pool().map(self.record_of, keys)
+
+    def records_of(self, key: VideoKey) -> Iterator[Record]:
+        """As `Lookup.records_of`; the folders of second recipes are listed."""
+        return (record for _, record in self._told_records(key))
+
+    def _told_records(self, key: VideoKey) -> Iterator[tuple[str, Record]]:
+        """The names under which a video has features, with their records."""
+        file = naming.relative_path(key).rpartition("/")[2]
+        for folder in (None, f"{key.dataset}@"):
+            names = candidates(key, None)
+            if folder is not None:
+                names = (f"{found}/{file}" for found in sorted(self._objects().folders(folder)))
+            for name in names:
+                try:
+                    yield name, self._recorded(name) or Record()
+                except (FileNotFoundError, DamagedFeature):
+                    continue
+
+    def _record(self, name: str) -> Record | None:
+        return self._recorded(name)
+
+    def pins(self) -> list[PinInfo]:
+        """None: nothing is evicted."""
+        return []
+
+    def pinned_bytes(self, *, besides: Asked = ()) -> int:
+        """0: nothing is pinned."""
+        return 0
