@@ -200,6 +200,13 @@ class Shard:
             return [text[start:end] for start, end in itertools.pairwise(offsets)]
         return [self.name(row) for row in range(self.rows)]
 
+    def arrow_names(self) -> Any:
+        """All names as an Arrow array of `large_string`, not copied."""
+        import pyarrow as pa
+
+        buffers = [pa.py_buffer(part) for part in (self._name_offsets, self._name_bytes)]
+        return pa.Array.from_buffers(pa.large_string(), self.rows, [None, *buffers])
+
     def names_of(self, rows: np.ndarray[Any, Any]) -> list[str]:
         """The names of these rows, at a fraction of `name`'s cost."""
         text = self._text

@@ -106,8 +106,10 @@ class View:
             StoreReadError: the disk.
         """
         counting = [shard.counting() for shard in self.shards]
-        if not counting:
-            return []
+        own = [_hashes_of(shard)[counts] for shard, counts in zip(self.shards, counting, strict=True)]
+        sorted_hashes = np.sort(np.concatenate([np.empty(0, np.int64), *own]))
+        if not (sorted_hashes[1:] == sorted_hashes[:-1]).any():
+            return counting
         hashes, numbers, rows = self._index
         is_counting = np.concatenate(counting)[np.cumsum([0, *map(len, counting)])[numbers] + rows]
         hashes, numbers, rows = hashes[is_counting], numbers[is_counting], rows[is_counting]
