@@ -13,9 +13,9 @@ import types
 import uuid
 import warnings
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,6 +50,9 @@ class Peer:
 
     def close(self) -> None:
         """Give open files back."""
+
+
+PeerT = TypeVar("PeerT", bound=Peer)
 
 
 class TorchFiles(Peer):
@@ -183,6 +186,16 @@ class WebDatasetShards(Peer):
 
 
 PEERS: tuple[type[Peer], ...] = (TorchFiles, SafetensorsFiles, MosaicShards, DiskCache, WebDatasetShards)
+
+
+def filled_peer(kind: type[PeerT], folder: Path, features: torch.Tensor, *, parts: int = 1) -> PeerT:
+    """A peer that holds the features by their index, written in so many parts; its folder is named as its module."""
+    peer = kind(folder / kind.module, features[0])
+    for start, end in pairwise(len(features) * part // parts for part in range(parts + 1)):
+        for index in range(start, end):
+            peer.write(index, features[index])
+        peer.finish()
+    return peer
 
 
 @functools.cache
