@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -43,7 +42,10 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
         loose = cleanup.enter_context(filled_store(folder / "store", features))
         url = cleanup.enter_context(s3_server())
         contents = _uploaded(loose, folder / "first", url, features)
-        cold = _cold(folder, url, features, order, contents, scale)
+        parts = [order[start : start + scale.batch] for start in range(0, len(order), scale.batch)]
+        opened = _Cold(url, folder, parts, features)
+        cleanup.callback(opened.close)
+        cold = _cold(opened, url, parts, contents)
         cold_s = interleaved_s(cold, rounds=scale.remote_rounds)
         store = _opened(url, folder / "first")
         cleanup.callback(store.close)
@@ -115,50 +117,66 @@ def _boto3_get(url: str) -> Callable[[int], bytes]:
     return get
 
 
-def _cold(
-    folder: Path, url: str, features: torch.Tensor, order: list[int], contents: list[bytes], scale: Scale
-) -> list[Contestant]:
+class _Cold:
+    """The store behind the URL, opened anew with an empty tier as often as asked."""
+
+    def __init__(self, url: str, folder: Path, parts: Sequence[Sequence[int]], features: torch.Tensor) -> None:
+        self._url, self._folder, self._parts, self._features = url, folder, parts, features
+        self._ready = torch.empty_like(features[: len(parts[0])])
+        self._stores: list[RemoteStore] = []
+
+    def empty_tier(self, _: int = 0) -> None:
+        self._stores.append(_opened(self._url, self._folder / f"tier-{len(self._stores)}"))
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+
+    def one_by_one(self, _: int = 0, *, is_checked: bool = False) -> None:
+        store = self._stores[-1]
+        for part in self._parts:
+            for index in part:
+                found = store.get(step_key(index))
+                if is_checked:
+                    check_equal(_GET, found, self._features[index])
+
+    def in_batches(self, _: int = 0, *, is_checked: bool = False) -> None:
+        store = self._stores[-1]
+        for part in self._parts:
+            out = self._ready[: len(part)]
+            store.get_batch([step_key(index) for index in part], out=out)
+            if is_checked:
+                check_equal("get_batch from S3", out, self._features[list(part)])
+
+
+def _cold(cold: _Cold, url: str, parts: list[list[int]], contents: list[bytes]) -> list[Contestant]:
+    """What fetches each object once.
+
+    Raises:
+        RuntimeError: one does not return what was written.
+    """
     import s3fs
 
     system, get = s3fs.S3FileSystem(), _boto3_get(url)
-    paths = [f"{url}/{relative_path(step_key(index))}" for index in range(len(features))]
-    if list(map(system.cat_file, paths)) != contents:
-        raise RuntimeError("s3fs does not return what was written")
-    numbers = itertools.count()
-    opened: list[FeatureStore] = []
-
-    def empty_tier(_: int) -> None:
-        while opened:
-            opened.pop().close()
-        opened.append(_opened(url, folder / f"tier-{next(numbers)}"))
-
-    def one_by_one(_: int) -> None:
-        for index in order:
-            opened[0].get(step_key(index))
-
-    ready = torch.empty_like(features[: scale.batch])
-    parts = [order[start : start + scale.batch] for start in range(0, len(order), scale.batch)]
-
-    def in_batches(_: int) -> None:
-        for part in parts:
-            opened[0].get_batch([step_key(index) for index in part], out=ready[: len(part)])
-
-    for part in parts:
-        empty_tier(0)
-        found = opened[0].get_batch([step_key(index) for index in part], out=ready[: len(part)])
-        check_equal("get_batch from S3", found.features, features[part])
-        check_equal(_GET, opened[0].get(step_key(part[0])), features[part[0]])
-    count = len(features)
+    paths = [f"{url}/{relative_path(step_key(index))}" for index in range(len(contents))]
+    order = [index for part in parts for index in part]
+    names = [path.removeprefix("s3://") for path in paths]
+    together = {name: content for part in parts for name, content in system.cat([paths[at] for at in part]).items()}
+    fetched = (list(map(get, range(len(paths)))), list(map(system.cat_file, paths)), [together[name] for name in names])
+    if any(one != contents for one in fetched):
+        raise RuntimeError("boto3 or s3fs does not return what was written")
+    for work in (cold.one_by_one, cold.in_batches):
+        cold.empty_tier()
+        work(is_checked=True)
+    count, size = len(contents), len(parts[0])
     return [
         Contestant(BASE, count, lambda _: [get(index) for index in order]),
         Contestant("s3fs cat_file", count, lambda _: [system.cat_file(paths[index]) for index in order]),
-        Contestant(f"{_GET}, cold tier", count, one_by_one, empty_tier),
+        Contestant(f"{_GET}, cold tier", count, cold.one_by_one, cold.empty_tier),
         Contestant(
-            f"s3fs cat, {scale.batch} at a time",
-            count,
-            lambda _: [system.cat([paths[index] for index in part]) for part in parts],
+            f"s3fs cat, {size} at a time", count, lambda _: [system.cat([paths[at] for at in part]) for part in parts]
         ),
-        Contestant(f"get_batch of {scale.batch}, cold tier", count, in_batches, empty_tier),
+        Contestant(f"get_batch of {size}, cold tier", count, cold.in_batches, cold.empty_tier),
     ]
 
 
