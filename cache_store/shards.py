@@ -85,6 +85,14 @@ class View:
         found = np.where(is_one, numbers[at], -1)
         return found, rows[at]
 
+    def not_alone(self, shard: Shard, names: Sequence[str]) -> list[int]:
+        """Positions of the names, of the rows of a shard, of which other rows may be here as well."""
+        if not self.shards:
+            return []
+        numbers, _ = self.find_all(names)
+        own = [number for number, one in enumerate(self.shards) if one.id == shard.id]
+        return np.flatnonzero(~np.isin(numbers, own)).tolist()
+
     def hashes(self) -> frozenset[int]:
         """The hash values of all names."""
         return frozenset(self._index[0].tolist())
