@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 def encoded(rows: Sequence[Row]) -> list[Bytes]:
-    """The shard's bytes, all rows neither live nor dead; for a moment the contents are in memory twice beside `rows`."""
+    """The shard's bytes, all rows neither live nor dead; making them takes twice the memory of the contents."""
     import pyarrow as pa
 
     columns = _columns(pa, rows)
@@ -89,7 +89,7 @@ def _columns(pa: Any, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _strings(pa: Any, kind: Any, sizes: Sequence[int], joined: Bytes) -> Any:
+def _strings(pa: Any, kind: Any, sizes: Sequence[int], joined: bytes | bytearray) -> Any:
     offsets = np.cumsum([0, *sizes], dtype=np.int64)
     return _array(pa, kind, len(sizes), offsets, joined)
 
@@ -155,6 +155,8 @@ class Shard:
             self._status = os.fstat(self._file.fileno())
             self.file_bytes = self._status.st_size
             self._map = self._mapped()
+            # The whole file where it is mapped.
+            self.memory = None if self._map is None else memoryview(self._map)
             if self._map is not None:
                 self._file.close()  # the map holds it open
             told = self._description()
@@ -195,8 +197,8 @@ class Shard:
     def _part(self, start: int, size: int) -> memoryview:
         if start < 0 or size < 0 or start + size > self.file_bytes:
             raise ValueError(f"{size} bytes at {start} of {self.file_bytes}")
-        if self._map is not None:
-            return memoryview(self._map)[start : start + size]
+        if self.memory is not None:
+            return self.memory[start : start + size]
         parts = bytearray()
         while len(parts) < size:
             part = os.pread(self._file.fileno(), size - len(parts), start + len(parts))
@@ -219,13 +221,8 @@ class Shard:
         self._name_offsets = np.frombuffer(parts["name_offsets"], "<i8", self.rows + 1)
         self._name_bytes = parts["name"]
         self._fingerprints = parts["fingerprint8"]
-        self._content_at = self._places["content"][0]
+        self._content_at, self._live_at, self._dead_at = (self._places[name][0] for name in ("content", "live", "dead"))
         self.content_starts = self._starts + self._content_at  # in the file
-
-    @property
-    def memory(self) -> memoryview | None:
-        """The whole file where it is mapped."""
-        return None if self._map is None else memoryview(self._map)
 
     def names(self) -> list[str]:
         """All names, of dead rows too."""
@@ -310,6 +307,8 @@ class Shard:
 
     def counts(self, row: int) -> bool:
         """Whether a row counts now."""
+        if self._map is not None:
+            return self._map[self._live_at + row] != 0 and self._map[self._dead_at + row] == 0
         return self._byte("live", row) and not self._byte("dead", row)
 
     def is_dead(self, row: int) -> bool:

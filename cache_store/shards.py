@@ -70,7 +70,9 @@ class View:
             StoreReadError: the disk.
         """
         counting = [place for place in self.places(name) if place.shard.counts(place.row)]
-        return max(counting, key=lambda place: place.version, default=None)
+        if len(counting) < 2:
+            return counting[0] if counting else None
+        return max(counting, key=lambda place: place.version)
 
     def find_all(self, names: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """For each name the number of the shard of its only row, -1 where there is none or several, and that row.
