@@ -83,22 +83,28 @@ def pack(
     with contextlib.nullcontext() if dry_run else lease(root / naming.PACK_LEASE, timeout_s=_WAIT_S):
         if not dry_run:
             put_back_all(root)
-        names = _wanted(root, datasets, packed_too=not keep)
-        groups = list(_groups(root, names))
-        total = sum(map(len, groups))
-        for group in groups:
-            if dry_run:
-                report.files += len(group)
-                report.bytes += sum(os.path.getsize(root / name) for name in group)
-                report.shards += 1
-            else:
-                _Packing(root, books, report, keep=keep).pack(group)
-            if progress is not None:
-                progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
+        _pack_files(root, books, datasets, progress, report, keep=keep)  # whose names are gone before the index is made
         if not dry_run:
             report.freed_bytes = tidy(root, books)
             shard_index.write(root)
     return report
+
+
+def _pack_files(
+    root: Path, books: Books, datasets: tuple[str, ...] | None, progress: Told, report: PackReport, *, keep: bool
+) -> None:
+    names = _wanted(root, datasets, packed_too=not keep)
+    groups = list(_groups(root, names))
+    total = sum(map(len, groups))
+    for group in groups:
+        if report.dry_run:
+            report.files += len(group)
+            report.bytes += sum(os.path.getsize(root / name) for name in group)
+            report.shards += 1
+        else:
+            _Packing(root, books, report, keep=keep).pack(group)
+        if progress is not None:
+            progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
 
 
 def tidy(root: Path, books: Books) -> int:

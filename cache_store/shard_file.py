@@ -258,6 +258,10 @@ class Shard:
     def fingerprint8(self, row: int) -> str:
         return bytes(self._fingerprints[8 * row : 8 * row + 8]).rstrip(b"\0").decode("ascii")
 
+    def fingerprints(self) -> np.ndarray[Any, Any]:
+        """As `fingerprint8`, of all rows, as bytes."""
+        return np.frombuffer(self._fingerprints, "S8", self.rows)
+
     def content(self, row: int) -> memoryview:
         """The feature file's bytes, not verified; of a mapped shard they are the map's own.
 
