@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 def encoded(rows: Sequence[Row]) -> list[Bytes]:
-    """The shard's bytes, all rows neither live nor dead; making them takes twice the memory of the contents."""
+    """The shard's bytes, all rows neither live nor dead, made in little more memory than they take."""
     import pyarrow as pa
 
     columns = _columns(pa, rows)
@@ -51,8 +51,15 @@ def encoded(rows: Sequence[Row]) -> list[Bytes]:
     short = _strings(pa, pa.large_binary(), [1] * len(rows), bytes(len(rows)))
     rest = -_places(_written(pa, {"content": short, **columns}, b" " * _PLACES_BYTES))["content"][0] % _ALIGNMENT
     blank = b" " * (_PLACES_BYTES + rest)
-    whole = _written(pa, {"content": _contents(pa, rows), **columns}, blank)
+    sizes = [len(row.content) + -len(row.content) % _ALIGNMENT for row in rows]
+    # Zeros that nobody wrote take no memory: the contents are copied once, to where they belong.
+    zeros = _strings(pa, pa.large_binary(), sizes, np.zeros(sum(sizes), np.uint8))
+    whole = _written(pa, {"content": zeros, **columns}, blank)
     places = _places(whole)
+    at = places["content"][0]
+    for row, size in zip(rows, sizes, strict=True):
+        whole[at : at + len(row.content)] = row.content
+        at += size
     told = {_KEY: _FORMAT, "rows": len(rows), "places": places, "crc32": _crc_of_columns(memoryview(whole), places)}
     text = json.dumps(told, separators=(",", ":")).encode().ljust(len(blank))
     if len(text) != len(blank) or places["content"][0] % _ALIGNMENT:
@@ -60,15 +67,6 @@ def encoded(rows: Sequence[Row]) -> list[Bytes]:
     first, last = whole.find(blank), whole.rfind(blank)
     whole[first : first + len(blank)] = whole[last : last + len(blank)] = text
     return [memoryview(whole)]
-
-
-def _contents(pa: Any, rows: Sequence[Row]) -> Any:
-    sizes = [len(row.content) + -len(row.content) % _ALIGNMENT for row in rows]
-    joined, at = bytearray(sum(sizes)), 0
-    for row, size in zip(rows, sizes, strict=True):
-        joined[at : at + len(row.content)] = row.content
-        at += size
-    return _strings(pa, pa.large_binary(), sizes, joined)
 
 
 def _columns(pa: Any, rows: Sequence[Row]) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def _columns(pa: Any, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _strings(pa: Any, kind: Any, sizes: Sequence[int], joined: bytes | bytearray) -> Any:
+def _strings(pa: Any, kind: Any, sizes: Sequence[int], joined: bytes | np.ndarray[Any, Any]) -> Any:
     offsets = np.cumsum([0, *sizes], dtype=np.int64)
     return _array(pa, kind, len(sizes), offsets, joined)
 
