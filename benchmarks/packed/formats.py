@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
@@ -93,7 +94,7 @@ class WebDatasetStream(IterableDataset[torch.Tensor]):
         if self._shuffle:
             stream = stream.shuffle(SHUFFLED)
         for sample in stream:
-            yield torch.load(io.BytesIO(sample["pt"]))
+            yield torch.from_numpy(numpy.load(io.BytesIO(sample["npy"])))
 
 
 FORMATS: tuple[type[Peer], ...] = (MosaicShards, LanceTable, WebDatasetShards)
