@@ -10,7 +10,7 @@ READING_TESTS := tests/cache_store tests/consumers/training tests/test_old_scrip
 HARNESS_TESTS := tests/consumers/evaluation/harnesses
 
 .PHONY: install demo check test test-oldest test-harnesses format clean
-.PHONY: bench-store bench-decode bench-build bench-consumers bench-faults bench-streaming
+.PHONY: bench-store bench-pack bench-decode bench-build bench-consumers bench-faults bench-streaming
 
 install: $(VENV)/.installed
 
@@ -60,6 +60,11 @@ $(HARNESS_VENV)/.installed: pyproject.toml constraints.txt $(HARNESS_TESTS)/requ
 # OPTIONS=--record rewrites docs/benchmarks.md.
 bench-store: $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python -m benchmarks.store $(OPTIONS)
+
+# About a quarter of an hour, beside MosaicML, Lance and WebDataset in the same environment. OPTIONS="--only read" measures one group of rows;
+# OPTIONS=--record rewrites docs/benchmarks.md. `million` needs 6 GB of memory or disk below --folder, and is fast on a RAM disk.
+bench-pack: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python -W ignore -m benchmarks.packed $(OPTIONS)
 
 # `make bench-decode OPTIONS="--data DIR"` measures over the videos below DIR, and over some that it makes; about ten minutes.
 bench-decode: install

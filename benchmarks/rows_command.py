@@ -23,7 +23,7 @@ ScaleT = TypeVar("ScaleT")
 
 @dataclass(frozen=True)
 class RowsCommand(Generic[ScaleT]):
-    """`make bench-<name>`; `rows` are measured in their order, each in a new folder, with the scale."""
+    """`python -m benchmarks.<name>`; `rows` are measured in their order, each in a new folder, with the scale."""
 
     name: str
     about: str
@@ -34,6 +34,7 @@ class RowsCommand(Generic[ScaleT]):
     add_options: Callable[[argparse.ArgumentParser], None] = lambda _: None
     adapted: Callable[[ScaleT, argparse.Namespace], ScaleT] = lambda scale, _: scale
     facts: Callable[[ScaleT], dict[str, str]] = lambda _: {}  # about the machine, beside the usual ones
+    target: str = ""  # `make bench-<target>`; "": its name
 
     def run(self, arguments: list[str] | None = None) -> int:
         """Run what was asked for; 0 even where a target is missed, because a figure is no failure of the run."""
@@ -55,7 +56,7 @@ class RowsCommand(Generic[ScaleT]):
         if options.json is not None:
             options.json.write_text(json.dumps(fields, indent=1) + "\n")
         if options.record:
-            record(fields, Path(__file__).parents[1] / "docs", name=self.name)
+            record(fields, Path(__file__).parents[1] / "docs", name=self.target or self.name)
         return 0
 
     def _measured(self, folder: Path, scale: ScaleT, wanted: list[str]) -> list[Row]:

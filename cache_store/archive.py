@@ -82,6 +82,7 @@ class Archive:
     def __init__(self, path: str, file: BinaryIO) -> None:
         self.path = path
         self.file = file
+        self._whole: bytes | None = None
         try:
             self._entries, self._directory_at = read_directory(file)
         except (*_ZIP_ERRORS, OSError) as exc:
@@ -99,6 +100,16 @@ class Archive:
             return Record(fields["key"], fields["recipe"], fields["recipe_fingerprint"], fields["provenance"])
         except (ValueError, KeyError, TypeError) as exc:
             raise DamagedFeature(self.path, f"record {RECORD_NAME} cannot be read ({exc})") from exc
+
+    def whole(self) -> bytes:
+        """All bytes of the file; whatever is asked of it from now on is asked of these."""
+        if self._whole is None:
+            try:
+                self.file.seek(0)
+                self._whole = self.file.read()
+            except OSError as exc:
+                raise StoreReadError(self.path, exc) from exc
+        return self._whole
 
     def verify(self, *, skip_tensors: bool = False) -> None:
         """Check every record's CRC-32, which `torch.load` never does, and that this is a torch archive.
@@ -170,6 +181,8 @@ class Archive:
         return content
 
     def _read_at(self, offset: int, count: int) -> bytes:
+        if self._whole is not None:
+            return self._whole[offset : offset + count]
         try:
             return os.pread(self.file.fileno(), count, offset)
         except OSError as exc:
@@ -270,13 +283,9 @@ def sound_content(archive: Archive) -> Content:
     Raises:
         DamagedFeature, StoreReadError: as `Archive`.
     """
+    whole = archive.whole()
     archive.verify()
-    record = archive.record()
-    archive.file.seek(0)
-    try:
-        return Content(archive.file.read(), record)
-    except OSError as exc:
-        raise StoreReadError(archive.path, exc) from exc
+    return Content(whole, archive.record())
 
 
 END_BYTES = 1 << 16  # a file's record and directory are within them, a few thousand as a rule

@@ -122,9 +122,12 @@ def apart_from_shards(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     if not pc.any(is_shard).as_py():
         return table, {}
     rest = table.filter(is_shard)
-    return table.filter(pc.invert(is_shard)), dict(
-        zip(rest["name"].to_pylist(), rest["bytes"].to_pylist(), strict=True)
-    )
+    # In slices, because shards are few, and a filter would copy all the others.
+    places = pc.indices_nonzero(is_shard).to_pylist()
+    starts, ends = [0, *(place + 1 for place in places)], [*places, table.num_rows]
+    parts = [table.slice(start, end - start) for start, end in zip(starts, ends, strict=True) if start < end]
+    features = pa.concat_tables(parts) if parts else table.slice(0, 0)
+    return features, dict(zip(rest["name"].to_pylist(), rest["bytes"].to_pylist(), strict=True))
 
 
 def keep_runs(table: pa.Table, active: set[str]) -> pa.Table:

@@ -83,22 +83,28 @@ def pack(
     with contextlib.nullcontext() if dry_run else lease(root / naming.PACK_LEASE, timeout_s=_WAIT_S):
         if not dry_run:
             put_back_all(root)
-        names = _wanted(root, datasets, packed_too=not keep)
-        groups = list(_groups(root, names))
-        total = sum(map(len, groups))
-        for group in groups:
-            if dry_run:
-                report.files += len(group)
-                report.bytes += sum(os.path.getsize(root / name) for name in group)
-                report.shards += 1
-            else:
-                _Packing(root, books, report, keep=keep).pack(group)
-            if progress is not None:
-                progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
+        _pack_files(root, books, datasets, progress, report, keep=keep)  # whose names are gone before the index is made
         if not dry_run:
             report.freed_bytes = tidy(root, books)
             shard_index.write(root)
     return report
+
+
+def _pack_files(
+    root: Path, books: Books, datasets: tuple[str, ...] | None, progress: Told, report: PackReport, *, keep: bool
+) -> None:
+    names = _wanted(root, datasets, packed_too=not keep)
+    groups = list(_groups(root, names))
+    total = sum(map(len, groups))
+    for group in groups:
+        if report.dry_run:
+            report.files += len(group)
+            report.bytes += sum(os.path.getsize(root / name) for name in group)
+            report.shards += 1
+        else:
+            _Packing(root, books, report, keep=keep).pack(group)
+        if progress is not None:
+            progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
 
 
 def tidy(root: Path, books: Books) -> int:
@@ -144,7 +150,7 @@ def _groups(root: Path, names: list[str]) -> Iterator[list[str]]:
     group_bytes = 0
     for name in names:
         try:
-            size = os.stat(root / name).st_size
+            size = os.stat(f"{root}/{name}").st_size
         except OSError:
             continue
         if not naming.is_small(size):
@@ -177,6 +183,7 @@ class _Packing:
         buffers, name = encoded(rows), naming.shard_name()
         frame_bytes = sum(map(len, buffers)) - sum(len(row.content) for row in rows)
         claimed_bytes = self._books.publish_shard(name, buffers, frame_bytes)
+        del buffers
         shard = _read_back(self._root / name, rows)
         try:
             packed = self._kept(shard, found) if self._keep else self._moved(shard, found)
@@ -192,7 +199,7 @@ class _Packing:
         self._report.shards += 1
 
     def _read(self, name: str, found: list[_Found], rows: list[Row]) -> None:
-        path = self._root / name
+        path = f"{self._root}/{name}"
         try:
             status = os.stat(path)
             with archive.open_archive(path) as opened:
@@ -215,12 +222,12 @@ class _Packing:
         """Make rows count in the place of their files, and remove these; returns the rows that do."""
         folder = self._root / naming.taken_folder()
         taken: list[int] = []
+        older = self._older(shard, found)
         try:
             for row, one in enumerate(found):
-                older = self._older(shard, row, one.name)
                 if take(self._root, one.name, folder, one.identity):
                     taken.append(row)
-                    shards.supersede(older)
+                    shards.supersede(older.get(row, []))
         finally:
             # Also after an error: what has been taken is packed, what has not is left alone.
             packed = self._settled(shard, found, taken, folder)
@@ -235,7 +242,7 @@ class _Packing:
         try:
             for row in packed:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(folder / found[row].name)
+                    os.unlink(f"{folder}/{found[row].name}")
             for row in sorted(set(taken).difference(packed)):
                 # Put or deleted meanwhile, and then the taken file is gone too; else nothing may be lost.
                 with contextlib.suppress(FileNotFoundError):
@@ -247,16 +254,20 @@ class _Packing:
 
     def _kept(self, shard: Shard, found: list[_Found]) -> list[int]:
         """Make rows count beside their files, which hide them; returns the rows that do."""
-        for row, one in enumerate(found):
-            shards.supersede(self._older(shard, row, one.name))
+        for places in self._older(shard, found).values():
+            shards.supersede(places)
         shard.mark("live", range(len(found)), flush=True)
         stale = [row for row, one in enumerate(found) if not self._is_there(one)]
         shard.mark("dead", stale)
         return sorted(set(range(len(found))).difference(stale))
 
-    def _older(self, shard: Shard, row: int, name: str) -> list[Place]:
-        own = Place(shard, row).version
-        return [place for place in shards.of(self._root).view().places(name) if place.version < own]
+    def _older(self, shard: Shard, found: list[_Found]) -> dict[int, list[Place]]:
+        """By row the older versions of its feature in other shards, where there are any."""
+        view, older = shards.of(self._root).view(), {}
+        for row in view.not_alone(shard, [one.name for one in found]):
+            own = Place(shard, row).version
+            older[row] = [place for place in view.places(found[row].name) if place.version < own]
+        return older
 
     def _is_there(self, one: _Found) -> bool:
         try:
@@ -280,6 +291,7 @@ def _read_back(path: Path, rows: list[Row]) -> Shard:
         shard = Shard(path)
         contents = (shard.content(place) == row.content for place, row in enumerate(rows))
         if shard.names() == [row.name for row in rows] and all(contents):
+            shard.forget_pages()
             return shard
         reason = "it does not read back as it was written"
     except (DamagedFeature, StoreReadError) as exc:

@@ -147,6 +147,7 @@ class VerifyReport:
     repaired: bool = False
     bytes: int = 0  # of the files checked
     not_features: list[str] = field(default_factory=list)  # `.pt` files that the store does not own; never touched
+    seed: int | None = None  # that drew a sample; None: everything was checked
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -84,9 +84,9 @@ def packed_on_disk(root: Path, loose: ChunkedArray) -> tuple[list[pa.Array], dic
     entries: dict[str, Entry] = {}
     for shard, counts in zip(view.shards, view.winners(), strict=True):
         rows = counts.nonzero()[0]
-        present = pa.array(list(map(shard.names().__getitem__, rows)), pa.string())
+        present = shard.arrow_names().filter(pa.array(counts)).cast(pa.string())
         is_hidden = entry_table.is_among(present, loose) | entry_table.is_among(present, pa.chunked_array([taken]))
-        names.append(present.filter(pa.array(~is_hidden)))
+        names.append(present.filter(pa.array(~is_hidden)) if is_hidden.any() else present)
         waste_bytes = shard.file_bytes - int(shard.bytes[rows[~is_hidden]].sum())
         entries[f"{naming.PACKED}/{shard.id}"] = Entry(waste_bytes, 0, 0, "", "")
     return names, entries

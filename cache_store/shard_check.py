@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cache_store import naming, shards
 from cache_store.errors import StoreReadError, StoreWriteError
 from cache_store.reports import Problem, VerifyProgress, VerifyReport
+from cache_store.shard_file import Shard
 from cache_store.taking import taken_names
 from cache_store.verification import checked
 
@@ -19,9 +21,13 @@ SetAside = Callable[[str, str], str | None]
 
 
 def check_shards(
-    root: Path, loose: VerifyReport, progress: Callable[[VerifyProgress], None] | None, set_aside: SetAside | None
+    root: Path,
+    loose: VerifyReport,
+    progress: Callable[[VerifyProgress], None] | None,
+    set_aside: SetAside | None,
+    only: Collection[str] | None = None,
 ) -> VerifyReport:
-    """What was found in the loose files, in those that a packer took and in all shards.
+    """What was found in the loose files, in those that a packer took and in all shards; of `only` these names.
 
     A shard that cannot be opened is one problem.
 
@@ -34,6 +40,9 @@ def check_shards(
     problems += [_of_shard(root, name, reason, set_aside) for name, reason in view.damaged.items()]
     winners = view.winners()
     taken = taken_names(view)
+    if only is not None:
+        winners = [_among(shard, counts, only) for shard, counts in zip(view.shards, winners, strict=True)]
+        taken = {name: folder for name, folder in taken.items() if name in only}
     total = files + len(taken) + sum(int(counts.sum()) for counts in winners)
     for name, folder in taken.items():
         found = checked(folder, name)
@@ -45,9 +54,9 @@ def check_shards(
         if found.reason is not None:
             problems.append(_of_row(name, found.reason, set_aside if found.is_damaged else None))
     for shard, counts in zip(view.shards, winners, strict=True):
-        for row in np.flatnonzero(counts).tolist():
-            name = shard.name(row)
-            if name in taken or os.path.lexists(root / name):
+        rows = np.flatnonzero(counts)
+        for row, name in zip(rows.tolist(), shard.names_of(rows), strict=True):
+            if name in taken or os.path.lexists(f"{root}/{name}"):
                 total -= 1
                 continue  # hidden by a file, which has been checked
             try:
@@ -68,6 +77,14 @@ def check_shards(
         bytes=size,
         not_features=loose.not_features,
     )
+
+
+def _among(shard: Shard, counts: np.ndarray[Any, Any], names: Collection[str]) -> np.ndarray[Any, Any]:
+    """For each row whether it counts and has one of these names."""
+    chosen = np.zeros(len(counts), bool)
+    rows = np.flatnonzero(counts)
+    chosen[rows] = np.fromiter((name in names for name in shard.names_of(rows)), bool, len(rows))
+    return chosen
 
 
 def _of_row(name: str, reason: str, set_aside: SetAside | None) -> Problem:

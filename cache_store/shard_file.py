@@ -43,50 +43,81 @@ class Row(NamedTuple):
 
 
 def encoded(rows: Sequence[Row]) -> list[Bytes]:
-    """The shard's bytes, all rows neither live nor dead."""
+    """The shard's bytes, all rows neither live nor dead, made in little more memory than they take."""
     import pyarrow as pa
 
+    columns = _columns(pa, rows)
     # Of one byte each first, to see where the contents begin.
-    rest = -_places(_written(pa, rows, b" " * _PLACES_BYTES, is_short=True))["content"][0] % _ALIGNMENT
+    short = _strings(pa, pa.large_binary(), [1] * len(rows), bytes(len(rows)))
+    rest = -_places(_written(pa, {"content": short, **columns}, b" " * _PLACES_BYTES))["content"][0] % _ALIGNMENT
     blank = b" " * (_PLACES_BYTES + rest)
-    content = _written(pa, rows, blank, is_short=False)
-    places = _places(content)
-    table = np.frombuffer(content, np.uint8)
-    told = {_KEY: _FORMAT, "rows": len(rows), "places": places, "crc32": _crc_of_columns(memoryview(content), places)}
+    sizes = [len(row.content) + -len(row.content) % _ALIGNMENT for row in rows]
+    # Zeros that nobody wrote take no memory: the contents are copied once, to where they belong.
+    zeros = _strings(pa, pa.large_binary(), sizes, np.zeros(sum(sizes), np.uint8))
+    whole = _written(pa, {"content": zeros, **columns}, blank)
+    places = _places(whole)
+    at = places["content"][0]
+    for row, size in zip(rows, sizes, strict=True):
+        whole[at : at + len(row.content)] = row.content
+        at += size
+    told = {_KEY: _FORMAT, "rows": len(rows), "places": places, "crc32": _crc_of_columns(memoryview(whole), places)}
     text = json.dumps(told, separators=(",", ":")).encode().ljust(len(blank))
     if len(text) != len(blank) or places["content"][0] % _ALIGNMENT:
         raise RuntimeError("the shard's layout does not hold its description")
-    whole = bytearray(table)
     first, last = whole.find(blank), whole.rfind(blank)
     whole[first : first + len(blank)] = whole[last : last + len(blank)] = text
     return [memoryview(whole)]
 
 
-def _written(pa: Any, rows: Sequence[Row], description: bytes, *, is_short: bool) -> Any:
-    padded = [row.content + b"\0" * (-len(row.content) % _ALIGNMENT) for row in rows]
-    columns = {
-        "content": pa.array([content[:1] if is_short else content for content in padded], pa.large_binary()),
-        "name": pa.array([row.name for row in rows], pa.large_string()),
-        "fingerprint8": pa.array([row.fingerprint8.encode().ljust(8, b"\0") for row in rows], pa.binary(8)),
-        "bytes": pa.array([len(row.content) for row in rows], pa.int64()),
-        "crc32": pa.array([crc32(row.content) for row in rows], pa.uint32()),
-        "written_ns": pa.array([row.written_ns for row in rows], pa.int64()),
-        "changed_ns": pa.array([row.changed_ns for row in rows], pa.int64()),
-        "live": pa.array([0] * len(rows), pa.uint8()),
-        "dead": pa.array([0] * len(rows), pa.uint8()),
+def _columns(pa: Any, rows: Sequence[Row]) -> dict[str, Any]:
+    names = [row.name.encode() for row in rows]
+    numbers = {
+        "bytes": [len(row.content) for row in rows],
+        "crc32": [crc32(row.content) for row in rows],
+        "written_ns": [row.written_ns for row in rows],
+        "changed_ns": [row.changed_ns for row in rows],
+        "live": [0] * len(rows),
+        "dead": [0] * len(rows),
     }
-    table = pa.record_batch(list(columns.values()), names=list(columns))
-    schema = table.schema.with_metadata({_KEY: description})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(table.columns, schema=schema))
-    return sink.getvalue()
+    fingerprints = b"".join(row.fingerprint8.encode().ljust(8, b"\0") for row in rows)
+    return {
+        "name": _strings(pa, pa.large_string(), list(map(len, names)), b"".join(names)),
+        "fingerprint8": _array(pa, pa.binary(8), len(rows), fingerprints),
+        **{name: _numbers(pa, np.array(values, _NUMBERS.get(name, "u1"))) for name, values in numbers.items()},
+    }
 
 
-def _places(content: Any) -> dict[str, list[int]]:
+def _strings(pa: Any, kind: Any, sizes: Sequence[int], joined: bytes | np.ndarray[Any, Any]) -> Any:
+    offsets = np.cumsum([0, *sizes], dtype=np.int64)
+    return _array(pa, kind, len(sizes), offsets, joined)
+
+
+def _numbers(pa: Any, values: np.ndarray[Any, Any]) -> Any:
+    return _array(pa, pa.from_numpy_dtype(values.dtype), len(values), values)
+
+
+def _array(pa: Any, kind: Any, count: int, *buffers: Any) -> Any:
+    # Not by `pa.array`, which would copy the contents.
+    return pa.Array.from_buffers(kind, count, [None, *map(pa.py_buffer, buffers)])
+
+
+def _written(pa: Any, columns: dict[str, Any], description: bytes) -> bytearray:
+    schema = pa.schema([(name, column.type) for name, column in columns.items()], {_KEY: description})
+    batch = pa.record_batch(list(columns.values()), schema=schema)
+    counted = pa.MockOutputStream()
+    with pa.ipc.new_file(counted, schema) as writer:
+        writer.write_batch(batch)
+    whole = bytearray(counted.size())
+    with pa.ipc.new_file(pa.FixedSizeBufferWriter(pa.py_buffer(whole)), schema) as writer:
+        writer.write_batch(batch)
+    return whole
+
+
+def _places(whole: bytearray) -> dict[str, list[int]]:
     """Where each column's values lie, and how long they are, by what Arrow itself reads."""
     import pyarrow as pa
 
+    content = pa.py_buffer(whole)
     batch = pa.ipc.open_file(pa.BufferReader(content)).get_batch(0)
     places = {}
     for name in batch.schema.names:
@@ -122,6 +153,8 @@ class Shard:
             self._status = os.fstat(self._file.fileno())
             self.file_bytes = self._status.st_size
             self._map = self._mapped()
+            # The whole file where it is mapped.
+            self.memory = None if self._map is None else memoryview(self._map)
             if self._map is not None:
                 self._file.close()  # the map holds it open
             told = self._description()
@@ -135,6 +168,7 @@ class Shard:
         except OSError as exc:
             raise StoreReadError(str(path), exc) from exc
         self._read_columns(parts, told["crc32"])
+        self.forget_pages()
 
     def _mapped(self) -> mmap.mmap | None:
         if not self.file_bytes or not is_on_local_disk(self._file.fileno()):
@@ -161,8 +195,8 @@ class Shard:
     def _part(self, start: int, size: int) -> memoryview:
         if start < 0 or size < 0 or start + size > self.file_bytes:
             raise ValueError(f"{size} bytes at {start} of {self.file_bytes}")
-        if self._map is not None:
-            return memoryview(self._map)[start : start + size]
+        if self.memory is not None:
+            return self.memory[start : start + size]
         parts = bytearray()
         while len(parts) < size:
             part = os.pread(self._file.fileno(), size - len(parts), start + len(parts))
@@ -185,13 +219,8 @@ class Shard:
         self._name_offsets = np.frombuffer(parts["name_offsets"], "<i8", self.rows + 1)
         self._name_bytes = parts["name"]
         self._fingerprints = parts["fingerprint8"]
-        self._content_at = self._places["content"][0]
+        self._content_at, self._live_at, self._dead_at = (self._places[name][0] for name in ("content", "live", "dead"))
         self.content_starts = self._starts + self._content_at  # in the file
-
-    @property
-    def memory(self) -> memoryview | None:
-        """The whole file where it is mapped."""
-        return None if self._map is None else memoryview(self._map)
 
     def names(self) -> list[str]:
         """All names, of dead rows too."""
@@ -199,6 +228,13 @@ class Shard:
         if len(text) == len(self._name_bytes):
             return [text[start:end] for start, end in itertools.pairwise(offsets)]
         return [self.name(row) for row in range(self.rows)]
+
+    def arrow_names(self) -> Any:
+        """All names as an Arrow array of `large_string`, not copied."""
+        import pyarrow as pa
+
+        buffers = [pa.py_buffer(part) for part in (self._name_offsets, self._name_bytes)]
+        return pa.Array.from_buffers(pa.large_string(), self.rows, [None, *buffers])
 
     def names_of(self, rows: np.ndarray[Any, Any]) -> list[str]:
         """The names of these rows, at a fraction of `name`'s cost."""
@@ -220,6 +256,10 @@ class Shard:
     def fingerprint8(self, row: int) -> str:
         return bytes(self._fingerprints[8 * row : 8 * row + 8]).rstrip(b"\0").decode("ascii")
 
+    def fingerprints(self) -> np.ndarray[Any, Any]:
+        """As `fingerprint8`, of all rows, as bytes."""
+        return np.frombuffer(self._fingerprints, "S8", self.rows)
+
     def content(self, row: int) -> memoryview:
         """The feature file's bytes, not verified; of a mapped shard they are the map's own.
 
@@ -236,6 +276,11 @@ class Shard:
     def problem(self, row: int) -> str | None:
         """What is wrong with a row's content; None when its checksum is right."""
         return None if crc32(self.content(row)) == self.crc32[row] else "the packed file fails its checksum"
+
+    def forget_pages(self) -> None:
+        """Give the memory back that holds what was read of a mapped shard; the next reader finds it as before."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def states(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Copies of the bytes `live` and `dead` as they are now.
@@ -264,6 +309,8 @@ class Shard:
 
     def counts(self, row: int) -> bool:
         """Whether a row counts now."""
+        if self._map is not None:
+            return self._map[self._live_at + row] != 0 and self._map[self._dead_at + row] == 0
         return self._byte("live", row) and not self._byte("dead", row)
 
     def is_dead(self, row: int) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache_store import naming, shards
@@ -30,6 +31,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+_GROUP_ROWS = 131_072
+
 
 def write(root: Path) -> None:
     """Replace the index by what counts in the shards now; without shards there is none, and no folder.
@@ -44,21 +47,25 @@ def write(root: Path) -> None:
         with contextlib.suppress(OSError):
             os.rmdir(root / naming.PACKED)  # not if anything else is in it
         return
-    tables = [_table(shard, counts) for shard, counts in zip(view.shards, view.winners(), strict=True)]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables).sort_by("name"), sink, compression="zstd")
+    table = pa.concat_tables(map(_table, view.shards, view.winners()))
+    order, sink = pc.sort_indices(table["name"]), pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+        # In groups, because a sorted copy of everything would take as much memory again.
+        for start in range(0, len(order), _GROUP_ROWS):
+            writer.write_table(table.take(order.slice(start, _GROUP_ROWS)).cast(SCHEMA))
     publish([memoryview(sink.getvalue())], root / naming.SHARD_INDEX)
 
 
 def _table(shard: Shard, counts: np.ndarray) -> pa.Table:
     rows = np.flatnonzero(counts)
-    columns = [
-        shard.names_of(rows),
-        [shard.id] * len(rows),
-        shard.content_starts[rows],
-        shard.bytes[rows],
-        shard.crc32[rows],
-        shard.written_ns[rows] // 1000,
-        [shard.fingerprint8(row) for row in rows.tolist()],
-    ]
-    return pa.table([pa.array(column) for column in columns], names=SCHEMA.names).cast(SCHEMA)
+    fingerprints = pa.array(shard.fingerprints()[rows]).dictionary_encode()
+    columns = {
+        "name": shard.arrow_names().filter(pa.array(counts)).cast(pa.string()),
+        "shard": pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), pa.array([shard.id])),
+        "offset": shard.content_starts[rows],
+        "bytes": shard.bytes[rows],
+        "crc32": shard.crc32[rows],
+        "written_us": shard.written_ns[rows] // 1000,
+        "fingerprint8": fingerprints,
+    }
+    return pa.table(columns)

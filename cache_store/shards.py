@@ -70,7 +70,9 @@ class View:
             StoreReadError: the disk.
         """
         counting = [place for place in self.places(name) if place.shard.counts(place.row)]
-        return max(counting, key=lambda place: place.version, default=None)
+        if len(counting) < 2:
+            return counting[0] if counting else None
+        return max(counting, key=lambda place: place.version)
 
     def find_all(self, names: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """For each name the number of the shard of its only row, -1 where there is none or several, and that row.
@@ -84,6 +86,14 @@ class View:
         is_one = (hashes[at] == wanted) & ((after == at) | (hashes[after] != wanted))
         found = np.where(is_one, numbers[at], -1)
         return found, rows[at]
+
+    def not_alone(self, shard: Shard, names: Sequence[str]) -> list[int]:
+        """Positions of the names, of the rows of a shard, of which other rows may be here as well."""
+        if not self.shards:
+            return []
+        numbers, _ = self.find_all(names)
+        own = [number for number, one in enumerate(self.shards) if one.id == shard.id]
+        return np.flatnonzero(~np.isin(numbers, own)).tolist()
 
     def hashes(self) -> frozenset[int]:
         """The hash values of all names."""
@@ -106,8 +116,10 @@ class View:
             StoreReadError: the disk.
         """
         counting = [shard.counting() for shard in self.shards]
-        if not counting:
-            return []
+        own = [_hashes_of(shard)[counts] for shard, counts in zip(self.shards, counting, strict=True)]
+        sorted_hashes = np.sort(np.concatenate([np.empty(0, np.int64), *own]))
+        if not (sorted_hashes[1:] == sorted_hashes[:-1]).any():
+            return counting
         hashes, numbers, rows = self._index
         is_counting = np.concatenate(counting)[np.cumsum([0, *map(len, counting)])[numbers] + rows]
         hashes, numbers, rows = hashes[is_counting], numbers[is_counting], rows[is_counting]

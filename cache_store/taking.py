@@ -29,12 +29,15 @@ def take(root: Path, name: str, folder: Path, wanted: Identity) -> bool:
     Raises:
         StoreWriteError: the operating system refused; the file is under its name, or in the folder.
     """
-    path, taken = f"{root}/{name}", folder / name
+    path, taken = f"{root}/{name}", f"{folder}/{name}"
     try:
         if identity_of(os.stat(path)) != wanted:
             return False
-        make_folder(taken.parent)
-        os.rename(path, taken)
+        try:
+            os.rename(path, taken)
+        except FileNotFoundError:
+            make_folder(Path(taken).parent)
+            os.rename(path, taken)
         if identity_of(os.stat(taken)) == wanted:
             return True
         put_back(root, name, folder)

@@ -46,6 +46,7 @@ def unpack(
                     _unpack_rows(root, books, shard, some, report, keep=keep)
                 if progress is not None:
                     progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
+            shard.forget_pages()
             report.shards += bool(rows)
             if not dry_run and not keep and shard.states()[1].all() and rewrite(root, shard) == []:
                 books.journal.append(gone_line(shard))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cache_store import families, maintenance, pins, shards, verification
@@ -11,8 +12,10 @@ from cache_store.books import Books, View
 from cache_store.clock import file_system_now_s
 from cache_store.keys import FeatureKey
 from cache_store.lookup import Lookup
+from cache_store.name_sample import Sample
 from cache_store.reader import candidates
 from cache_store.reports import PinInfo, PruneReport, StoreStats, VerifyProgress, VerifyReport
+from cache_store.scan import feature_names
 from cache_store.shard_check import check_shards
 
 # Packing needs Arrow, which a store that is not packed does without.
@@ -92,19 +95,25 @@ class Upkeep(Lookup):
         *,
         repair: bool = False,
         workers: int | None = None,
+        sample: int | None = None,
+        seed: int | None = None,
     ) -> VerifyReport:
         """Read every file and check its checksums, on `workers` CPUs (None: all, 16 at most); torch is not needed.
 
         With `repair` damaged files are moved into the quarantine, never deleted; what cannot be read stays.
+        `sample` reads so many features only, drawn at random by their names; a `seed` draws the same names again.
         `progress` is called by worker threads, one at a time.
 
         Raises:
-            ValueError: `workers` is below 1.
+            ValueError: `workers` or `sample` is below 1, or `seed` is given without `sample`.
         """
         self._begin()
+        drawn = Sample.of(sample, seed)
+        only = None if drawn is None else drawn.draw(feature_names(self.root))
         set_aside = self._books.set_aside if repair else None
-        loose = verification.verify_files(self.root, progress, workers=workers, set_aside=set_aside)
-        return check_shards(self.root, loose, progress, set_aside)
+        loose = verification.verify_files(self.root, progress, workers=workers, set_aside=set_aside, only=only)
+        found = check_shards(self.root, loose, progress, set_aside, only)
+        return found if drawn is None else replace(found, seed=drawn.seed)
 
     def prune(
         self,

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -86,8 +86,9 @@ def verify_files(
     *,
     workers: int | None = None,
     set_aside: SetAside | None = None,
+    only: Collection[str] | None = None,
 ) -> VerifyReport:
-    """Check the structure and every checksum of all features, without torch.
+    """Check the structure and every checksum of all features, or of `only` these names, without torch.
 
     `workers` is the number of processes (of threads where there are few files), None: one per CPU, 16 at most.
     `set_aside(name, reason)` moves a damaged file out of the way and returns where to; a file that was replaced since
@@ -99,6 +100,8 @@ def verify_files(
     if workers is not None and workers < 1:
         raise ValueError(f"{workers} workers check nothing; give at least 1, or None for one per CPU")
     listing = listed(root)
+    if only is not None:
+        listing.features = [name for name in listing.features if name in only]
     run = _Run(root, listing, progress, set_aside)
     count = min(workers or min(_cpus(), _MOST_WORKERS), max(1, len(listing.features)))
     with ThreadPoolExecutor(count) as pool, ExitStack() as stack:

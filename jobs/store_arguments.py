@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs.migrate_arguments import add_migrate
 from jobs.pack_arguments import add_pack
 from jobs.parsers import Commands, add_command, add_json, add_store, store_root
-from jobs.sizes import fingerprint_prefix, parse_age, parse_size, positive_int, positive_seconds
+from jobs.sizes import fingerprint_prefix, parse_age, parse_size, positive_int, positive_seconds, whole_number
 
 _PATTERNS = "a name, <name>@<recipe> or a shell pattern; may be repeated"
 
@@ -95,6 +95,7 @@ def _add_verify(commands: Commands) -> None:
         "Check every checksum of every feature. Exit status 1 if something is wrong, also after a repair.",
         "vlm-cache verify --store /cache/longva",
         "vlm-cache verify --store /cache/longva --repair",
+        "vlm-cache verify --store s3://bucket/vla --sample 1000",
     )
     add_store(parser)
     parser.add_argument(
@@ -104,6 +105,18 @@ def _add_verify(commands: Commands) -> None:
     )
     parser.add_argument(
         "--workers", type=positive_int, metavar="N", help="processes at once; one per CPU, at most 16, without it"
+    )
+    parser.add_argument(
+        "--sample",
+        type=positive_int,
+        metavar="N",
+        help="only so many features, drawn at random; what is not drawn is listed, not read",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number,
+        metavar="N",
+        help="draw the sample that an earlier run told this seed of; loose, packed or behind a URL, the same features",
     )
 
 

@@ -22,6 +22,8 @@ _MOST_NAMES = 20
 
 def verify(args: argparse.Namespace) -> int:
     """Check every feature; returns 1 if something is wrong, also after a repair."""
+    if args.seed is not None and args.sample is None:
+        raise BuildRefused("--seed draws a sample again; say how many features it had: --sample N")
     started = time.monotonic()
     columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with (
@@ -34,7 +36,7 @@ def verify(args: argparse.Namespace) -> int:
             note = format_size(told.bytes) + (f", {told.problems:,} problems" if told.problems else "")
             bars.update(bar, completed=told.files, total=told.total_files, note=note)
 
-        found = store.verify(show, repair=args.repair, workers=args.workers)
+        found = store.verify(show, repair=args.repair, workers=args.workers, sample=args.sample, seed=args.seed)
     if args.json:
         print_json(found.to_json())
     else:
@@ -54,8 +56,9 @@ def _print_verified(found: VerifyReport, location: str, *, seconds: float) -> No
             console.print(Text(f"  {printable(name)}"), soft_wrap=True)
         if len(found.not_features) > _MOST_NAMES:
             console.print(f"  and {len(found.not_features) - _MOST_NAMES:,} more (--json)")
+    drawn = "" if found.seed is None else f"a sample drawn by --seed {found.seed}: "
     console.print(
-        f"{found.checked:,} features with {format_size(found.bytes)} checked in {format_seconds(seconds)}, "
+        f"{drawn}{found.checked:,} features with {format_size(found.bytes)} checked in {format_seconds(seconds)}, "
         f"{len(found.problems):,} problems",
         soft_wrap=True,
     )

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from benchmarks.consumers.scale import Scale
 from benchmarks.store.features import bytes_of, small_features
 from benchmarks.store.keys import step_key
 from benchmarks.store.old_scripts import OldScripts
-from benchmarks.store.peers import MosaicShards, Peer, TorchFiles
+from benchmarks.store.peers import MosaicShards, TorchFiles, filled_peer
 from benchmarks.store.raw_files import RawFiles
-from benchmarks.store.report import Row, not_measured, rate_lines
+from benchmarks.store.report import Line, Row, not_measured, rate_lines
 from benchmarks.store.small_reads import check_equal, filled_store
 from benchmarks.store.timing import seconds_of
 from consumers.training import FeatureDataset
 
 LOOSE, PACKED, RAW = "FeatureDataset, one .pt each", "FeatureDataset, packed", "raw open, read, close of one file each"
+_CHECKED = 20
 
 
 class Reads(Dataset[torch.Tensor]):
@@ -38,31 +41,71 @@ class Reads(Dataset[torch.Tensor]):
         return feature
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A data set of all features, and what its loader needs beside it."""
+
+    data: Dataset[Any]
+    collate: Callable[[Any], torch.Tensor] | None = None  # None: torch's own
+    start_method: str | None = None  # of its workers; None: the system's default
+    note: str = ""
+
+
 def measure(folder: Path, scale: Scale) -> list[Row]:
     """A row for each number of workers."""
     features = small_features(scale.features, scale.width)
     with ExitStack() as cleanup:
         sets = _data_sets(folder, features, cleanup)
         absent = [] if MosaicShards.name in sets else [not_measured(MosaicShards.name, "not installed")]
-        rows = []
-        for workers in scale.workers:
-            rates = _rates(sets, features, workers, scale)
-            rows.append(
-                Row(
-                    f"load-{workers}",
-                    f"load {scale.features:,} features [1, 1, {scale.width}] float16, {workers} worker processes",
-                    "samples/s",
-                    [*rate_lines(rates, base=RAW), *absent],
-                    [
-                        f"Shuffled epochs of batches of {scale.batch}, one torch thread, warm page cache, "
-                        f"{scale.rounds} rounds in turns. Workers live from an epoch before the first that counts."
-                    ],
-                )
-            )
-    return rows
+        return [
+            load_row(sets, features, workers, batch=scale.batch, rounds=scale.rounds, absent=absent)
+            for workers in scale.workers
+        ]
 
 
-def _data_sets(folder: Path, features: torch.Tensor, cleanup: ExitStack) -> dict[str, Dataset[Any]]:
+def load_row(
+    sets: Mapping[str, Loaded],
+    features: torch.Tensor,
+    workers: int,
+    *,
+    batch: int,
+    rounds: int,
+    absent: Iterable[Line] = (),
+) -> Row:
+    """Epochs by so many workers; the set named `RAW` is the base.
+
+    Raises:
+        RuntimeError: a loader gives other features than these.
+    """
+    rates = _rates(sets, features, workers, batch=batch, rounds=rounds)
+    notes = {name: one.note for name, one in sets.items()}
+    count, width = len(features), features.shape[-1]
+    return Row(
+        f"load-{workers}",
+        f"load {count:,} features [1, 1, {width}] float16, {workers} worker processes",
+        "samples/s",
+        [*rate_lines(rates, base=RAW, notes=notes), *absent],
+        [
+            f"Shuffled epochs of batches of {batch}, one torch thread, warm page cache, {rounds} rounds in turns. "
+            "Workers live from an epoch before the first that counts."
+        ],
+    )
+
+
+def _data_sets(folder: Path, features: torch.Tensor, cleanup: ExitStack) -> dict[str, Loaded]:
+    sets = store_sets(folder, features)
+    for kind in (TorchFiles, MosaicShards):
+        if kind.is_installed():
+            peer = filled_peer(kind, folder, features)
+            cleanup.callback(peer.close)
+            sets[kind.name] = Loaded(Reads(peer.read, len(features)))
+    old = OldScripts(folder / TorchFiles.module)  # their files are torch.save's
+    sets[f"{old.name} (exists, torch.load)"] = Loaded(Reads(old.read, len(features)))
+    return sets
+
+
+def store_sets(folder: Path, features: torch.Tensor) -> dict[str, Loaded]:
+    """The raw files that are the base, and `FeatureDataset` over a loose store and over a packed one, all made here."""
     raw = RawFiles(folder / "raw", features[0])
     for index, feature in enumerate(features):
         raw.write(index, bytes_of(feature))
@@ -70,45 +113,51 @@ def _data_sets(folder: Path, features: torch.Tensor, cleanup: ExitStack) -> dict
     filled_store(folder / "store", features).close()
     with filled_store(folder / "packed", features) as store:
         store.pack()
-    peers = [_filled(kind, folder, features, cleanup) for kind in (TorchFiles, MosaicShards) if kind.is_installed()]
-    old = OldScripts(folder / TorchFiles.module)  # their files are torch.save's
-    sets: dict[str, Dataset[Any]] = {
-        RAW: Reads(lambda index: raw.read(index).clone(), len(features)),
-        LOOSE: FeatureDataset(folder / "store", keys),
-        PACKED: FeatureDataset(folder / "packed", keys),
-        f"{old.name} (exists, torch.load)": Reads(old.read, len(features)),
+    return {
+        RAW: Loaded(Reads(lambda index: raw.read(index).clone(), len(features))),
+        LOOSE: Loaded(FeatureDataset(folder / "store", keys)),
+        PACKED: Loaded(FeatureDataset(folder / "packed", keys)),
     }
-    return sets | {peer.name: Reads(peer.read, len(features)) for peer in peers}
 
 
-def _filled(kind: type[Peer], folder: Path, features: torch.Tensor, cleanup: ExitStack) -> Peer:
-    peer = kind(folder / kind.module, features[0])
-    cleanup.callback(peer.close)
-    for index, feature in enumerate(features):
-        peer.write(index, feature)
-    peer.finish()
-    return peer
-
-
-def _rates(sets: dict[str, Dataset[Any]], features: torch.Tensor, workers: int, scale: Scale) -> dict[str, list[float]]:
+def _rates(
+    sets: Mapping[str, Loaded], features: torch.Tensor, workers: int, *, batch: int, rounds: int
+) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in sets}
     with ExitStack() as running:
-        loaders = {name: running.enter_context(_loader(sets[name], workers, scale)) for name in sets}
+        loaders = {name: running.enter_context(_loader(one, workers, batch)) for name, one in sets.items()}
         for name, loader in loaders.items():
-            for index in range(min(20, len(features))):
-                check_equal(name, sets[name][index], features[index])
-            sum(1 for _ in loader)  # starts its workers
-        for _ in range(scale.rounds):
+            check_epoch(name, loader, features)  # starts its workers
+        for _ in range(rounds):
             for name, loader in loaders.items():
-                rates[name].append(scale.features / seconds_of(lambda epoch=loader: sum(1 for _ in epoch)))  # type: ignore[misc]
+                rates[name].append(len(features) / seconds_of(lambda epoch=loader: sum(1 for _ in epoch)))  # type: ignore[misc]
     return rates
 
 
+def check_epoch(name: str, loader: DataLoader[Any], features: torch.Tensor) -> None:
+    """Refuse to time a loader whose epoch is not every feature once, or whose items are not those of their indices.
+
+    Raises:
+        RuntimeError: it is.
+    """
+    found = Counter(bytes(bytes_of(feature.contiguous())) for batch in loader for feature in batch)
+    if found != Counter(bytes(bytes_of(feature)) for feature in features):
+        raise RuntimeError(f"{name} does not give every feature once")
+    if not isinstance(loader.dataset, IterableDataset):
+        for index in range(min(_CHECKED, len(features))):
+            check_equal(name, loader.dataset[index], features[index])
+
+
 @contextmanager
-def _loader(data: Dataset[Any], workers: int, scale: Scale) -> Iterator[DataLoader[Any]]:
+def _loader(one: Loaded, workers: int, batch: int) -> Iterator[DataLoader[Any]]:
     torch.manual_seed(0)
-    options: dict[str, Any] = {"persistent_workers": True} if workers else {}
-    loader = DataLoader(data, batch_size=scale.batch, shuffle=True, num_workers=workers, **options)
+    options: dict[str, Any] = {}
+    if workers:
+        options = {"persistent_workers": True, "multiprocessing_context": one.start_method}
+    shuffle = not isinstance(one.data, IterableDataset)  # a stream has an order of its own
+    loader = DataLoader(
+        one.data, batch_size=batch, shuffle=shuffle, collate_fn=one.collate, num_workers=workers, **options
+    )
     try:
         yield loader
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import io
 import json
 import os
 import sys
@@ -13,9 +12,9 @@ import types
 import uuid
 import warnings
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,6 +49,9 @@ class Peer:
 
     def close(self) -> None:
         """Give open files back."""
+
+
+PeerT = TypeVar("PeerT", bound=Peer)
 
 
 class TorchFiles(Peer):
@@ -173,9 +175,8 @@ class WebDatasetShards(Peer):
         if self._writer is None:
             self._writer = importlib.import_module("webdataset").TarWriter(str(self._folder / f"{self._writers}.tar"))
             self._writers += 1
-        content = io.BytesIO()
-        torch.save(feature.clone(), content)
-        self._writer.write({"__key__": str(index), "pt": content.getvalue()})
+        # As an array: to pickle each tensor would cost ten times as much at either end.
+        self._writer.write({"__key__": str(index), "npy": feature.numpy()})
 
     def finish(self) -> None:
         self._writer.close()
@@ -183,6 +184,16 @@ class WebDatasetShards(Peer):
 
 
 PEERS: tuple[type[Peer], ...] = (TorchFiles, SafetensorsFiles, MosaicShards, DiskCache, WebDatasetShards)
+
+
+def filled_peer(kind: type[PeerT], folder: Path, features: torch.Tensor, *, parts: int = 1) -> PeerT:
+    """A peer that holds the features by their index, written in so many parts; its folder is named as its module."""
+    peer = kind(folder / kind.module, features[0])
+    for start, end in pairwise(len(features) * part // parts for part in range(parts + 1)):
+        for index in range(start, end):
+            peer.write(index, features[index])
+        peer.finish()
+    return peer
 
 
 @functools.cache

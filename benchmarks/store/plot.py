@@ -20,6 +20,7 @@ _OUR_WORDS = (
     *("get(", "put", "FeatureStore", "vlm-cache", "plan of", "build", "encoder stage"),
     *("FeatureDataset", "create_unified_dataloader", "LongVA_Cached", "cached"),
     *("snapshot", "ask_choice", "stream of"),
+    *("packed, ", "one .pt each", "a folder:", "get_batch"),
 )
 
 

@@ -12,7 +12,7 @@ from benchmarks.store.features import bytes_of, shuffled, small_features
 from benchmarks.store.flushing import flushes_skipped
 from benchmarks.store.keys import step_key
 from benchmarks.store.old_scripts import OldScripts
-from benchmarks.store.peers import PEERS, TorchFiles
+from benchmarks.store.peers import PEERS, TorchFiles, filled_peer
 from benchmarks.store.raw_files import PackedFile, RawFiles
 from benchmarks.store.report import Line, Row, lines_of, not_measured
 from benchmarks.store.scale import Scale
@@ -23,6 +23,7 @@ BASE = "raw preadv from one packed file, reused buffer"
 STORE = "FeatureStore.get, CRC checked"
 PACKED_BATCH = "packed, FeatureStore.get_batch into a ready batch"
 PACKED = "packed, FeatureStore.get, CRC checked"
+MOST_RATIO = 1.5  # of a batch
 _BATCH = 1_000
 
 
@@ -45,11 +46,11 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
         packed_store.pack()
         keys = [step_key(index) for index in range(scale.small_features)]
         contestants = [
-            _reads(BASE, packed.read, order, features),
-            _reads("raw open, read, close of one file each", raw.read, order, features),
-            _reads(STORE, lambda index: store.get(keys[index]), order, features, most_ratio=7.0),
-            _reads(PACKED, lambda index: packed_store.get(keys[index]), order, features),
-            _batch(packed_store, [keys[index] for index in order], features[order]),
+            reads(BASE, packed.read, order, features),
+            reads("raw open, read, close of one file each", raw.read, order, features),
+            reads(STORE, lambda index: store.get(keys[index]), order, features, most_ratio=7.0),
+            reads(PACKED, lambda index: packed_store.get(keys[index]), order, features),
+            one_batch(packed_store, [keys[index] for index in order], features[order]),
         ]
         for kind in PEERS:
             if not kind.is_installed():
@@ -58,14 +59,11 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
             if not kind.can_read:
                 absent.append(not_measured(kind.name, "no random access"))
                 continue
-            peer = kind(folder / kind.module, features[0])
+            peer = filled_peer(kind, folder, features)
             cleanup.callback(peer.close)
-            for index, feature in enumerate(features):
-                peer.write(index, feature)
-            peer.finish()
-            contestants.append(_reads(kind.name, peer.read, few, features))
+            contestants.append(reads(kind.name, peer.read, few, features))
         old = OldScripts(folder / TorchFiles.module)  # their files are torch.save's
-        contestants.append(_reads(f"{old.name} (exists, torch.load)", old.read, few, features))
+        contestants.append(reads(f"{old.name} (exists, torch.load)", old.read, few, features))
         times_s = interleaved_s(contestants, rounds=scale.read_rounds)
     lines = lines_of(contestants, times_s, base=BASE, unit_s=1e-6)
     width = scale.small_width
@@ -84,14 +82,20 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
     ]
 
 
-def _reads(
+def reads(
     name: str,
     read: Callable[[int], object],
     order: list[int],
     features: torch.Tensor,
     *,
     most_ratio: float | None = None,
+    note: str = "",
 ) -> Contestant:
+    """Features read one by one, in this order.
+
+    Raises:
+        RuntimeError: not what was written.
+    """
     for index in order[:50]:
         check_equal(name, read(index), features[index])
 
@@ -99,10 +103,11 @@ def _reads(
         for index in order:
             read(index)
 
-    return Contestant(name, len(order), run, most_ratio=most_ratio)
+    return Contestant(name, len(order), run, most_ratio=most_ratio, note=note)
 
 
-def _batch(store: FeatureStore, keys: list[FeatureKey], wanted: torch.Tensor) -> Contestant:
+def one_batch(store: FeatureStore, keys: list[FeatureKey], wanted: torch.Tensor) -> Contestant:
+    """All features of a packed store read into one ready tensor: the row of the targets."""
     out = torch.empty_like(wanted)
 
     def run(_: int) -> None:
@@ -110,7 +115,7 @@ def _batch(store: FeatureStore, keys: list[FeatureKey], wanted: torch.Tensor) ->
 
     run(0)
     check_equal(PACKED_BATCH, out, wanted)
-    return Contestant(PACKED_BATCH, len(keys), run, most_ratio=1.5)
+    return Contestant(PACKED_BATCH, len(keys), run, most_ratio=MOST_RATIO)
 
 
 def check_equal(name: str, found: object, wanted: torch.Tensor) -> None:

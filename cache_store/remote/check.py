@@ -9,19 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 from cache_store import naming
 from cache_store.archive import open_content
 from cache_store.errors import DamagedFeature
+from cache_store.name_sample import Sample
 from cache_store.remote.objects import ObjectInfo, Objects
 from cache_store.reports import Problem, VerifyProgress, VerifyReport
 
 Progress = Callable[[VerifyProgress], None]
 
 
-def check_objects(objects: Objects, progress: Progress | None, *, workers: int, repair: bool) -> VerifyReport:
+def check_objects(
+    objects: Objects, progress: Progress | None, *, workers: int, repair: bool, sample: Sample | None = None
+) -> VerifyReport:
     """As `FeatureStore.verify` for the objects below a URL, `workers` at a time.
 
     Raises:
         StoreReadError, StoreWriteError: the service refused or could not be reached.
     """
     infos, others = _listed(objects)
+    if sample is not None:
+        chosen = sample.draw(info.name for info in infos)
+        infos = [info for info in infos if info.name in chosen]
     problems: list[Problem] = []
     done, done_bytes = 0, 0
     lock = threading.Lock()
@@ -39,7 +45,7 @@ def check_objects(objects: Objects, progress: Progress | None, *, workers: int, 
         for _ in pool.map(check, infos):
             pass
     problems.sort(key=lambda problem: problem.path)
-    return VerifyReport(done, problems, repair, done_bytes, sorted(others))
+    return VerifyReport(done, problems, repair, done_bytes, sorted(others), None if sample is None else sample.seed)
 
 
 def _listed(objects: Objects) -> tuple[list[ObjectInfo], list[str]]:

@@ -14,6 +14,7 @@ from cache_store.books import View
 from cache_store.errors import DamagedFeature, LocalOnly
 from cache_store.keys import FeatureKey
 from cache_store.maintenance import Chosen
+from cache_store.name_sample import Sample
 from cache_store.remote import listing
 from cache_store.remote.check import check_objects
 from cache_store.remote.lookup import REQUESTS_AT_ONCE, RemoteLookup
@@ -78,18 +79,22 @@ class RemoteUpkeep(RemoteLookup, Upkeep):
         *,
         repair: bool = False,
         workers: int | None = None,
+        sample: int | None = None,
+        seed: int | None = None,
     ) -> VerifyReport:
         """Download every object and check every checksum in it; copies on this machine are not made.
 
         With `repair` damaged objects are copied into the quarantine and then deleted, unless replaced meanwhile.
+        `sample` and `seed` as `Upkeep.verify`: a folder's store with these features draws the same ones.
 
         Raises:
-            ValueError: `workers` is below 1.
+            ValueError: `workers` or `sample` is below 1, or `seed` is given without `sample`.
             StoreReadError, StoreWriteError: the service refused or could not be reached.
         """
         if workers is not None and workers < 1:
             raise ValueError(f"{workers} workers check nothing; give at least 1, or None for one per CPU")
-        report = check_objects(self._objects(), progress, workers=workers or REQUESTS_AT_ONCE, repair=repair)
+        drawn, at_once = Sample.of(sample, seed), workers or REQUESTS_AT_ONCE
+        report = check_objects(self._objects(), progress, workers=at_once, repair=repair, sample=drawn)
         for problem in report.problems:
             self._tier.forget(problem.path)
         return report

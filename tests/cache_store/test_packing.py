@@ -581,3 +581,24 @@ def test_a_shard_that_a_user_may_not_write_is_an_error_by_name(store, monkeypatc
         store.delete(STEPS[0])
     monkeypatch.undo()
     assert all_read(store)
+
+
+def test_packing_takes_older_versions_out_of_the_count(store):
+    store.pack()
+    store.path_of(STEPS[0]).write_bytes(store_content(store.root, tensor(100)))
+    store.stats()  # what nobody journalled is found by a listing
+    store.pack()
+    places = shards.of(store.root).view().places("e0_vlm0.pt")
+    assert [place.shard.counts(place.row) for place in sorted(places, key=lambda place: place.version)] == [False, True]
+    assert torch.equal(store.get(STEPS[0]), tensor(100))
+
+
+def test_a_file_that_appears_after_a_packed_read_wins(store):
+    store.pack()
+    assert torch.equal(store.get(STEPS[1]), tensor(1))
+    store.path_of(STEPS[0]).write_bytes(store_content(store.root, tensor(100)))  # by hand: the row still counts
+    assert torch.equal(store.get(STEPS[0]), tensor(100))
+    assert torch.equal(store.get(STEPS[1]), tensor(1))
+    store.stats()  # what nobody journalled is found by a listing
+    store.unpack()
+    assert torch.equal(store.get(STEPS[1]), tensor(1))

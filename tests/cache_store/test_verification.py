@@ -27,8 +27,8 @@ def verify(request, store):
     return lambda **options: store.verify(**options, workers=request.param)
 
 
-def damage(store, index):
-    path = store.root / f"ep_vlm{index}.pt"
+def damage(store, index, *, packed=False):
+    path = store.file_of(StepKey("ep", index)) if packed else store.root / f"ep_vlm{index}.pt"
     data = bytearray(path.read_bytes())
     data[data.index(tensor(index).numpy().tobytes())] ^= 1
     path.write_bytes(data)
@@ -174,3 +174,40 @@ def test_checking_processes_need_no_guarded_main_module(store, tmp_path):
     package = str(verification.Path(verification.__file__).parents[1])
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={"PYTHONPATH": package})
     assert done.stdout == "5\n", done.stderr
+
+
+def test_a_sample_reads_its_features_alone_and_its_seed_draws_them_again(store, verify):
+    read = []
+    report = verify(progress=read.append, sample=2)
+    assert (report.checked, report.problems, read[-1].total_files) == (2, [], 2)
+    for index in range(5):
+        damage(store, index)
+    first, again = verify(sample=2, seed=report.seed), verify(sample=2, seed=report.seed)
+    assert (first.checked, len(first.problems), first.seed) == (2, 2, report.seed)
+    assert again == first
+    assert verify(sample=9).checked == 5
+    drawn = {problem.path for seed in range(40) for problem in verify(sample=1, seed=seed).problems}
+    assert len(drawn) == 5
+
+
+def test_a_seed_draws_the_same_features_whether_they_are_loose_packed_or_both(store):
+    for index in range(5):
+        damage(store, index)
+    drawn = {seed: [problem.path for problem in store.verify(sample=2, seed=seed).problems] for seed in range(6)}
+    for index in range(5):
+        store.put(StepKey("ep", index), tensor(index))
+    store.pack()
+    damage(store, 0, packed=True)
+    store.put(StepKey("ep", 1), tensor(1))  # hides its packed copy
+    for seed, names in drawn.items():
+        report = store.verify(sample=2, seed=seed)
+        assert report.checked == 2
+        assert [problem.path for problem in report.problems] == [name for name in names if name == "ep_vlm0.pt"]
+    assert {"ep_vlm0.pt", "ep_vlm1.pt"} <= {name for names in drawn.values() for name in names}
+    store.verify(repair=True)
+
+
+@pytest.mark.parametrize(("options", "told"), [({"sample": 0}, "at least 1"), ({"seed": 3}, "how many")])
+def test_a_sample_of_nothing_is_refused(store, options, told):
+    with pytest.raises(ValueError, match=told):
+        store.verify(**options)

@@ -29,6 +29,18 @@ def test_verify_repair_moves_the_damaged_file_aside_and_says_how_to_go_on(run, r
     assert (status, json.loads(out)["checked"]) == (0, 4)
 
 
+def test_verify_tells_the_seed_of_its_sample_which_draws_it_again(run, root):
+    status, out, _ = run("verify", "--sample", 2)
+    assert status == 0
+    assert "2 features with" in out
+    seed = out.split("--seed ")[1].split(":")[0]
+    damage(root / "episode_1_vlm1.pt")
+    told = [json.loads(run("verify", "--sample", 2, "--seed", seed, "--json")[1]) for _ in range(2)]
+    assert told[0] == told[1]
+    assert (told[0]["checked"], told[0]["seed"]) == (2, int(seed))
+    assert run("verify", "--seed", seed)[0] == 2
+
+
 def test_verify_lists_files_that_are_no_features_apart(run, root):
     (root / "tower.pt").write_bytes(b"theirs")
     (root / "evil\x1b[31m.pt").write_bytes(b"theirs")

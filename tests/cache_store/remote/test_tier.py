@@ -477,3 +477,20 @@ def test_a_video_in_two_recipes_has_one_owner_on_all_machines(open_on):
     there = open_on("c")
     there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
     assert torch.equal(there.get(VIDEO)["vision_features"], tensor(2))
+
+
+def test_a_sample_is_downloaded_alone_and_is_the_one_of_a_folder(open_on, tmp_path):
+    store = open_on("a")
+    with FeatureStore(tmp_path / "local") as local:
+        for index in range(6):
+            for one in (store, local):
+                one.put(StepKey("episode", index), tensor(index))
+        for index in range(6):
+            (tmp_path / "local" / f"episode_vlm{index}.pt").write_bytes(b"damaged")
+        drawn = {problem.path for problem in local.verify(sample=2, seed=3, repair=True).problems}
+    before = store.transfers.downloads
+    report = store.verify(sample=2, seed=3)
+    assert (report.checked, report.seed, store.transfers.downloads) == (2, 3, before + 2)
+    for name in drawn:
+        store._objects().put(name, b"damaged")
+    assert {problem.path for problem in store.verify(sample=2, seed=3, repair=True).problems} == drawn
