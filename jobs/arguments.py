@@ -148,6 +148,13 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
         "--frames-per-forward", type=positive_int, metavar="N", help="instead of a whole video in one forward"
     )
     how.add_argument(
+        "--micro-batch",
+        type=positive_int,
+        metavar="N",
+        help="qwen2_5_vl: N consecutive steps of an episode in one forward, padded, instead of one; where some of them "
+        "are missing in the store, all are encoded again, so that bits stay the same",
+    )
+    how.add_argument(
         "--compile",
         action="store_true",
         help="let torch compile the tower: other last bits, and part of the recipe; each number of frames is compiled "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
 
@@ -97,6 +97,19 @@ class Unit:
         if isinstance(sample, VideoSample) and (sample.start_s is not None or sample.end_s is not None):
             return sample.path, sample.fps
         return self.name
+
+    @property
+    def batch(self) -> object:
+        """What the steps of one forward have in common; None where the unit has a forward of its own."""
+        sample = self.sample
+        if isinstance(sample, StepSample) and len(sample.together) > 1:
+            return sample.dataset, sample.together[0].vlm_idx
+        return None
+
+    def by_itself(self) -> Unit:
+        """Return a step without those that share its forward."""
+        step = replace(cast(StepSample, self.sample), together=())
+        return replace(self, sample=replace(step, together=(step,)))
 
 
 def _unit(sample: Sample, task: BuildTask) -> Unit:
