@@ -220,7 +220,7 @@ def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: boo
 
 
 def _problem_of_name(sample: Sample, task: BuildTask, store: Lookup) -> str | None:
-    """Return why an episode's name cannot be part of a file name: one such episode must not stop the others.
+    """Return why the name of an episode or a video cannot be stored: one such name must not stop the others.
 
     Raises:
         InvalidKey: the name of a whole video data set is of that kind.
@@ -229,7 +229,7 @@ def _problem_of_name(sample: Sample, task: BuildTask, store: Lookup) -> str | No
         store.path_of(task.key(sample))
     except InvalidKey as exc:
         if isinstance(sample, VideoSample):
-            raise
+            store.path_of(task.key(replace(sample, video_id="video")))
         return str(exc)
     return None
 
