@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import sys
 
-from jobs.arguments import make_parser
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 1 some items failed, 2 wrong usage or refused)."""
-    args = make_parser().parse_args(argv)
-    # Imported late: `--help` and `stats` must not wait for torch, ray and transformers.
-    from jobs.commands import REFUSALS, command
-
+    named = "vlm-cache"
     try:
-        return command(args)
-    except REFUSALS as exc:
-        print(f"vlm-cache {args.command}: {exc}", file=sys.stderr)
-        return 2
+        # Imported here: whoever presses Ctrl-C while numpy loads is not to see where.
+        from jobs.arguments import make_parser
+
+        args = make_parser().parse_args(argv)
+        named = f"vlm-cache {args.command}"
+        # And this late: `--help` and `stats` must not wait for torch, ray and transformers.
+        from jobs.commands import REFUSALS, command
+
+        try:
+            return command(args)
+        except REFUSALS as exc:
+            from jobs.printing import printable
+
+            said = "\n".join(printable(line) for line in str(exc).split("\n"))
+            print(f"{named}: {said}", file=sys.stderr)
+            return 2
     except KeyboardInterrupt:
-        print(f"vlm-cache {args.command}: interrupted", file=sys.stderr)
+        print(f"{named}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # `vlm-cache ls | head` closed the pipe; Python would complain once more while it flushes at exit.

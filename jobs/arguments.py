@@ -7,11 +7,11 @@ from pathlib import Path
 
 from jobs.check_arguments import add_check
 from jobs.evaluate_arguments import add_evaluate
-from jobs.parsers import Commands, add_command, add_json, add_store
+from jobs.parsers import Commands, Parser, add_command, add_json, add_store, given_path
 from jobs.sizes import parse_age, parse_size, positive_int, positive_rate, whole_number
 from jobs.store_arguments import add_store_commands
 from jobs.stream_arguments import add_stream
-from pipeline.sources import STEP_SOURCES, VIDEO_SOURCES, parse_media_path
+from pipeline.sources import STEP_SOURCES, VIDEO_SOURCES
 from pipeline.version import VERSION
 
 SOURCES = (*VIDEO_SOURCES, *STEP_SOURCES)
@@ -20,7 +20,7 @@ ENCODERS = ("longva", "qwen2_5_vl", "huggingface")
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of `vlm-cache`; the chosen subcommand is in `command`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vlm-cache",
         description="Encode videos and robot episodes once, keep the exact features, read them back everywhere.",
         epilog="exit status: 0 done, 1 some items failed (each is named), 2 wrong usage or refused",
@@ -88,13 +88,13 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--data",
         required=True,
-        type=parse_media_path,
+        type=given_path,
         metavar="PATH_OR_URL",
         help="folder of the input: here, a Hugging Face snapshot, or a URL that fsspec lists (not for vla)",
     )
     what.add_argument(
         "--annotations",
-        type=parse_media_path,
+        type=given_path,
         metavar="FILE_OR_FOLDER",
         help="benchmarks: the questions, where they are not in the data folder: parquet, JSON, TSV or CSV",
     )
@@ -146,6 +146,13 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--frames-per-forward", type=positive_int, metavar="N", help="instead of a whole video in one forward"
+    )
+    how.add_argument(
+        "--micro-batch",
+        type=positive_int,
+        metavar="N",
+        help="qwen2_5_vl: N consecutive steps of an episode in one forward, padded, instead of one; where some of them "
+        "are missing in the store, all are encoded again, so that bits stay the same",
     )
     how.add_argument(
         "--compile",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import uuid
@@ -16,6 +15,7 @@ from jobs.build_request import asked_for, check_name, set_limits, task_of
 from jobs.build_room import check_one_feature, check_room
 from jobs.build_views import BuildView, print_report
 from jobs.failed_units import OnlyThese, check_recipes
+from jobs.printing import print_json
 from jobs.run_files import FailedRun
 from jobs.run_folder import RunFolder
 from pipeline.lanes import TimeLimits, run_build
@@ -69,7 +69,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             )
         folder.end(report)
     if args.json:
-        print(json.dumps({**report.to_json(), "folder": str(folder.folder)}, ensure_ascii=False))
+        print_json({**report.to_json(), "folder": str(folder.folder)})
     else:
         print_report(report, folder.folder)
     return report.exit_status

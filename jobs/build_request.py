@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from cache_store import CacheStoreError, FeatureStore, Lookup, ReadOnlyStore, StepKey, canonical_dataset_name
 from pipeline.encoders import EncoderSpec, load_spec
 from pipeline.errors import BuildRefused
-from pipeline.sources import BENCHMARKS, VIDEO_SOURCES, Source, data_set_name, open_source
+from pipeline.sources import BENCHMARKS, VIDEO_SOURCES, Source, StepBatches, data_set_name, open_source
 from pipeline.vision import PartialFrames, SamplingRule
 from pipeline.work_plan import BuildTask
 
@@ -74,6 +74,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--views": args.views is not None and is_video,
         "--frames-per-forward": args.frames_per_forward is not None and not is_video,
         "--compile": args.compile and not is_video,
+        "--micro-batch": args.micro_batch is not None and is_video,
     }
     useless = [flag for flag, is_useless in given.items() if is_useless]
     if useless:
@@ -91,7 +92,7 @@ def _open_source(args: argparse.Namespace) -> Source:
     dataset = args.dataset
     if dataset is None and args.source == "folder":
         dataset = data_set_name(args.data)
-    return open_source(
+    source = open_source(
         args.source,
         args.data,
         annotations=args.annotations,
@@ -102,6 +103,7 @@ def _open_source(args: argparse.Namespace) -> Source:
         action_expert_hz=args.action_expert_hz,
         horizon=args.horizon,
     )
+    return source if args.micro_batch in (None, 1) else StepBatches(source, args.micro_batch)
 
 
 def _load_spec(args: argparse.Namespace) -> EncoderSpec:
@@ -112,6 +114,7 @@ def _load_spec(args: argparse.Namespace) -> EncoderSpec:
         frames_per_forward=args.frames_per_forward,
         is_compiled=args.compile or None,
         revision=args.revision,
+        micro_batch=args.micro_batch,
     )
 
 

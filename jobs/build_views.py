@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 
 from rich import box
@@ -142,6 +143,11 @@ def _one_line(text: str, style: str) -> Text:
     return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
+def _shown(text: str) -> str:
+    """Return text that may hold names of files, so that neither rich nor a terminal obeys it."""
+    return escape(printable(text))
+
+
 def print_report(report: BuildReport, folder: Path) -> None:
     """Print the final report: failures by name, then the counts; `folder` holds its dead letters."""
     console = Console()
@@ -152,19 +158,19 @@ def print_report(report: BuildReport, folder: Path) -> None:
         table.add_column("error")
         table.add_column("reason", overflow="fold")
         for failure in report.failed:
-            table.add_row(escape(failure.key), failure.stage, failure.error.value, escape(failure.reason))
+            table.add_row(_shown(failure.key), failure.stage, failure.error.value, _shown(failure.reason))
         console.print(table)
-        console.print(f"to build these again: vlm-cache retry-failed {escape(str(folder))}", soft_wrap=True)
+        console.print(f"to build these again: vlm-cache retry-failed {_shown(quote(str(folder)))}", soft_wrap=True)
     if report.ignored:
         console.print(f"ignored {len(report.ignored)} files:")
         for path, reason in report.ignored[:10]:
-            console.print(f"  {escape(path)}: {escape(reason)}", soft_wrap=True)
+            console.print(f"  {_shown(path)}: {_shown(reason)}", soft_wrap=True)
         if len(report.ignored) > 10:
             console.print("  ... (all of them with --json or --report)")
     if report.warning:
-        console.print(f"[bold yellow]warning:[/] {escape(report.warning)}", soft_wrap=True)
+        console.print(f"[bold yellow]warning:[/] {_shown(report.warning)}", soft_wrap=True)
     if report.stopped:
-        console.print(f"[bold red]stopped early:[/] {escape(report.stopped)}", soft_wrap=True)
+        console.print(f"[bold red]stopped early:[/] {_shown(report.stopped)}", soft_wrap=True)
     counts = (
         f"[bold]{report.done}[/] built, [bold]{report.skipped}[/] skipped, "
         f"[bold]{len(report.failed)}[/] failed, [bold]{report.not_started}[/] not started; "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
+
+from pipeline.sources import MediaPath, parse_media_path
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # What takes arguments: a parser, or one headed group of it.
@@ -27,6 +29,14 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, where argparse would print every option before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
+
+
 def add_command(commands: Commands, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
     """Add and return the parser of one command; the list of commands shows the summary's first sentence."""
     lines = "\n".join(f"  {example}" for example in examples)
@@ -39,8 +49,21 @@ def add_command(commands: Commands, name: str, summary: str, *examples: str) -> 
     )
 
 
+def given_path(text: str) -> MediaPath:
+    """Return where media or annotations lie as it is typed: a path, or a URL."""
+    _require(text)
+    return parse_media_path(text)
+
+
+def _require(text: str) -> None:
+    if not text:
+        # The path of an unset variable would be the folder that one happens to be in.
+        raise argparse.ArgumentTypeError("an empty path; name a folder, or . for this one")
+
+
 def store_root(text: str) -> Path | str:
     """Return a store's root as it is typed: a folder, or a URL as it is."""
+    _require(text)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     return text.rstrip("/") if "://" in text else Path(text)

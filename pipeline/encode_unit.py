@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import metadata
 from itertools import groupby
@@ -32,6 +32,19 @@ _Decoded = tuple[np.ndarray | StepInput, Mapping[str, Json]]
 
 
 @dataclass(frozen=True, eq=False)
+class StepBatch:
+    """The steps of one forward, in their episode's order; those that could not be decoded are missing."""
+
+    steps: Mapping[int, StepInput]  # by vlm_idx
+    wanted: int  # how many of them are units of the same call; the others are only there for these units' bits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the pixels occupy."""
+        return sum(image.nbytes for step in self.steps.values() for image in step.images)
+
+
+@dataclass(frozen=True, eq=False)
 class DecodedUnit:
     """A unit ready for the encoder; crosses processes as uint8."""
 
@@ -39,13 +52,27 @@ class DecodedUnit:
     pixels: np.ndarray | StepInput
     provenance: Mapping[str, Json]
     decode_s: float
+    batch: StepBatch | None = None  # shared by the units of a call that share a forward; None: each has its own
 
     @property
     def nbytes(self) -> int:
         """Bytes that the pixels occupy while the unit is in flight."""
+        if self.batch is not None:
+            return self.batch.nbytes // self.batch.wanted
         if isinstance(self.pixels, StepInput):
             return sum(image.nbytes for image in self.pixels.images)
         return self.pixels.nbytes
+
+    @property
+    def row(self) -> int:
+        """The unit's place in its batch."""
+        batch, sample = cast(StepBatch, self.batch), cast(StepSample, self.unit.sample)
+        return list(batch.steps).index(sample.vlm_idx)
+
+    def by_itself(self) -> DecodedUnit:
+        """Return a step of a batch as a batch of one."""
+        alone = StepBatch({cast(StepSample, self.unit.sample).vlm_idx: cast(StepInput, self.pixels)}, 1)
+        return replace(self, unit=self.unit.by_itself(), batch=alone)
 
 
 @dataclass(frozen=True)
@@ -56,7 +83,7 @@ class UnitDone:
     bytes: int  # of the published file
     encode_s: float = 0.0  # on the device
     write_s: float = 0.0  # from the feature's arrival on the host to its final name
-    split_into: int | None = None  # frames at once, where the device had no memory for what the recipe asks for
+    split_into: int | None = None  # frames or steps at once, where the device had no memory for what the recipe asks
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +110,39 @@ def decode_unit(unit: Unit, task: BuildTask) -> DecodedUnit | UnitFailure:
 
 
 def decode_units(units: Sequence[Unit], task: BuildTask) -> list[DecodedUnit | UnitFailure]:
-    """Decode each unit as `decode_unit` does, with equal bits; neighbours that are clips of one file open it once."""
+    """Decode each unit as `decode_unit` does, with equal bits; neighbours that are clips of one file open it once.
+
+    Neighbours that share a forward share its pixels.
+    """
     decoded: list[DecodedUnit | UnitFailure] = []
-    for _, together in groupby(units, key=lambda unit: unit.file):
-        decoded += _decode_together(list(together), task)
+    for _, neighbours in groupby(units, key=lambda unit: unit.batch or unit.file):
+        together = list(neighbours)
+        sample = together[0].sample
+        is_batch = isinstance(sample, StepSample) and bool(sample.together)
+        decoded += _decode_batch(together, task) if is_batch else _decode_together(together, task)
     return decoded
+
+
+def _decode_batch(units: list[Unit], task: BuildTask) -> list[DecodedUnit | UnitFailure]:
+    """Decode all steps of a forward for the sake of some of them."""
+    started = time.perf_counter()
+    decoded: dict[int, _Decoded] = {}
+    errors: dict[int, Exception] = {}
+    for step in cast(StepSample, units[0].sample).together:
+        try:
+            decoded[step.vlm_idx] = _decode_step(step, task)
+        except Exception as exc:  # noqa: BLE001 - named if it is one of the units; the others go on without it
+            errors[step.vlm_idx] = exc
+    batch = StepBatch({vlm_idx: cast(StepInput, pixels) for vlm_idx, (pixels, _) in decoded.items()}, len(units))
+    seconds = (time.perf_counter() - started) / len(units)
+    ends: list[DecodedUnit | UnitFailure] = []
+    for unit in units:
+        vlm_idx = cast(StepSample, unit.sample).vlm_idx
+        if vlm_idx in errors:
+            ends.append(failure_of(errors[vlm_idx], key=unit.name, stage="decode"))
+        else:
+            ends.append(DecodedUnit(unit, *decoded[vlm_idx], seconds, batch))
+    return ends
 
 
 def _decode_together(units: list[Unit], task: BuildTask) -> list[DecodedUnit | UnitFailure]:
@@ -172,8 +227,11 @@ def encoded_unit(
     if isinstance(unit.sample, VideoSample):
         value = video_value(cast(VideoKey, unit.key), features, video_path=unit.sample.relative_path)
     provenance = {**decoded.provenance, **_what_encoded(device)}
+    if decoded.batch is not None:
+        provenance["steps_together"] = list(decoded.batch.steps)
     if split_into is not None:
-        provenance["frames_per_forward"] = split_into
+        of = "frames" if isinstance(unit.sample, VideoSample) else "steps"
+        provenance[f"{of}_per_forward"] = split_into
     return EncodedUnit(unit, value, provenance, encode_s, split_into)
 
 

@@ -11,12 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from statistics import fmean
+from typing import cast
 
 import torch
 
 from cache_store.put_item import encoded_item
 from pipeline.encode_unit import DecodedUnit, decode_unit, encoded_unit, put_item
 from pipeline.encoders import StepEncoder, VideoEncoder
+from pipeline.encoders.base import StepOnDevice
 from pipeline.failures import ErrorClass, UnitFailure, failure_of
 from pipeline.work_plan import BuildTask, Decision, Plan, Unit, unit_name
 
@@ -99,16 +101,28 @@ def _probed(
         return decoded
     started = time.perf_counter()
     try:
-        features = encoder.encode(decoded.pixels)  # type: ignore[arg-type]
+        features = _encode(encoder, decoded)
     except Exception as exc:  # noqa: BLE001 - named, as a build would name it
         return failure_of(exc, key=unit.name, stage="encode")
-    encode_s = time.perf_counter() - started
+    together = 1 if decoded.batch is None else len(decoded.batch.steps)
+    encode_s = (time.perf_counter() - started) / together
     encoded = encoded_unit(decoded, features, device=device, encode_s=encode_s)
     try:
         file_bytes = sum(map(len, encoded_item(put_item(encoded, decoder.task)).buffers))
     except Exception as exc:  # noqa: BLE001 - as above: int8 takes no infinity
         return failure_of(exc, key=unit.name, stage="write")
-    return ProbedUnit(unit.name, decoded.decode_s, encode_s, file_bytes)
+    return ProbedUnit(unit.name, decoded.decode_s / together, encode_s, file_bytes)
+
+
+def _encode(encoder: VideoEncoder | StepEncoder, decoded: DecodedUnit) -> torch.Tensor:
+    if decoded.batch is None:
+        return encoder.encode(decoded.pixels)  # type: ignore[arg-type]
+    steps = [
+        StepOnDevice([torch.tensor(image) for image in step.images], step.instruction)
+        for step in decoded.batch.steps.values()
+    ]
+    features = cast(StepEncoder, encoder).forward(steps)
+    return features[decoded.row : decoded.row + 1].cpu().clone()
 
 
 class _Decoder:

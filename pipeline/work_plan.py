@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
 
@@ -97,6 +97,19 @@ class Unit:
         if isinstance(sample, VideoSample) and (sample.start_s is not None or sample.end_s is not None):
             return sample.path, sample.fps
         return self.name
+
+    @property
+    def batch(self) -> object:
+        """What the steps of one forward have in common; None where the unit has a forward of its own."""
+        sample = self.sample
+        if isinstance(sample, StepSample) and len(sample.together) > 1:
+            return sample.dataset, sample.together[0].vlm_idx
+        return None
+
+    def by_itself(self) -> Unit:
+        """Return a step without those that share its forward."""
+        step = replace(cast(StepSample, self.sample), together=())
+        return replace(self, sample=replace(step, together=(step,)))
 
 
 def _unit(sample: Sample, task: BuildTask) -> Unit:
@@ -207,7 +220,7 @@ def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: boo
 
 
 def _problem_of_name(sample: Sample, task: BuildTask, store: Lookup) -> str | None:
-    """Return why an episode's name cannot be part of a file name: one such episode must not stop the others.
+    """Return why the name of an episode or a video cannot be stored: one such name must not stop the others.
 
     Raises:
         InvalidKey: the name of a whole video data set is of that kind.
@@ -216,7 +229,7 @@ def _problem_of_name(sample: Sample, task: BuildTask, store: Lookup) -> str | No
         store.path_of(task.key(sample))
     except InvalidKey as exc:
         if isinstance(sample, VideoSample):
-            raise
+            store.path_of(task.key(replace(sample, video_id="video")))
         return str(exc)
     return None
 

@@ -13,7 +13,7 @@ import torch
 
 from cache_store import FeatureStore, model_signature
 from cache_store.put_item import PutItem
-from pipeline.encoders.base import StepInput
+from pipeline.encoders.base import StepInput, StepOnDevice
 from pipeline.encoders.longva import ARCHITECTURE_KEYS, LongvaSpec
 from pipeline.vision.preprocessing import ClipLikePreprocess
 
@@ -66,13 +66,13 @@ class NoOpEncoder:
 
     def encode(self, step: StepInput) -> torch.Tensor:
         """As `pipeline.encoders.base.StepEncoder`."""
-        return self.forward([], step.instruction)
+        return self.forward([StepOnDevice([], step.instruction)])
 
-    def forward(self, images: Sequence[torch.Tensor], instruction: str) -> torch.Tensor:
+    def forward(self, steps: Sequence[StepOnDevice], *, at_most: int | None = None) -> torch.Tensor:
         """As `pipeline.encoders.base.StepEncoder`."""
         if self._sleep_s:
-            time.sleep(self._sleep_s)
-        return torch.zeros(1, 1, 8, dtype=torch.float16)
+            time.sleep(self._sleep_s * len(steps))
+        return torch.zeros(len(steps), 1, 8, dtype=torch.float16)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,14 @@ class StepInput:
     instruction: str
 
 
+@dataclass(frozen=True, eq=False)
+class StepOnDevice:
+    """One VLM step as the model takes it: its images as tensors, anywhere."""
+
+    images: Sequence[torch.Tensor]  # uint8 [height, width, 3] each
+    instruction: str
+
+
 class VideoPreprocess(Protocol):
     """The CPU half of a video encoder's preprocessing. Picklable, holds no weights, runs in decoder processes."""
 
@@ -69,8 +77,11 @@ class StepEncoder(Protocol):
         """Encode one VLM step to a CPU float16 tensor [1, 1, width], own storage."""
         ...
 
-    def forward(self, images: Sequence[torch.Tensor], instruction: str) -> torch.Tensor:
-        """As `encode` from and to the device, which may still be computing; images elsewhere are brought there."""
+    def forward(self, steps: Sequence[StepOnDevice], *, at_most: int | None = None) -> torch.Tensor:
+        """As `encode` of each step, from and to the device, which may still be computing: [steps, 1, width].
+
+        All go through the model at once, or `at_most` of them; images elsewhere are brought to the device.
+        """
         ...
 
 

@@ -19,6 +19,7 @@ def load_spec(
     revision: str | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    micro_batch: int | None = None,
 ) -> EncoderSpec:
     """Check what was asked for against the checkpoint, without loading weights.
 
@@ -32,6 +33,7 @@ def load_spec(
         revision: of a hub id.
         max_pixels, min_pixels: bounds of an image's area after resizing, of qwen2_5_vl alone; by default the
             checkpoint's.
+        micro_batch: steps in one forward, of qwen2_5_vl alone; by default each has its own.
 
     Raises:
         EncoderError: unknown family, no such model, not what the family needs, or an option that it does not
@@ -45,9 +47,10 @@ def load_spec(
         "is_compiled": is_compiled,
         "max_pixels": max_pixels,
         "min_pixels": min_pixels,
+        "micro_batch": micro_batch,
     }
     if family == "longva":
-        _refuse(family, options, "max_pixels", "min_pixels")
+        _refuse(family, options, "max_pixels", "min_pixels", "micro_batch")
         from pipeline.encoders.longva import longva_spec
 
         return longva_spec(
@@ -59,7 +62,7 @@ def load_spec(
             revision=revision,
         )
     if family == "huggingface":
-        _refuse(family, options, "select_layer", "max_pixels", "min_pixels")
+        _refuse(family, options, "select_layer", "max_pixels", "min_pixels", "micro_batch")
         from pipeline.encoders.huggingface import huggingface_spec
 
         return huggingface_spec(
@@ -72,7 +75,14 @@ def load_spec(
     _refuse(family, options, "select_layer", "frames_per_forward", "is_compiled")
     from pipeline.encoders.qwen2_5_vl import qwen2_5_vl_spec
 
-    return qwen2_5_vl_spec(model, dtype=dtype, revision=revision, max_pixels=max_pixels, min_pixels=min_pixels)
+    return qwen2_5_vl_spec(
+        model,
+        dtype=dtype,
+        revision=revision,
+        max_pixels=max_pixels,
+        min_pixels=min_pixels,
+        micro_batch=micro_batch,
+    )
 
 
 def _refuse(family: str, options: dict[str, int | None], *names: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.encoders import small_models
-from pipeline.encoders.base import Json, StepInput
+from pipeline.encoders.base import Json, StepInput, StepOnDevice
 from pipeline.encoders.checkpoint import (
     DTYPES,
     checked_dtype,
@@ -41,6 +41,7 @@ class Qwen25VlSpec:
     dtype: str
     chat_template: str
     folder: Path | None  # None for the small model
+    micro_batch: int | None = None  # steps in one forward; None: one
 
     @cached_property
     def _weights_digest(self) -> str:
@@ -66,7 +67,7 @@ class Qwen25VlSpec:
                 "chat_template_sha256": hashlib.sha256(self.chat_template.encode()).hexdigest(),
             },
             "attention": ATTENTION,
-            "batch": "one unpadded forward per step",
+            "batch": _batch_rule(self.micro_batch),
         }
 
     def feature_bytes(self) -> int:
@@ -115,34 +116,54 @@ class Qwen25VlEncoder:
             EncoderError: the step has no image, or its instruction holds the image placeholder.
         """
         # Copies: Ray hands out read-only arrays.
-        pooled = self.forward([torch.tensor(image) for image in step.images], step.instruction)
+        on_device = StepOnDevice([torch.tensor(image) for image in step.images], step.instruction)
+        pooled = self.forward([on_device])
         # Inference tensors refuse later use in autograd.
         with torch.inference_mode(mode=False):
             return torch.empty(pooled.shape, dtype=pooled.dtype).copy_(pooled)
 
     @torch.inference_mode()
-    def forward(self, images: Sequence[torch.Tensor], instruction: str) -> torch.Tensor:
-        """Encode images, uint8 [height, width, 3] each anywhere, to a float16 tensor [1, 1, width] on the device.
+    def forward(self, steps: Sequence[StepOnDevice], *, at_most: int | None = None) -> torch.Tensor:
+        """Encode steps to a float16 tensor [steps, 1, width] on the device, `at_most` of them in one forward.
+
+        Those that share a forward, or would but for `at_most`, are padded on the right to the longest, behind an
+        attention mask; each feature is the mean over its own step's tokens. One step alone is not padded.
 
         Raises:
-            EncoderError: there is no image, or the instruction holds the image placeholder.
+            EncoderError: a step has no image, or its instruction holds the image placeholder.
         """
-        if not images:
+        prepared = [self._prepared(step) for step in steps]
+        length = max(len(tokens) for tokens, _, _ in prepared)
+        size = at_most or len(prepared)
+        parts = [self._pooled(prepared[begin : begin + size], length) for begin in range(0, len(prepared), size)]
+        return torch.cat(parts)
+
+    def _prepared(self, step: StepOnDevice) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        """Return a step's token ids, the patches of its images, and their grids [images, 3]."""
+        if not step.images:
             raise EncoderError("a VLM step needs at least one image")
-        patches, grids = zip(*(self._patches(image) for image in images), strict=True)
+        patches, grids = zip(*(self._patches(image) for image in step.images), strict=True)
         grid = torch.cat(grids)
-        tokens = self._tokenizer(self._prompt(instruction, grid), return_tensors="pt").to(self._device)
-        ids = tokens["input_ids"]
+        ids: list[int] = self._tokenizer(self._prompt(step.instruction, grid))["input_ids"]
+        return ids, torch.cat(patches), grid
+
+    def _pooled(self, steps: Sequence[tuple[list[int], torch.Tensor, torch.Tensor]], length: int) -> torch.Tensor:
+        """Run one forward over prepared steps, padded to `length` tokens; returns float16 [steps, 1, width]."""
+        # What stands in the padding reaches nothing: attention is causal, and the mean leaves it out.
+        ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _, _ in steps], device=self._device)
+        mask = torch.tensor([[1] * len(tokens) + [0] * (length - len(tokens)) for tokens, _, _ in steps])
+        mask = mask.to(self._device)
         hidden = self._model(
             input_ids=ids,
-            attention_mask=tokens["attention_mask"],
+            attention_mask=mask,
             mm_token_type_ids=(ids == self._model.config.image_token_id).int(),
-            pixel_values=torch.cat(patches),
-            image_grid_thw=grid,
+            pixel_values=torch.cat([patches for _, patches, _ in steps]),
+            image_grid_thw=torch.cat([grid for _, _, grid in steps]),
             use_cache=False,
         ).last_hidden_state
-        pooled: torch.Tensor = hidden.mean(dim=1, keepdim=True).to(torch.float16)
-        return pooled
+        # Each row by itself, so that the mean sums up the same numbers in the same order as it would for one step.
+        rows = [hidden[row : row + 1, : len(steps[row][0])].mean(dim=1, keepdim=True) for row in range(len(steps))]
+        return torch.cat(rows).to(torch.float16)
 
     def _patches(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._spec.preprocess.patchify(self._table(image.to(self._device)[None])[0])
@@ -174,12 +195,16 @@ def qwen2_5_vl_spec(
     revision: str | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    micro_batch: int | None = None,
 ) -> Qwen25VlSpec:
     """Describe `model`: `small`, a Qwen2.5-VL checkpoint folder, or a hub id.
 
     Raises:
-        EncoderError: there is no such model, or it is no complete Qwen2.5-VL checkpoint.
+        EncoderError: there is no such model, it is no complete Qwen2.5-VL checkpoint, or `micro_batch` is below 1.
     """
+    if micro_batch is not None and micro_batch < 1:
+        raise EncoderError(f"micro_batch must be at least 1, got {micro_batch}")
+    micro_batch = None if micro_batch == 1 else micro_batch  # one step at a time is what happens anyway
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     quiet_transformers()
     if model == "small":
@@ -190,6 +215,7 @@ def qwen2_5_vl_spec(
             dtype=checked_dtype(dtype or "float32"),
             chat_template=small_models.QWEN_CHAT_TEMPLATE,
             folder=None,
+            micro_batch=micro_batch,
         )
     folder, config = find_qwen2_5_vl(model, revision)
     from transformers import Qwen2_5_VLConfig
@@ -201,7 +227,14 @@ def qwen2_5_vl_spec(
         dtype=checked_dtype(dtype or stored_dtype(folder, config)),
         chat_template=_chat_template(folder),
         folder=folder,
+        micro_batch=micro_batch,
     )
+
+
+def _batch_rule(micro_batch: int | None) -> str:
+    if micro_batch is None:
+        return "one unpadded forward per step"
+    return f"{micro_batch} consecutive steps of an episode per forward, padded on the right, mean over own tokens"
 
 
 def find_qwen2_5_vl(model: str, revision: str | None) -> tuple[Path, dict[str, Any]]:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from pipeline.encode_unit import DecodedUnit, EncodedUnit, encoded_unit
+from pipeline.encode_unit import DecodedUnit, EncodedUnit, StepBatch, encoded_unit
 from pipeline.encoders import StepEncoder, VideoEncoder
-from pipeline.encoders.base import StepInput
+from pipeline.encoders.base import StepInput, StepOnDevice
 from pipeline.encoders.transfer import OnDevice, Transfer
 from pipeline.failures import is_out_of_memory
 from pipeline.lanes.batch_sizes import BatchSizes
 from pipeline.lanes.one_at_a_time import OneAtATime
+
+_Inputs = torch.Tensor | list[StepOnDevice]  # a video's frames, or steps
 
 
 class DeviceStage:
@@ -37,15 +39,27 @@ class DeviceStage:
             Exception: whatever the model raises, out of memory at one frame included.
         """
         pixels = decoded.pixels
-        split_into: int | None = None
-        if isinstance(pixels, StepInput):
-            images = [self._upload(image) for image in pixels.images]
-            result = self._turns.run(lambda: self._forward_step(images, pixels.instruction))
-        else:
-            frames = self._upload(pixels)
-            result, split_into = self._turns.run(lambda: self._forward_video(frames))
-        features, seconds = self._transfer.to_host(result)
+        inputs = [self._on_device(pixels)] if isinstance(pixels, StepInput) else self._upload(pixels)
+        features, seconds, split_into = self._features(inputs)
         return encoded_unit(decoded, features, device=self._device, encode_s=seconds, split_into=split_into)
+
+    def encode_batch(self, decoded: Sequence[DecodedUnit]) -> list[EncodedUnit]:
+        """Encode units of one batch, with all that belong to it; raises as `encode` does, out of memory at one step."""
+        batch = cast(StepBatch, decoded[0].batch)
+        features, seconds, split_into = self._features([self._on_device(step) for step in batch.steps.values()])
+        return [
+            encoded_unit(
+                unit,
+                features[unit.row : unit.row + 1].clone(),  # a slice would be stored with all it was cut from
+                device=self._device,
+                encode_s=seconds / len(decoded),
+                split_into=split_into,
+            )
+            for unit in decoded
+        ]
+
+    def _on_device(self, step: StepInput) -> StepOnDevice:
+        return StepOnDevice([self._upload(image) for image in step.images], step.instruction)
 
     def _upload(self, pixels: np.ndarray) -> torch.Tensor:
         try:
@@ -56,33 +70,30 @@ class DeviceStage:
         # The forward brings each of its batches to the device by itself.
         return torch.tensor(pixels)
 
-    def _forward_step(self, images: Sequence[torch.Tensor], instruction: str) -> OnDevice:
-        encoder = cast(StepEncoder, self._encoder)
-        result = self._try(lambda: encoder.forward(images, instruction))
-        if result is None:
-            self._free_memory()
-            result = self._transfer.run(lambda: encoder.forward(images, instruction))
-        return result
+    def _features(self, inputs: _Inputs) -> tuple[torch.Tensor, float, int | None]:
+        result, split_into = self._turns.run(lambda: self._forward(inputs))
+        return *self._transfer.to_host(result), split_into
 
-    def _forward_video(self, frames: torch.Tensor) -> tuple[OnDevice, int | None]:
-        """Return the features, and how many frames went at once where that is fewer than the recipe's."""
-        encoder = cast(VideoEncoder, self._encoder)
-        size = min(len(frames), self._sizes.frames or len(frames))
-        result = self._try(lambda: encoder.forward(frames, at_most=size))
+    def _forward(self, inputs: _Inputs) -> tuple[OnDevice, int | None]:
+        """Return the features, and how many frames or steps went at once where that is fewer than the recipe's."""
+        encoder = cast(Any, self._encoder)  # its inputs are of its own kind
+        size = min(len(inputs), self._sizes.at_once or len(inputs))
+        result = self._try(lambda: encoder.forward(inputs, at_most=size))
         if result is None:
             # Another unit on its way to the host, or another program, may have had the memory: the same once more.
             self._free_memory()
-            result = self._try(lambda: encoder.forward(frames, at_most=size))
+            result = self._try(lambda: encoder.forward(inputs, at_most=size))
         while result is None and size > 1:
             size = (size + 1) // 2
             self._free_memory()
-            result = self._try(lambda: encoder.forward(frames, at_most=size))  # noqa: B023 - called at once
+            result = self._try(lambda: encoder.forward(inputs, at_most=size))  # noqa: B023 - called at once
             if result is not None:
                 self._sizes.learn(size)
         if result is None:
-            raise torch.cuda.OutOfMemoryError("out of memory with a single frame")
-        asked = encoder.frames_per_forward or len(frames)
-        return result, size if size < min(asked, len(frames)) else None
+            one = "a single frame" if isinstance(inputs, torch.Tensor) else "a single step"
+            raise torch.cuda.OutOfMemoryError(f"out of memory with {one}")
+        asked = encoder.frames_per_forward if isinstance(inputs, torch.Tensor) else None
+        return result, size if size < min(asked or len(inputs), len(inputs)) else None
 
     def _try(self, forward: Callable[[], torch.Tensor]) -> OnDevice | None:
         """Run a forward; None if there was no memory for it."""

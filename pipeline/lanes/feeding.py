@@ -79,9 +79,15 @@ class Feeding:
     def _of_one_call(self, decoded: deque[Work]) -> list[Work]:
         """Take the first unit out, and quick ones behind it whose pixels came with it."""
         works: list[Work] = []
-        while decoded and (not works or (decoded[0].pixels == works[0].pixels and self._is_quick(len(works) + 1))):
+        while decoded and (not works or (decoded[0].pixels == works[0].pixels and self._may_share(decoded[0], works))):
             works.append(decoded.popleft())
         return works
+
+    def _may_share(self, work: Work, works: list[Work]) -> bool:
+        """Whether a unit goes to the encoder in one call with others: of their batch, or all take little time."""
+        if _batch_of(work, works) is not None:
+            return True
+        return work.unit.batch is None and self._is_quick(len(works) + 1)
 
     def next_to_decode(self, lane: Lane) -> list[Work]:
         """Return the units of the lane's next call; none while enough is decoded already, or no byte is left."""
@@ -93,7 +99,9 @@ class Feeding:
         while lane.queue or (not works and self._refill(lane)):
             # One unit larger than the limit still passes, alone: a limit must slow a build down, not stop it.
             held = lane.bytes_in_flight.held
-            if held and held + guess > self._lane_bytes:
+            # A batch that is cut would be encoded twice.
+            cuts_batch = _batch_of(lane.queue[0], works) is not None
+            if not cuts_batch and held and held + guess > self._lane_bytes:
                 break
             if works and not self._may_join(lane.queue[0], works, guess):
                 break
@@ -103,6 +111,10 @@ class Feeding:
 
     def _may_join(self, work: Work, works: list[Work], guess: int) -> bool:
         """Whether a unit goes in one call with others: all take little time, or are clips of one file."""
+        if _batch_of(work, works) is not None:
+            return True
+        if work.unit.batch is not None or works[0].unit.batch is not None:
+            return False
         nbytes = (len(works) + 1) * guess
         if work.unit.file == works[0].unit.file:
             return nbytes <= FILE_BYTES
@@ -140,6 +152,8 @@ class Feeding:
         richest = max(self._lanes, key=lambda other: len(other.queue))
         if richest.queue and richest is not lane:
             lane.queue.append(richest.queue.pop())
+            while richest.queue and _batch_of(richest.queue[-1], lane.queue) is not None:
+                lane.queue.appendleft(richest.queue.pop())
         return bool(lane.queue)
 
     def _next_shard(self) -> Shard | None:
@@ -163,6 +177,11 @@ class Feeding:
 
     def _is_free(self, shard: Shard) -> bool:
         return self._claims is None or self._claims.take(shard.name)
+
+
+def _batch_of(work: Work, works: Sequence[Work]) -> object:
+    """Return the batch that a unit has in common with others; None if it has none."""
+    return work.unit.batch if works and work.unit.batch == works[0].unit.batch else None
 
 
 def _long_first(unit: Unit) -> int:

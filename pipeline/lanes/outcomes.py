@@ -54,8 +54,8 @@ class Outcomes:
         if result.split_into is not None:
             report.split += 1
             report.warning = (
-                f"{report.split} units were encoded {result.split_into} frames at once or in other parts, because the "
-                "device had no memory for more; their last bits may differ, and their provenance says so"
+                f"{report.split} units were encoded {result.split_into} frames or steps at once or in other parts, "
+                "because the device had no memory for more; their last bits may differ, and their provenance says so"
             )
 
     def present(self, lane: Lane, work: Work, result: UnitDone) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -113,30 +113,47 @@ class EncoderProcess:
         self._writer = Writer(self._task, self._store, limit_s=self._limits.write_s)
         self._is_loaded = True
 
-    def encode(self, decoded: Sequence[DecodedUnit], places: Sequence[int]) -> list[UnitDone | UnitFailure | None]:
+    def encode(
+        self, decoded: Sequence[DecodedUnit], places: Sequence[int], in_batch: bool = False
+    ) -> list[UnitDone | UnitFailure | None]:
         """Encode the units at `places` and publish them. Returns only after each feature has its final name.
 
-        What follows a unit that spoils the process is not tried, and None.
+        With `in_batch` they are of one batch, and share its forward. What follows a unit that spoils the process is
+        not tried, and None.
         """
         self._writer.expect(len(places))
         ends: list[Publishing | UnitFailure | None] = [None] * len(places)
-        for number, place in enumerate(places):
-            encoded = self._encoded(decoded[place])
+        units = [decoded[place] for place in places]
+        alone = (self._encoded(unit if unit.batch is None else unit.by_itself()) for unit in units)
+        encode = self._batch_encoded(units) if in_batch else alone
+        for number, encoded in enumerate(encode):
             if isinstance(encoded, EncodedUnit):
                 ends[number] = self._writer.publish(encoded)
                 continue
             ends[number] = encoded
-            if encoded.spoils_process:
+            if encoded.spoils_process and not in_batch:
                 self._writer.expect_no_more(len(places) - number)
                 break
             self._writer.expect_no_more()
         return [self._writer.result(end) if isinstance(end, Publishing) else end for end in ends]
 
+    def _batch_encoded(self, units: list[DecodedUnit]) -> Iterator[EncodedUnit | UnitFailure]:
+        """Encode units of one batch together; if that fails, and the process can go on, each of them by itself."""
+        try:
+            yield from self._stage.encode_batch(units)
+        except Hung as exc:
+            for unit in units:
+                yield _hung(unit, exc)
+        except Exception as exc:  # noqa: BLE001 - as below; which of them is to blame shows when each is alone
+            failures = [failure_of(exc, key=unit.unit.name, stage="encode") for unit in units]
+            can_go_on = not failures[0].spoils_process
+            yield from (self._encoded(unit.by_itself()) for unit in units) if can_go_on else failures
+
     def _encoded(self, decoded: DecodedUnit) -> EncodedUnit | UnitFailure:
         try:
             return self._stage.encode(decoded)
         except Hung as exc:
-            return UnitFailure(decoded.unit.name, "encode", str(exc), ErrorClass.HANG, spoils_process=True)
+            return _hung(decoded, exc)
         except Exception as exc:  # noqa: BLE001 - the unit is named in the report, and the lane goes on
             return failure_of(exc, key=decoded.unit.name, stage="encode")
 
@@ -144,6 +161,10 @@ class EncoderProcess:
         """Write down what the store still holds in memory: use times and counters."""
         if self._is_loaded:
             self._store.close()
+
+
+def _hung(decoded: DecodedUnit, exc: Hung) -> UnitFailure:
+    return UnitFailure(decoded.unit.name, "encode", str(exc), ErrorClass.HANG, spoils_process=True)
 
 
 def _info(device: str) -> ProcessInfo:

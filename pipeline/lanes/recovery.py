@@ -69,7 +69,8 @@ class Recovery:
         if worker.state is State.READY:
             worker.kill()
             self.note_death(lane, worker, failure.reason)
-        if failure.error is ErrorClass.HANG or worker.blame(work):
+        is_known = failure.error is ErrorClass.HANG and work.unit.batch is None
+        if is_known or worker.blame(work):
             self._outcomes.fail(worker, work, failure)
 
     def note_death(self, lane: Lane, worker: Worker, why: Exception | str, *, is_preempted: bool = False) -> None:
@@ -91,7 +92,8 @@ class Recovery:
                 continue
             call, works = next(iter(worker.in_flight.items()))
             worker.kill()
-            if len(works) > 1 or (len(worker.in_flight) > 1 and worker.kind == "encode"):
+            several = len(works) > 1 or works[0].unit.batch is not None
+            if several or (len(worker.in_flight) > 1 and worker.kind == "encode"):
                 continue  # not known which of them hangs, so each comes back as lost and is tried again alone
             # A decoder works on one call at a time, the oldest first: that is the one that hangs.
             [work] = worker.ended(call)

@@ -161,8 +161,8 @@ class Scheduler:
         while works := encoder.admit(lambda: feeding.next_to_encode(lane), lambda: feeding.orphan(lane, encoder)):
             works = [work for work in works if not self._is_done(lane, work)]
             if works:
-                places = [work.place for work in works]
-                self._start(lane, encoder, works, encoder.actor.encode.remote(works[0].pixels, places))
+                places, in_batch = [work.place for work in works], works[0].unit.batch is not None
+                self._start(lane, encoder, works, encoder.actor.encode.remote(works[0].pixels, places, in_batch))
         for decoder in lane.decoders:
             while works := decoder.admit(
                 lambda: feeding.next_to_decode(lane),

@@ -137,12 +137,24 @@ class Worker:
         if self.suspects:
             if self.in_flight:
                 return []
-            return [_alone(self.suspects.popleft())]
+            return [_alone(work) for work in self._next_suspects()]
         if self._is_full() or any(work.alone for works in self.in_flight.values() for work in works):
             return []
         works = fresh()
         if not works and not self.in_flight and (lost := orphan()) is not None:
             return [_alone(lost)]
+        return works
+
+    def _next_suspects(self) -> list[Work]:
+        """Take the first suspect out, with those that would share its forward: together they are alone."""
+        first, batch = self.suspects[0], self.suspects[0].unit.batch
+        works = [
+            work
+            for work in self.suspects
+            if work is first or (batch is not None and work.unit.batch == batch and work.pixels == first.pixels)
+        ]
+        for work in works:
+            self.suspects.remove(work)
         return works
 
     def _is_full(self) -> bool:
@@ -191,6 +203,9 @@ class Worker:
     def blame(self, work: Work, *, is_preempted: bool = False) -> bool:
         """Return whether `work`, lost with its process, is the culprit; if not proven, it becomes a suspect."""
         work.lonely_deaths += work.alone and not is_preempted
+        if work.lonely_deaths and work.unit.batch is not None:
+            # One of its batch is to blame: from now on each is by itself, and its own deaths count.
+            work.unit, work.lonely_deaths = work.unit.by_itself(), 0
         if work.lonely_deaths >= LONELY_DEATHS:
             return True
         if work.alone:

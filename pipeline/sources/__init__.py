@@ -19,6 +19,7 @@ from pipeline.sources.samples import (
     VideoSample,
     ViewImage,
 )
+from pipeline.sources.step_batches import StepBatches
 from pipeline.sources.video_folder import VideoFolder
 from pipeline.sources.video_ids import video_id
 from pipeline.sources.vla_episodes import VLAEpisodes
@@ -37,6 +38,7 @@ __all__ = [
     "Question",
     "Sample",
     "Source",
+    "StepBatches",
     "StepSample",
     "UrlPath",
     "VLAEpisodes",

@@ -33,17 +33,24 @@ def files_below(root: Path) -> Iterator[Path]:
 
 
 def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
     try:
+        status = folder.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as exc:
         raise SourceError(f"the folder {folder} cannot be listed: {exc.strerror}") from exc
     for entry in entries:
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _files_below(Path(entry.path), above | {identity})
         else:
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link in a circle, or into what cannot be entered: who opens it says so

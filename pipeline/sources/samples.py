@@ -53,6 +53,8 @@ class StepSample:
     images: tuple[ViewImage, ...]  # one per view, sorted by view
     instruction: str
     problem: str | None = None  # why this sample cannot be built: it fails at stage "source"
+    # The steps that share a forward with it, itself included, in order; empty where each step has its own.
+    together: tuple[StepSample, ...] = ()
 
 
 Sample = VideoSample | StepSample

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,8 @@ from cache_store import FeatureStore, StepKey
 from jobs.__main__ import main
 from pipeline.errors import BuildRefused
 from tests.media import write_new_episode, write_video
+
+PLAIN = ["--source", "folder", "--encoder", "longva", "--model", "small", "--nframe", "4"]
 
 
 @pytest.fixture
@@ -316,3 +320,56 @@ def test_a_build_that_may_evict_is_refused_only_if_pins_leave_no_room_for_one_fe
     said = refused(limit="260KiB", nframe=16, allow_eviction=True)
     assert "one frame's feature takes" in said
     assert "pinned" in said
+
+
+@pytest.mark.parametrize("option", ["data", "store", "annotations"])
+def test_an_empty_path_is_not_the_folder_that_one_is_in(refused, videos, option):
+    assert f"--{option}: an empty path" in refused(**{option: ""})
+
+
+@pytest.mark.parametrize(("option", "value"), [("lanes", 0), ("nframe", -3), ("limit", "much"), ("source", "web")])
+def test_wrong_usage_is_told_in_one_line(refused, videos, option, value):
+    said = refused(**{option: value})
+    assert said.count("\n") == 1
+    assert f"--{option}" in said
+
+
+def test_an_interrupt_while_libraries_load_is_told_in_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.arguments.make_parser", interrupted)
+    assert main(["stats"]) == 130
+    assert capsys.readouterr().err == "vlm-cache: interrupted\n"
+
+
+def test_ray_that_does_not_start(videos, tmp_path):
+    """Ray's own error has no class by which it could be told."""
+    store = str(tmp_path / "store")
+    code = (
+        "import ray, sys\n"
+        "def init(**_): raise Exception('The current node timed out during startup.')\n"
+        "ray.init = init\n"
+        "from jobs.__main__ import main\n"
+        f"sys.exit(main({['build', *PLAIN, '--data', str(videos), '--store', store]!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("this machine: The current node timed out during startup.")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_name_that_is_no_text_fails_alone(videos, tmp_path, local_ray, capsys):
+    os.link(videos / "a.mp4", os.fsencode(videos) + b"/\xff.mp4")
+    assert main(["build", *PLAIN, "--data", str(videos), "--store", str(tmp_path / "store"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["done"], [failure["stage"] for failure in report["failed"]]) == (1, ["source"])
+    assert "UTF-8" in report["failed"][0]["reason"]
+
+
+def test_a_refusal_obeys_no_name(refused, videos):
+    for name in ("x\x1b[2J.mp4", "x\x1b[2J.mkv"):
+        os.link(videos / "a.mp4", videos / name)
+    said = refused()
+    assert "\x1b" not in said
+    assert said.count("x\\x1b[2J.mkv") == 1

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from jobs.build_views import headline, render
+from jobs.build_views import headline, print_report, render
 from jobs.sizes import format_number, format_rate
 from pipeline.failures import UnitFailure
-from pipeline.lanes import LaneProgress, Progress
+from pipeline.lanes import BuildReport, LaneProgress, Progress
 
 
 def lane(number, **changes):
@@ -91,3 +92,13 @@ def test_rates_are_told_in_a_unit_of_time_that_suits_them():
         "0.00/s",
     ]
     assert [format_number(number) for number in (0.004, 9.999, 99.4)] == ["0.00", "10.00", "99.4"]
+
+
+def test_a_report_obeys_no_name_and_its_command_can_be_pasted(capsys):
+    failure = UnitFailure("[red]a\x1b[2J", "decode", "b\udcff\x07.mp4: not decodable")
+    report = BuildReport(failed=[failure], ignored=[("c\x1b]0;x\n.txt", "hidden")], stopped="d\x1b[31m is full")
+    print_report(report, Path("/runs/of mine"))
+    said = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\udcff"} & set(said)
+    assert "[red]a\\x1b[2J" in said
+    assert "vlm-cache retry-failed '/runs/of mine'\n" in said

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from cache_store import FeatureStore, atomic
-from pipeline.encoders.base import StepInput
+from pipeline.encoders.base import StepInput, StepOnDevice
 from pipeline.errors import EncoderError
 from pipeline.sources import IgnoredFile, ImageFile, StepSample
 
@@ -78,17 +78,28 @@ class FaultyPreprocess:
 
 
 class FaultyEncoder:
-    """Returns the mean colour of the first image, [1, 1, 3], unless its first pixel asks for a fault."""
+    """Returns the mean colour of each step's first image, [steps, 1, 3], unless its first pixel asks for a fault.
 
-    def __init__(self, marks: Path, most_delay_s: float = 0.0) -> None:
-        self._marks, self._most_delay_s = marks, most_delay_s
+    With `mixes` the last value is the sum of the numbers of all steps of the forward: the bits tell who shared it.
+    """
+
+    def __init__(self, marks: Path, most_delay_s: float = 0.0, *, mixes: bool = False) -> None:
+        self._marks, self._most_delay_s, self._mixes = marks, most_delay_s, mixes
         self._is_spoiled = False
 
     def encode(self, step: StepInput) -> torch.Tensor:
-        return self.forward([torch.tensor(image) for image in step.images], step.instruction)
+        return self.forward([StepOnDevice([torch.tensor(image) for image in step.images], step.instruction)])
 
-    def forward(self, images: Sequence[torch.Tensor], instruction: str) -> torch.Tensor:
-        image = images[0].numpy()
+    def forward(self, steps: Sequence[StepOnDevice], *, at_most: int | None = None) -> torch.Tensor:
+        numbers = [int(step.images[0][0, 0, 1]) for step in steps]
+        with open(self._marks / "batches", "a") as file:
+            file.write(" ".join(map(str, numbers)) + "\n")
+        features = torch.cat([self._forward_one(step.images[0].numpy()) for step in steps])
+        if self._mixes:
+            features[..., 2] = sum(numbers)
+        return features
+
+    def _forward_one(self, image: np.ndarray) -> torch.Tensor:
         fault, number = image[0, 0, 0], int(image[0, 0, 1])
         with open(self._marks / "forwards", "a") as file:
             file.write(f"{number}\n")
@@ -127,6 +138,7 @@ class FaultySpec:
     most_delay_s: float = 0.0  # of each decode and each forward, at random
     files_on_disk: int | None = None  # after so many files of one process the disk is full
     dies_before_answer: bool = False  # once, when its first feature is published
+    mixes: bool = False  # as in `FaultyEncoder`
     family: str = "faulty"
 
     @property
@@ -146,7 +158,7 @@ class FaultySpec:
             _fill_the_disk_after(self.files_on_disk)
         if self.dies_before_answer and _is_first(self.marks / "died"):
             _die_once_published()
-        return FaultyEncoder(self.marks, self.most_delay_s)
+        return FaultyEncoder(self.marks, self.most_delay_s, mixes=self.mixes)
 
 
 def _die_once_published() -> None:

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encode_unit import DecodedUnit
+from cache_store import StepKey
+from pipeline.encode_unit import DecodedUnit, StepBatch
 from pipeline.encoders.base import StepInput
 from pipeline.encoders.transfer import Transfer
 from pipeline.lanes.batch_sizes import BatchSizes
 from pipeline.lanes.device import DeviceStage
 from pipeline.lanes.one_at_a_time import Hung
+from pipeline.sources import StepSample
+from pipeline.work_plan import Unit
 from tests.pipeline.lanes.small_memory import Hanging, SmallMemory, video
 
 RECIPE = {"family": "test", "dtype": "float32", "weights": "none", "frames_per_forward": None}
@@ -88,17 +91,55 @@ class StepsOnce:
     def __init__(self) -> None:
         self.calls = 0
 
-    def forward(self, images, instruction):
+    def forward(self, steps, *, at_most=None):
         self.calls += 1
         if self.calls == 1:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return images[0].float().mean().reshape(1, 1, 1)
+        return steps[0].images[0].float().mean().reshape(1, 1, 1)
 
 
 def test_a_step_cannot_be_split_and_is_tried_once_more(sizes_file):
     decoded = video(1)
     step = DecodedUnit(decoded.unit, StepInput((np.ones((2, 2, 3), np.uint8),), "lift"), {}, 0.0)
     assert stage_of(StepsOnce(), sizes_file).encode(step).split_into is None
+
+
+class RoomForSteps:
+    """Gives each step's mean, [steps, 1, 1]; more than `room` steps at once do not fit."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def forward(self, steps, *, at_most=None):
+        if min(at_most or len(steps), len(steps)) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return torch.stack([step.images[0].float().mean().reshape(1, 1) for step in steps])
+
+
+def step_units(count: int) -> list[DecodedUnit]:
+    inputs = {30 * n: StepInput((np.full((2, 2, 3), n, np.uint8),), "lift") for n in range(count)}
+    batch = StepBatch(inputs, wanted=count)
+    samples = [StepSample("episode", idx, (), "lift") for idx in inputs]
+    units = [Unit(f"episode_vlm{one.vlm_idx}", StepKey("episode", one.vlm_idx), one) for one in samples]
+    return [DecodedUnit(unit, inputs[unit.sample.vlm_idx], {}, 0.0, batch) for unit in units]
+
+
+def test_a_batch_of_steps_that_does_not_fit_is_split_and_each_feature_is_its_own_steps(sizes_file):
+    units = step_units(5)
+    whole = stage_of(RoomForSteps(5), sizes_file).encode_batch(units)
+    assert [one.split_into for one in whole] == [None] * 5
+    assert not sizes_file.exists()
+    split = stage_of(RoomForSteps(2), sizes_file).encode_batch(units[1:4])
+    assert [one.unit.sample.vlm_idx for one in split] == [30, 60, 90], "the others are only there for their bits"
+    for encoded, before in zip(split, whole[1:4], strict=True):
+        assert torch.equal(encoded.value, before.value)
+        assert encoded.value.untyped_storage().nbytes() == encoded.value.nbytes
+        assert encoded.provenance["steps_together"] == [0, 30, 60, 90, 120]
+        assert (encoded.split_into, encoded.provenance["steps_per_forward"]) == (2, 2)
+        assert before.provenance == {key: v for key, v in encoded.provenance.items() if key != "steps_per_forward"}
+    assert list(json.loads(sizes_file.read_text()).values()) == [2]
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="a single step"):
+        stage_of(RoomForSteps(0), sizes_file).encode_batch(units)
 
 
 def test_a_hanging_forward_is_given_up_and_waiting_for_a_turn_is_not_hanging(sizes_file):

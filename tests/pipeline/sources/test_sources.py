@@ -97,6 +97,11 @@ class TestVideoFolder:
         (tmp_path / "a/loop").symlink_to(tmp_path)
         assert len({sample.path.resolve() for sample in VideoFolder(tmp_path)}) == 1
 
+    def test_a_link_to_itself_is_a_video_that_will_fail_and_not_the_end_of_the_listing(self, tmp_path):
+        touch(tmp_path / "a.mp4")
+        (tmp_path / "circle.mp4").symlink_to("circle.mp4")
+        assert [sample.video_id for sample in VideoFolder(tmp_path)] == ["a", "circle"]
+
 
 class TestVideoMME:
     @pytest.mark.parametrize("suffix", ["json", "parquet", "tsv"])
