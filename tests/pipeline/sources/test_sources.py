@@ -133,6 +133,7 @@ class TestVideoMME:
         ("name", "content", "said"),
         [
             ("rows.json", "{", "cannot be read"),
+            ("rows.json", "[" * 100_000, "cannot be read"),
             ("rows.json", "[]", "no rows"),
             ("rows.json", '[{"title": 1}]', "title"),
             ("rows.parquet", "PAR1 but not really", "cannot be read"),
