@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
@@ -56,9 +57,14 @@ def test_a_taken_port_is_refused(port, capsys):
 
 
 def test_what_cannot_be_served_is_refused_before_anything_listens(port, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     assert main(["stream", "demo", "--model", str(tmp_path)]) == 2
     assert main(["stream", "demo", "--max-new-tokens", "9000"]) == 2
     assert "leave nothing" in capsys.readouterr().err
+    assert main(["stream", "demo", "--max-pixels", "1"]) == 2
+    assert "max_pixels 1 cannot" in capsys.readouterr().err
+    assert not list((tmp_path / "temporary").iterdir())
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "consumers.streaming.demo.page", raising=False)
     assert main(["stream", "demo"]) == 2
