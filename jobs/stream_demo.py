@@ -8,8 +8,8 @@ import threading
 
 from consumers.streaming.demo import DemoRefused, DemoServer, ServerOptions, SessionOptions
 from consumers.streaming.qwen_model import load_streaming_model
+from jobs.preconditions import check_device
 from jobs.printing import printable
-from jobs.stream_reports import check_device
 from pipeline.errors import BuildRefused
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
