@@ -88,7 +88,11 @@ class DemoServer:
                 prevent_thread_lock=True,
             )
         except (OSError, OverflowError) as exc:
-            raise DemoRefused(f"nothing can listen at {self._options.host}:{self._options.port}: {exc}") from exc
+            # Gradio's own words name options that only Gradio has.
+            raise DemoRefused(
+                f"nothing can listen at {self._options.host}:{self._options.port}; is the port taken, or the address "
+                "another machine's?"
+            ) from exc
         return str(address)
 
     def stop(self) -> None:
