@@ -18,6 +18,7 @@ import torch
 
 from cache_store import recipe_fingerprint
 from jobs.parity_checks import Check, Subject, run_checks
+from jobs.preconditions import check_device, make_report_folder
 from jobs.printing import print_json, printable, results, table
 from pipeline.encoders import VideoEncoderSpec, load_spec
 from pipeline.errors import BuildRefused
@@ -35,8 +36,10 @@ def check(args: argparse.Namespace) -> int:
         sampling = SamplingRule.parse(args.sampling)
     except ValueError as exc:
         raise BuildRefused(f"--sampling: {exc}") from exc
+    check_device(args.device)
     folder = args.report or Path("results") / time.strftime("check_%Y%m%d_%H%M%S")
     spec = cast(VideoEncoderSpec, load_spec(args.encoder, args.model, dtype=args.dtype))
+    make_report_folder(folder)
     dtype = spec.recipe()["dtype"]
     with tempfile.TemporaryDirectory() as root:
         subject = Subject(
@@ -88,7 +91,6 @@ def _versions() -> dict[str, str]:
 
 def _write(folder: Path, report: dict[str, Any]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "check.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (folder / "check.md").write_text(_markdown(report), encoding="utf-8")
     except OSError as exc:

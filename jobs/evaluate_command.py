@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cache_store import ReadOnlyStore, RecipeMismatch, StoreReadError, absolute_root, canonical_dataset_name, is_root
 from consumers.evaluation import EvaluationError, LongVA_Cached
 from consumers.evaluation.comparison import Answer, compare
+from consumers.evaluation.longva_backends import require_backend
 from jobs.evaluate_files import LOG, PAGE, REPORT, ResultsFolder
 from jobs.evaluate_page import evaluation_page
 from jobs.evaluate_summary import ModelSummary, fault_of, percent, summary_of
@@ -34,10 +36,9 @@ _NAMED_ON_A_TERMINAL = 20
 
 def evaluate(args: argparse.Namespace) -> int:
     """Run or go on with an evaluation; 0 if everything agrees and was found, else 1."""
-    folder = ResultsFolder.at(args.resume) if args.resume is not None else ResultsFolder.new(args.results, _asked(args))
-    with _logged(folder.path / LOG):
+    folder, asked, left_out = _begun(args)
+    with _logged(folder.path / LOG), _told_how_to_go_on(folder.path):
         print(f"results in {folder.path}", file=sys.stderr)
-        asked, left_out = _questions(folder.asked)
         for model in folder.asked["models"]:
             _ask(folder, model, asked)
         summaries = [summary_of(model, folder.answers_of(model)) for model in folder.asked["models"]]
@@ -50,6 +51,28 @@ def evaluate(args: argparse.Namespace) -> int:
     else:
         _show(folder, summaries, report)
     return 0 if all(one.is_sound for one in summaries) else 1
+
+
+def _begun(args: argparse.Namespace) -> tuple[ResultsFolder, list[tuple[int, Question]], int]:
+    """Return the folder, the questions with their rows, and how many others there are; see `_questions`."""
+    if args.resume is None:
+        # Before a folder is made: nothing is left of what is refused.
+        asked = _asked(args)
+        questions, left_out = _questions(asked)
+        return ResultsFolder.new(args.results, asked), questions, left_out
+    folder = ResultsFolder.at(args.resume, fields=[name for name in _ASKED if name != "model"])
+    questions, left_out = _questions(folder.asked)
+    folder.keep_answers_to(dict(questions))
+    return folder, questions, left_out
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"to go on: vlm-cache evaluate --resume {shlex.quote(str(folder))}", file=sys.stderr)
+        raise
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
@@ -73,6 +96,11 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
         raise BuildRefused(f"--sampling: {exc}") from exc
     if len(set(args.model)) < len(args.model):
         raise BuildRefused("a model is named twice")
+    try:
+        for model in args.model:
+            require_backend(model)
+    except EvaluationError as exc:
+        raise BuildRefused(str(exc)) from exc
     given = {name: getattr(args, name) for name in _ASKED}
     models = given.pop("model")
     given |= {"data": str(Path(args.data).absolute()), "store": str(absolute_root(args.store))}

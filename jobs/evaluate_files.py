@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from openpyxl.cell import WriteOnlyCell
 
 from consumers.evaluation.comparison import Answer
 from pipeline.errors import BuildRefused
+from pipeline.sources import Question
 
 ASKED, ANSWERS, TABLE, PAGE, REPORT, LOG = (
     "evaluate.json",
@@ -57,7 +58,7 @@ class ResultsFolder:
         raise BuildRefused(f"{parent} has a thousand folders of this second")
 
     @classmethod
-    def at(cls, path: Path) -> ResultsFolder:
+    def at(cls, path: Path, *, fields: Collection[str]) -> ResultsFolder:
         """Open the folder of an evaluation that was broken off; a torn last line is asked again.
 
         Raises:
@@ -65,7 +66,7 @@ class ResultsFolder:
         """
         try:
             asked = json.loads((path / ASKED).read_text(encoding="utf-8"))
-            if not isinstance(asked, dict) or "models" not in asked:
+            if not isinstance(asked, dict) or not asked.keys() >= {"models", *fields}:
                 raise ValueError(f"{ASKED} says not what was asked for")
             lines = (path / ANSWERS).read_text(encoding="utf-8").splitlines() if (path / ANSWERS).exists() else []
         except (OSError, ValueError) as exc:
@@ -78,9 +79,18 @@ class ResultsFolder:
                 continue
             answers[answer.model, answer.row] = answer
         # What failed is asked again: a video may have been fetched meanwhile.
-        kept = [answer for answer in answers.values() if answer.problem is None]
-        (path / ANSWERS).write_text("".join(_line(answer) for answer in kept), encoding="utf-8")
-        return cls(path, asked, kept)
+        return cls(path, asked, [answer for answer in answers.values() if answer.problem is None])
+
+    def keep_answers_to(self, questions: Mapping[int, Question]) -> None:
+        """Forget the answers to rows that are now another question, or none.
+
+        Raises:
+            BuildRefused: it cannot be written.
+        """
+        self.answers = [
+            answer for answer in self.answers if answer.row in questions and answer.is_to(questions[answer.row])
+        ]
+        self._write("".join(map(_line, self.answers)), mode="w")
 
     def note(self, answer: Answer) -> None:
         """Keep an answer, on disk too.
@@ -89,9 +99,12 @@ class ResultsFolder:
             BuildRefused: it cannot be written.
         """
         self.answers.append(answer)
+        self._write(_line(answer), mode="a")
+
+    def _write(self, lines: str, *, mode: str) -> None:
         try:
-            with open(self.path / ANSWERS, "a", encoding="utf-8") as file:
-                file.write(_line(answer))
+            with open(self.path / ANSWERS, mode, encoding="utf-8") as file:
+                file.write(lines)
         except OSError as exc:
             raise BuildRefused(f"{self.path / ANSWERS} cannot be written: {exc.strerror or exc}") from exc
 
@@ -106,12 +119,21 @@ class ResultsFolder:
 
         ordered = [answer for model in self.asked["models"] for answer in self.answers_of(model)]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_row(answer) for answer in ordered]), self.path / TABLE)
-        for model in self.asked["models"]:
+        for model, name in _file_names(self.asked["models"]).items():
             answers = self.answers_of(model)
-            name = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1])
             for suffix, ways in (("", "cached"), ("-uncached", "live")):
                 dataset = answers[0].dataset if answers else "none"
                 _write_xlsx(self.path / f"{name}{suffix}_{dataset}.xlsx", answers, ways)
+
+
+def _file_names(models: Sequence[str]) -> dict[str, str]:
+    """Return a name for each model's files: its last part, numbered where two folders are called alike."""
+    names: dict[str, str] = {}
+    for model in models:
+        name = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1])
+        numbered = (name, *(f"{name}_{number}" for number in range(2, len(models) + 1)))
+        names[model] = next(one for one in numbered if one not in names.values())
+    return names
 
 
 def _line(answer: Answer) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from cache_store import FeatureStore, VideoKey, video_value
 from consumers.evaluation import EvaluationError, LongVA_Cached
+from consumers.evaluation.longva_backends import require_backend
 from pipeline.encoders import VideoEncoderSpec
 from pipeline.errors import MediaError
 from pipeline.recipe import video_recipe
@@ -145,24 +146,26 @@ def _store(subject: Subject) -> _Found:
 def _answers(subject: Subject) -> _Found:
     if subject.spec.family != "longva":
         return "skipped", f"{subject.spec.family} is a tower without a language model"
+    try:
+        require_backend(subject.model)
+    except EvaluationError as exc:
+        return "skipped", str(exc)
     message = [
         {"type": "video", "value": str(subject.video), "video_id": subject.key.video_id},
         {"type": "text", "value": "What is shown?\nA. a person\nB. an animal\nC. a vehicle\nD. none of these"},
     ]
-    try:
-        longva = LongVA_Cached(
-            subject.model,
-            subject.root,
-            nframe=subject.nframe,
-            dataset=DATASET,
-            sampling=subject.sampling.name,
-            dtype=subject.dtype,
-            on_miss="raise",
-            echo=1.0,
-            on_difference="count",
-        )
-    except EvaluationError as exc:
-        return "skipped", str(exc)
+    _ = subject.features  # a video that gives none is why this fails, and not the store without them
+    longva = LongVA_Cached(
+        subject.model,
+        subject.root,
+        nframe=subject.nframe,
+        dataset=DATASET,
+        sampling=subject.sampling.name,
+        dtype=subject.dtype,
+        on_miss="raise",
+        echo=1.0,
+        on_difference="count",
+    )
     try:
         return _compared(longva, message)
     finally:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from consumers.streaming.demo import DemoRefused, DemoServer, ServerOptions, SessionOptions
 from consumers.streaming.qwen_model import load_streaming_model
+from jobs.preconditions import check_device
 from jobs.printing import printable
-from jobs.stream_reports import check_device
 from pipeline.errors import BuildRefused
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def run(args: argparse.Namespace, *, stopped: threading.Event | None = None) -> int:
-    """Serve the demo until `stopped` is set, or the process is interrupted; returns 0.
+    """Serve the demo until `stopped` is set, SIGTERM comes, or the process is interrupted; returns 0.
 
     Raises:
         BuildRefused: Gradio is not installed, there is no such model or device, or the port is taken.
@@ -29,12 +32,26 @@ def run(args: argparse.Namespace, *, stopped: threading.Event | None = None) -> 
         print(f"{address} (Ctrl-C ends it)", flush=True)
         if args.host not in _LOCAL:
             print("no password protects this page: whoever reaches the port can use it", file=sys.stderr, flush=True)
-        (stopped or threading.Event()).wait()
+        with _set_by_sigterm(stopped or threading.Event()) as ended:
+            ended.wait()
     except DemoRefused as exc:
         raise BuildRefused(str(exc)) from exc
     finally:
         server.stop()
     return 0
+
+
+@contextmanager
+def _set_by_sigterm(event: threading.Event) -> Iterator[threading.Event]:
+    """Let SIGTERM, by which systems end what they started, end the demo as Ctrl-C does: with its uploads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _server(args: argparse.Namespace) -> DemoServer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -27,6 +26,7 @@ from consumers.streaming.reports.capacity import FRAME_SIZES
 from consumers.streaming.reports.chunk_sizes import SIZES
 from consumers.streaming.reports.multi_round import CHOICES
 from consumers.streaming.reports.setting import QUESTIONS
+from jobs.preconditions import check_device, make_report_folder
 from jobs.printing import notes, print_json, printable, results
 from jobs.stream_report_page import write_report
 from jobs.stream_report_view import for_terminal
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             raise BuildRefused(f"name a {what}: --{what}, or ${variable} in the environment")
     check_device(args.device)
     if args.report is not None:
-        _make_folder(args.report)
+        make_report_folder(args.report)
     stride = args.frame_stride or (1 if args.stream_command == "capacity" else None)
     video = SourceVideo(args.video, stride=stride)
     with _progress(f"stream {args.stream_command}") as told:
@@ -62,24 +62,6 @@ def run(args: argparse.Namespace) -> int:
             raise BuildRefused(f"out of memory: take fewer frames or smaller ones ({exc})") from exc
     _show(report, args)
     return 1 if report.failures else 0
-
-
-def check_device(name: str) -> None:
-    """Refuse, with BuildRefused, a device that torch does not know or does not see."""
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as exc:
-        raise BuildRefused(f"--device {name}: {str(exc).splitlines()[0]}") from exc
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise BuildRefused(f"--device {name}: torch {torch.__version__} sees no GPU here")
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the report's folder, before anything is measured that it could not hold."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise BuildRefused(f"--report {folder}: {exc.strerror or exc}") from exc
 
 
 def _compare(setting: Setting, args: argparse.Namespace) -> Report:

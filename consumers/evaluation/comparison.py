@@ -69,6 +69,10 @@ class Answer:
         """Whether the cached answer is the benchmark's."""
         return self.cached == self.answer
 
+    def is_to(self, question: Question) -> bool:
+        """Whether it is this very question that was asked: annotations may change between two runs."""
+        return all(getattr(self, name) == value for name, value in _facts(question).items())
+
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes."""
         return asdict(self)
@@ -152,30 +156,32 @@ def _asked_both_ways(longva: LongVA_Cached, row: int, question: Question) -> Ans
 
 
 def _answer(longva: LongVA_Cached, row: int, question: Question, **found: Any) -> Answer:
-    choices, sample = question.choices, question.sample
-    assert choices is not None
     nothing: dict[str, Any] = {
         **dict.fromkeys(("cached", "live", "cached_stages", "live_stages")),
         "cached_logits": [],
         "live_logits": [],
         "is_hit": False,
     }
-    return Answer(
-        model=longva.model_path,
-        row=row,
-        annotations=question.annotations,
-        question_id=question.question_id,
-        task=question.task or question.question_type,
-        dataset=sample.dataset,
-        video_id=sample.video_id,
-        video_path=sample.relative_path,
-        question=question.question or "",
-        options=list(choices.options),
-        answer=choices.letters[choices.answer],
-        duration=question.duration,
-        domain=question.domain,
-        **{**nothing, **found},
-    )
+    return Answer(model=longva.model_path, row=row, **_facts(question), **{**nothing, **found})
+
+
+def _facts(question: Question) -> dict[str, Any]:
+    """What an answer repeats of its question, by the answer's fields."""
+    choices, sample = question.choices, question.sample
+    assert choices is not None
+    return {
+        "annotations": question.annotations,
+        "question_id": question.question_id,
+        "task": question.task or question.question_type,
+        "dataset": sample.dataset,
+        "video_id": sample.video_id,
+        "video_path": sample.relative_path,
+        "question": question.question or "",
+        "options": list(choices.options),
+        "answer": choices.letters[choices.answer],
+        "duration": question.duration,
+        "domain": question.domain,
+    }
 
 
 def _timed(ask: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:

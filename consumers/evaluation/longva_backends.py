@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,32 @@ def load_backend(
     Raises:
         EvaluationError: LongVA is not installed, or the model's name is none.
     """
+    require_backend(model_path)
     name, _, seed = model_path.partition(":")
-    if name == SMALL and (not seed or seed.isdecimal()):
+    if name == SMALL:
         return _small(int(seed or 0), nframe=nframe, sampling=sampling, dtype=dtype)
     return _real(model_path, nframe=nframe, sampling=sampling, device_map=device_map)
+
+
+def require_backend(model_path: str) -> None:
+    """Check, before anything is loaded, that there is what loads a model.
+
+    Raises:
+        EvaluationError: there is not.
+    """
+    name, colon, seed = model_path.partition(":")
+    if name == SMALL and (seed.isdecimal() or not colon):
+        return
+    if name == SMALL:
+        raise EvaluationError(f"{model_path} is no model; the built-in ones are small and small:<number>")
+    try:
+        for module in ("constants", "mm_utils", "model.builder"):
+            importlib.import_module(f"longva.{module}")
+    except ImportError as exc:
+        raise EvaluationError(
+            f"{model_path} needs the package longva, which cannot be imported ({exc}); install it from its repository, "
+            "in the environment in which LongVA runs"
+        ) from exc
 
 
 def _small(seed: int, *, nframe: int, sampling: SamplingRule, dtype: str) -> Backend:
@@ -97,16 +120,14 @@ def _ids(prompt: str, tokenizer: Any, image_token: int) -> torch.Tensor:
 
 
 def _real(model_path: str, *, nframe: int, sampling: SamplingRule, device_map: str) -> Backend:
+    from longva.constants import IMAGE_TOKEN_INDEX
+    from longva.mm_utils import process_images, tokenizer_image_token
+    from longva.model.builder import load_pretrained_model
+
     try:
-        from longva.constants import IMAGE_TOKEN_INDEX
-        from longva.mm_utils import process_images, tokenizer_image_token
-        from longva.model.builder import load_pretrained_model
-    except ImportError as exc:
-        raise EvaluationError(
-            f"{model_path} needs the package longva, which cannot be imported ({exc}); install it from its repository, "
-            "in the environment in which LongVA runs"
-        ) from exc
-    tokenizer, model, processor, _ = load_pretrained_model(model_path, None, "llava_qwen", device_map=device_map)
+        tokenizer, model, processor, _ = load_pretrained_model(model_path, None, "llava_qwen", device_map=device_map)
+    except (OSError, ValueError) as exc:  # as transformers says that there is no such folder or name
+        raise EvaluationError(f"{model_path} cannot be loaded: {exc}") from exc
     model.eval()
 
     def load_images(paths: Sequence[Path]) -> tuple[Any, list[tuple[int, int]]]:

@@ -254,12 +254,12 @@ class VideoStreamingInference:
         was. Choices of more than one token take, for the time of the call, a copy of the cache each.
 
         Raises:
-            ValueError: no choices, an empty one, or one twice.
+            ValueError: no choices, an empty one, one twice, or a text instead of several.
             NoFrames, ContextTooLong: the stream is as it was.
         """
         started = time.perf_counter()
-        if not choices or not all(choices) or len(set(choices)) != len(choices):
-            raise ValueError(f"choices must be different texts, none empty, at least one; got {list(choices)}")
+        if isinstance(choices, str) or not choices or not all(choices) or len(set(choices)) != len(choices):
+            raise ValueError(f"choices must be different texts, none empty, at least one; got {choices!r}")
         prompts.checked_text(question, "the question")
         texts = [prompts.checked_text(choice, "a choice") for choice in choices]
         branch = self._branch()

@@ -33,7 +33,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ValueError(f"0 <= min_new_tokens <= max_new_tokens and 1 <= max_new_tokens must hold: {self}")
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
+        if not (self.temperature > 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0):  # NaN is neither
             raise ValueError(f"temperature and repetition_penalty must be above 0, top_p within (0, 1]: {self}")
 
     def pick(self, logits: torch.Tensor, *, seen: torch.Tensor, forbidden: set[int]) -> int:

@@ -23,8 +23,10 @@ def checked_text(text: str, what: str) -> str:
     """Return `text`, which must not hold tokens that would end its turn or stand for frames.
 
     Raises:
-        ValueError: it does.
+        ValueError: it does, or is no text that UTF-8 can hold.
     """
+    if not isinstance(text, str) or text != text.encode(errors="replace").decode():
+        raise ValueError(f"{what} must be text, got {text!a}")
     found = [token for token in SPECIAL_TOKENS if token in text]
     if found:
         raise ValueError(f"{what} must not hold {', '.join(found)}")

@@ -14,6 +14,7 @@ import torch
 
 from consumers.streaming.kv_cache import KVCacheManager
 from consumers.streaming.prompts import END_OF_TURN
+from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import RECIPE_SETTINGS, QwenImagePreprocess
 
 
@@ -23,6 +24,9 @@ class QwenRunner:
     Frames are resized by the PIL variant of the processor's video settings where it has any, else of its image
     settings; `min_pixels` and `max_pixels`, per frame, replace the processor's bounds. `device` is where the model's
     inputs go; None: where the model is.
+
+    Raises:
+        ValueError: no frame can be within the bounds.
     """
 
     def __init__(
@@ -139,6 +143,12 @@ def _preprocess(processor: Any, min_pixels: int | None, max_pixels: int | None) 
     source = getattr(processor, "video_processor", None) or processor.image_processor
     stored = source.to_dict()
     settings = {name: stored[name] for name in RECIPE_SETTINGS if stored.get(name) is not None}
-    edges = {"shortest_edge": min_pixels or source.size["shortest_edge"]}
-    edges["longest_edge"] = max_pixels or source.size["longest_edge"]
-    return QwenImagePreprocess.from_config(settings | {"image_processor_type": "Qwen2VLImageProcessor", "size": edges})
+    edges = {
+        "shortest_edge": source.size["shortest_edge"] if min_pixels is None else min_pixels,
+        "longest_edge": source.size["longest_edge"] if max_pixels is None else max_pixels,
+    }
+    config = settings | {"image_processor_type": "Qwen2VLImageProcessor", "size": edges}
+    try:
+        return QwenImagePreprocess.from_config(config)
+    except EncoderError as exc:
+        raise ValueError(str(exc)) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from consumers.streaming.chunked import VideoStreamingInference
+from consumers.streaming.errors import ContextTooLong
 from consumers.streaming.frames import as_frame, check_size
 from consumers.streaming.prompts import (
     ASSISTANT,
@@ -77,11 +79,14 @@ class QwenInferenceWrapper:
         the stream; text after the video follows the rule of the installed transformers.
 
         Raises:
-            ValueError: no frames, or a question with special tokens.
+            ValueError: no frames, no rate, or a question with special tokens.
             FrameSizeChanged: frames of several sizes.
+            ContextTooLong: frames, question and answer do not fit the model's context.
         """
-        if not frames:
+        if not len(frames):
             raise ValueError("a video needs at least one frame")
+        if not 0 < fps < math.inf:
+            raise ValueError(f"fps must be above 0, got {fps}")
         resized = self._resized(frames)
         resized += [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
         seconds = self.engine.runner.frames_per_grid / fps
@@ -117,6 +122,9 @@ class QwenInferenceWrapper:
         placeholders = f"<|{kind}_pad|>" * (int(grid[0, 0]) * rows * columns)
         turn = USER + VISION_START + placeholders + VISION_END + checked_text(question, "the question") + END_OF_TURN
         ids = runner.ids(system_turn(SYSTEM_PROMPT) + turn + ASSISTANT)[None]
+        tokens = ids.shape[1] + max_new_tokens
+        if tokens > runner.longest_context:
+            raise ContextTooLong("the video, the question and its answer", tokens, runner.longest_context)
         token = runner.tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>")
         inputs: dict[str, Any] = {"mm_token_type_ids": (ids == token).int() * (2 if kind == "video" else 1)}
         if seconds_per_grid is None:

@@ -45,8 +45,9 @@ def create_unified_dataloader(
     `old_dataset_patterns` are folders, or patterns of folders, with data.pkl. `new_dataset_paths` are episodes, tasks
     (folders of `episode_*` or `data_collection_*`), roots of tasks, or patterns of these. `dataset_weights` are
     `"path:weight"`: the weight of each sample of the episodes at or below the path or pattern, 1.0 without one; of
-    several paths the longest counts. `options` are those of `UnifiedVLADataset`. The sampler is a `ResumableSampler`,
-    so `loader.sampler.set_epoch` and its state work in all cases, and weights also with `distributed`.
+    several paths the longest counts; without `shuffle` none does. `options` are those of `UnifiedVLADataset`. The
+    sampler is a `ResumableSampler`, so `loader.sampler.set_epoch` and its state work in all cases, and weights also
+    with `distributed`.
 
     Raises:
         SourceError: nothing is found where a path or a weight points, two episodes have one name, no episode has a
@@ -57,7 +58,7 @@ def create_unified_dataloader(
     folders += [(folder, "new") for folder in _new_episodes(new_dataset_paths or ())]
     episodes = VLAEpisodeSet(_opened(folders, options, skip=on_bad_episode == "skip", is_told=rank == 0))
     if not len(episodes):
-        raise SourceError(f"no samples: {len(episodes.episodes)} episodes were found, and none has one")
+        raise SourceError(f"no samples are left; found were {episodes}")
     if rank == 0:
         print(episodes)
     weights = None

@@ -64,8 +64,8 @@ class _RawSensor:
     """A-lines `[N, 1025]` and forces `[N]` at the sensor's rate."""
 
     def __init__(self, alines: StoredArray, forces: StoredArray) -> None:
-        lengths = alines.shape[0], forces.shape[0]
-        if len(alines.shape) != 2 or alines.shape[1] != SENSOR_WIDTH - 1 or lengths[0] != lengths[1]:
+        num_readings = alines.shape[0]
+        if alines.shape != (num_readings, SENSOR_WIDTH - 1) or forces.shape not in ((num_readings,), (num_readings, 1)):
             raise MediaError(
                 f"{alines.path.name}: alines are {list(alines.shape)} and forces {list(forces.shape)}; "
                 f"[N, {SENSOR_WIDTH - 1}] and [N] belong together"

@@ -83,7 +83,7 @@ def _sensor(episode: OldEpisode) -> Rows | None:
     try:
         if isinstance(recorded, dict):
             force, fpi = (np.asarray(recorded[name], np.float32) for name in ("force", "fpi"))
-            recorded = np.concatenate([force.reshape(len(fpi), -1), fpi], axis=1)
+            recorded = np.concatenate([force.reshape(len(fpi), 1), fpi], axis=1)
         values = np.asarray(recorded, np.float32)
     except (KeyError, TypeError, ValueError) as exc:
         raise MediaError(f"data.pkl: sensor_data cannot be stacked: {exc!r}") from exc

@@ -113,10 +113,11 @@ def _usual_model(datasets: Sequence[UnifiedVLADataset]) -> tuple[str | None, int
 
 
 def _model(dataset: UnifiedVLADataset) -> str | None:
-    """What the features of different episodes must have in common: all of their recipe but the instruction."""
+    """What the features of different episodes must have in common; each may have its own instruction and cameras."""
     if dataset.recipe is None:
         return None
-    return json.dumps({name: part for name, part in dataset.recipe.items() if name != "prompt"}, sort_keys=True)
+    of_model = {name: part for name, part in dataset.recipe.items() if name not in ("prompt", "images")}
+    return json.dumps(of_model, sort_keys=True)
 
 
 def _array_problems(dataset: UnifiedVLADataset) -> Iterator[Problem]:

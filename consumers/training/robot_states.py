@@ -75,7 +75,7 @@ def _table(path: Path) -> np.ndarray:
     try:
         with path.open(newline="") as file:
             rows = [[float(row[name]) for name in (*JOINTS, *POSE)] for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError) as exc:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as exc:
         raise MediaError(f"{path.name} cannot be read: {exc!r}") from exc
     return np.array(rows, np.float32).reshape(len(rows), STATE_WIDTH)
 

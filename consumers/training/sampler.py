@@ -104,11 +104,15 @@ class ResumableSampler(Sampler[int]):
         """Let the next iteration go on from a state.
 
         Raises:
-            ValueError: it is that of another order: of other samples, weights, seed, shuffling or world size.
+            ValueError: it is that of another order: of other samples, weights, seed, shuffling or world size; or it is
+                no state.
         """
-        if state["order"] != self._identity():
-            raise ValueError(f"the state is of another order, {state['order']}; this one is {self._identity()}")
-        self._epoch, self._position, self._is_fresh = int(state["epoch"]), int(state["position"]), True
+        if state.get("order") != self._identity():
+            raise ValueError(f"the state is of another order, {state.get('order')}; this one is {self._identity()}")
+        epoch, position = state.get("epoch", -1), state.get("position", -1)
+        if min(epoch, position) < 0:
+            raise ValueError(f"epoch {epoch} and position {position} are no state: neither is below 0")
+        self._epoch, self._position, self._is_fresh = epoch, position, True
 
     def _identity(self) -> dict[str, Any]:
         weights = None if self._limits is None else hashlib.sha256(self._limits.tobytes()).hexdigest()[:16]

@@ -27,7 +27,8 @@ def read_rows(
     """Return the rows of an annotation file, cut down to those of `columns` that they have and fill.
 
     JSON is a list of objects, or what `unfold` makes into one (it raises ValueError, KeyError or TypeError for what is
-    no such file); `.jsonl` is an object a line. TSV and CSV have a header.
+    no such file); `.jsonl` is an object a line. TSV and CSV have a header. Half a surrogate pair, which no file of ours
+    could hold, is read as a question mark.
 
     Raises:
         SourceError: the file is missing, damaged, of another format, has no rows, or none of the `required` columns.
@@ -44,7 +45,7 @@ def read_rows(
             names, rows = _read_json(place, is_lines=suffix == ".jsonl", unfold=unfold)
     except FileNotFoundError as exc:
         raise SourceError(f"the annotation file {place} does not exist") from exc
-    except (OSError, ValueError, csv.Error, KeyError, TypeError) as exc:
+    except (OSError, ValueError, csv.Error, KeyError, TypeError, RecursionError) as exc:
         # pyarrow's errors are ValueErrors, JSON's and Unicode's too.
         raise SourceError(f"the annotation file {place} cannot be read: {exc}") from exc
     if not rows:
@@ -53,7 +54,17 @@ def read_rows(
         raise SourceError(
             f"{place} has none of the columns {', '.join(required)}; its columns are {', '.join(names) or 'none'}"
         )
-    return [{name: row[name] for name in columns if row.get(name) not in (None, "")} for row in rows]
+    return [{name: _whole_text(row[name]) for name in columns if row.get(name) not in (None, "")} for row in rows]
+
+
+def _whole_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_whole_text(one) for one in value]
+    if isinstance(value, dict):
+        return {_whole_text(name): _whole_text(one) for name, one in value.items()}
+    return value
 
 
 def _read_parquet(place: MediaPath, columns: Sequence[str]) -> tuple[list[str], Rows]:
@@ -69,7 +80,8 @@ def _read_parquet(place: MediaPath, columns: Sequence[str]) -> tuple[list[str], 
 def _read_json(place: MediaPath, *, is_lines: bool, unfold: Callable[[Any], Rows] | None) -> tuple[list[str], Rows]:
     with place.open("rb") as file:
         text = file.read().decode("utf-8-sig")
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
+    # JSON may hold other ends of lines, such as U+2028, within its texts.
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()] if is_lines else json.loads(text)
     if unfold is not None and not isinstance(rows, list):
         rows = unfold(rows)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

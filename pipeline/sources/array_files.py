@@ -67,7 +67,8 @@ def array_in(path: Path, name: str) -> StoredArray | None:
     """Return the array `name` of an `.npz` archive, or None if the archive has none of this name.
 
     Raises:
-        MediaError: the file is no readable archive, or the array holds objects (pickles, which run code).
+        MediaError: the file is no readable archive, or the array holds something else than real numbers (objects are
+                pickles, which run code).
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -113,6 +114,8 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def _plain(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
     if dtype.hasobject:
         raise MediaError(f"{path.name} holds objects, which are pickles; arrays of numbers are admitted")
+    if dtype.kind not in "biuf":
+        raise MediaError(f"{path.name} holds {dtype}; arrays of real numbers are admitted")
     if not shape:
         raise MediaError(f"{path.name} holds a single number where rows are expected")
     return shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.errors import MediaError
 from pipeline.sources.samples import ImageFile
@@ -61,3 +61,17 @@ def instruction_of(episode: Episode, override: str | None) -> str:
     if episode.own_instruction:
         return episode.own_instruction
     return f"Perform {episode.folder.parent.name.replace('_', ' ')} insertion task."
+
+
+def stated_instruction(value: Any) -> str | None:
+    """Return the instruction that an episode's own file states, None where it states none.
+
+    Raises:
+        MediaError: it has characters that UTF-8 cannot hold, and so no hash.
+    """
+    text = str(value) if value else None
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as exc:
+        raise MediaError(f"the instruction {text!a} is no text: {exc.reason}") from exc
+    return text

@@ -31,7 +31,7 @@ class LeRobotV2:
     def _lines(self, name: str, *required: str) -> list[dict[str, Any]]:
         try:
             text = self._folder.read_bytes(f"meta/{name}").decode("utf-8")
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
             for row in rows:
                 _ = [row[column] for column in required]
         except (OSError, ValueError, KeyError, TypeError) as exc:

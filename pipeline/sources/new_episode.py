@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import MediaError
 from pipeline.sources.array_files import StoredArray, array_in
+from pipeline.sources.episode import stated_instruction
 from pipeline.sources.samples import ImageFile
 from pipeline.sources.vlm_index import action_interval, each_once, new_format_samples, new_format_vlm_idx
 
@@ -32,13 +34,9 @@ class NewEpisode:
         self.folder, self.name = folder, folder.name
         self._vlm_reuse_count = vlm_reuse_count
         metadata = _read_metadata(folder / "metadata.json")
-        self.robot_hz = float(metadata.get("robot_hz", 100))
-        self.sensor_hz = float(metadata.get("sensor_hz", 650))
-        if self.robot_hz <= 0 or self.sensor_hz <= 0:
-            raise MediaError("metadata.json: robot_hz and sensor_hz must be above 0")
+        self.robot_hz, self.sensor_hz = _rate(metadata, "robot_hz", 100.0), _rate(metadata, "sensor_hz", 650.0)
         self.interval = action_interval(robot_hz=self.robot_hz, action_expert_hz=action_expert_hz)
-        instruction = metadata.get("instruction")
-        self.own_instruction = str(instruction) if instruction else None
+        self.own_instruction = stated_instruction(metadata.get("instruction"))
         stated = metadata.get("camera_views")
         self._stated_views = frozenset(map(str, stated)) if isinstance(stated, list) else None
 
@@ -76,8 +74,11 @@ class NewEpisode:
                 raise MediaError("robot_states.npz has no array 'robot_states'")
             return states.shape[0]
         if table.is_file():
-            with table.open(newline="") as file:
-                return sum(1 for _ in csv.DictReader(file))
+            try:
+                with table.open(newline="") as file:
+                    return sum(1 for _ in csv.DictReader(file))
+            except (OSError, ValueError, csv.Error) as exc:
+                raise MediaError(f"{table.name} cannot be read: {exc!r}") from exc
         raise MediaError("neither robot_states.npz nor robot_states.csv")
 
     def sensor_files(self) -> list[Path]:
@@ -118,8 +119,20 @@ class NewEpisode:
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise MediaError(f"metadata.json cannot be read: {exc}") from exc
     if not isinstance(metadata, dict):
         raise MediaError("metadata.json must hold an object")
     return metadata
+
+
+def _rate(metadata: dict[str, Any], name: str, default: float) -> float:
+    """Return a rate in Hz, which may have been written as text."""
+    try:
+        rate = float(metadata.get(name, default))
+    except (TypeError, ValueError, OverflowError):
+        rate = math.nan
+    # The upper bound keeps what is computed of it finite.
+    if not 0 < rate < 1e9:
+        raise MediaError(f"metadata.json: {name} is {metadata[name]!r}, and must be a rate in Hz above 0")
+    return rate

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import MediaError
+from pipeline.sources.episode import stated_instruction
 from pipeline.sources.safe_pickle import load_plain_pickle
 from pipeline.sources.samples import ImageFile
 from pipeline.sources.vlm_index import each_once, old_format_samples, old_format_vlm_idx
@@ -23,13 +26,15 @@ class OldEpisode:
         images = data.get("image") or {} if isinstance(data, dict) else None
         if not isinstance(data, dict) or data.get("action") is None or not isinstance(images, dict):
             raise MediaError("data.pkl needs a dict with `action` and `image {view: [path]}`")
-        self.actions = np.asarray(data["action"])
+        self.actions = _real_rows(data["action"])
         self.sensor_data = data.get("sensor_data")  # None, an array, or {fpi, force}, as it was recorded
         self.num_rows = len(self.actions)
+        odd = [view for view, paths in images.items() if not isinstance(paths, list | tuple | np.ndarray)]
+        if odd:
+            raise MediaError(f"data.pkl: image {odd[0]!r} is no list of paths")
         self._images = {str(view): list(paths) for view, paths in images.items()}
         self.views = tuple(sorted(view for view, paths in self._images.items() if paths))
-        instruction = data.get("instruction")
-        self.own_instruction = str(instruction) if instruction else None
+        self.own_instruction = stated_instruction(data.get("instruction"))
 
     def num_samples(self) -> int:
         """Return how many samples the training data set makes of the episode."""
@@ -58,4 +63,15 @@ class OldEpisode:
         else:
             tails = [parts[-count:] for count in (3, 2, 1)]
         candidates = [self.folder / stated, *(self.folder.joinpath(*tail) for tail in tails if tail)]
-        return next((path for path in candidates if path.is_file()), candidates[0])
+        # `Path.is_file` raises where a name is too long.
+        return next((path for path in candidates if os.path.isfile(path)), candidates[0])
+
+
+def _real_rows(value: Any) -> np.ndarray:
+    try:
+        rows = np.asarray(value)
+    except (TypeError, ValueError) as exc:
+        raise MediaError(f"data.pkl: action cannot be stacked: {exc}") from exc
+    if rows.ndim == 0 or rows.dtype.kind not in "biuf":
+        raise MediaError(f"data.pkl: action is {rows.dtype} {list(rows.shape)}; rows of real numbers are expected")
+    return rows

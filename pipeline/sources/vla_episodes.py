@@ -70,16 +70,17 @@ class VLAEpisodes:
     def __iter__(self) -> Iterator[StepSample]:
         for folder in self._folders:
             try:
-                episode = self.open_episode(folder)
-                views = chosen_views(episode, self._views)
-                indices = list(episode.vlm_indices())
+                steps = self._steps(self.open_episode(folder))
             except (MediaError, OSError) as exc:
-                yield StepSample(folder.name, 0, (), "", problem=f"episode {folder}: {exc}")
-                continue
-            instruction = instruction_of(episode, self._instruction)
-            for vlm_idx in indices:
-                images = tuple(episode.image(view, vlm_idx) for view in views)
-                yield StepSample(episode.name, vlm_idx, images, instruction)
+                steps = [StepSample(folder.name, 0, (), "", problem=f"episode {folder}: {exc}")]
+            yield from steps
+
+    def _steps(self, episode: Episode) -> list[StepSample]:
+        views, instruction = chosen_views(episode, self._views), instruction_of(episode, self._instruction)
+        return [
+            StepSample(episode.name, vlm_idx, tuple(episode.image(view, vlm_idx) for view in views), instruction)
+            for vlm_idx in episode.vlm_indices()
+        ]
 
     def ignored(self) -> list[IgnoredFile]:
         """Return nothing: folders without an episode's marker are not part of the input."""

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from consumers.evaluation import EvaluationError, longva
+from consumers.evaluation.longva_backends import require_backend
 from jobs import parity_checks
 from jobs.__main__ import main
 from pipeline.encoders.vision_tower import TowerEncoder
@@ -96,7 +98,22 @@ def test_a_broken_video_fails_every_check_that_needs_it(run, tmp_path):
     status, outcomes, report = run("--video", "broken.mp4")
     assert status == 1
     assert "passed" not in outcomes.values()
-    assert "broken.mp4" in report["checks"][0]["found"]
+    assert all("broken.mp4" in one["found"] for one in report["checks"])
+
+
+def test_a_checkpoint_that_longva_cannot_load_fails(run, monkeypatch):
+    def refuse(*_, **__):
+        raise EvaluationError("small cannot be loaded")
+
+    monkeypatch.setattr(longva, "load_backend", refuse)
+    assert run()[1]["a model answers the same with the cache"] == "failed"
+
+
+def test_a_model_that_nothing_here_loads_is_skipped_with_what_it_needs(run, monkeypatch):
+    monkeypatch.setattr(parity_checks, "require_backend", lambda _: require_backend("lmms-lab/LongVA-7B"))
+    status, _, report = run()
+    assert (status, report["checks"][-1]["outcome"]) == (0, "skipped")
+    assert "package longva" in report["checks"][-1]["found"]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +122,8 @@ def test_a_broken_video_fails_every_check_that_needs_it(run, tmp_path):
         (["--video", "nowhere.mp4"], "is no file"),
         (["--video", __file__, "--sampling", "some"], "--sampling"),
         (["--video", __file__, "--model", "no such model"], "no checkpoint folder"),
+        (["--video", __file__, "--report", __file__], "File exists"),
+        (["--video", __file__, "--device", "nonsense"], "nonsense"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments, said, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import openpyxl
 import pyarrow.parquet
@@ -14,6 +15,7 @@ import torch
 from cache_store import FeatureStore
 from cache_store.copying import copy
 from jobs.__main__ import main
+from jobs.evaluate_files import ResultsFolder
 from pipeline.vision.cuts import Cut
 from tests.consumers.evaluation.conftest import NFRAME, build, one_thread  # noqa: F401 - a fixture
 from tests.media import write_video
@@ -170,9 +172,10 @@ def test_an_evaluation_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatc
         return whole(longva, row, question)
 
     monkeypatch.setattr(comparison, "_asked_both_ways", broken_off)
-    status, report, _ = run("--model", "small")
+    status, report, said = run("--model", "small")
     assert (status, report) == (130, None)
     (folder,) = (tmp_path / "results").iterdir()
+    assert f"to go on: vlm-cache evaluate --resume {folder.relative_to(tmp_path)}" in said
     with open(folder / "answers.jsonl", "a") as file:
         file.write('{"model": "small", "row": 4, "torn')
     asked.clear()
@@ -182,10 +185,57 @@ def test_an_evaluation_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatc
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 6
 
 
+def test_an_answer_to_what_is_another_question_by_now_is_asked_again(run, tmp_path):
+    _, report, _ = run("--model", "small", "--first", "3")
+    file = tmp_path / "data" / "questions.json"
+    rows = json.loads(file.read_text())
+    rows[1] |= {"question": "Who is it?", "answer": "B"}
+    file.write_text(json.dumps(rows[:2]))
+    folder = tmp_path / report["results"]
+    before = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    status, report, _ = run("--resume", folder, fresh=False)
+    after = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert (status, report["models"][0]["questions"]) == (0, 2)
+    assert after[0] == before[0]
+    assert (after[1]["question"], after[1]["answer"]) == ("Who is it?", "B")
+
+
+def test_folders_that_are_called_alike_get_tables_of_their_own(run, tmp_path):
+    _, report, _ = run("--model", "small", "--first", "1")
+    folder = ResultsFolder.at(tmp_path / report["results"], fields=())
+    answer = folder.answers[0]
+    folder.asked["models"] = ["/new/LongVA-7B", "/old/LongVA-7B/"]
+    folder.answers = [
+        replace(answer, model=model, cached=letter) for model, letter in zip(folder.asked["models"], "AB", strict=True)
+    ]
+    folder.write_tables()
+    predicted = {
+        path.name: openpyxl.load_workbook(path).active.cell(2, 10).value
+        for path in folder.path.glob("LongVA-7B*Video-MME.xlsx")
+    }
+    assert (predicted["LongVA-7B_Video-MME.xlsx"], predicted["LongVA-7B_2_Video-MME.xlsx"]) == ("A", "B")
+
+
+def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
+    file = tmp_path / "data" / "questions.json"
+    row = json.loads(file.read_text())[0] | {
+        "question": "\ud800 \x1b[31m \x00 \u2028 犬",
+        "options": ["\udfff", "🎬", "C"],
+    }
+    file.write_text(json.dumps([row], ensure_ascii=True))
+    status, report, said = run("--model", "small")
+    assert (status, report["failed"]) == (0, []), said
+    (written,) = pyarrow.parquet.read_table(tmp_path / report["results"] / "results.parquet").to_pylist()
+    assert (written["question"], written["options"]) == ("? \x1b[31m \x00 \u2028 犬", ["?", "🎬", "C"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "--model must be given"),
+        (["--model", "small", "--model", "small:x"], "small:<number>"),
+        (["--model", "small", "--model", "lmms-lab/LongVA-7B"], "package longva"),
+        (["--resume", "older"], "holds no evaluation"),
         (["--model", "small", "--sampling", "some"], "--sampling"),
         (["--model", "small", "--model", "small"], "named twice"),
         (["--model", "small", "--store", "nowhere"], "no folder"),
@@ -198,7 +248,10 @@ def test_an_evaluation_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatc
 def test_what_cannot_work_is_refused(run, arguments, said, tmp_path):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/evaluate.json").write_text("[1]")
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older/evaluate.json").write_text('{"models": []}')
     status, _, error = run(*arguments)
     assert status == 2
     assert said in error
     assert "Traceback" not in error
+    assert not (tmp_path / "results").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
@@ -47,18 +49,46 @@ def test_the_page_is_served_until_it_is_stopped_and_leaves_no_files(port, capsys
         urllib.request.urlopen(f"http://127.0.0.1:{port}/")
 
 
+def test_sigterm_ends_the_demo_with_its_uploads(port, monkeypatch):
+    from jobs import stream_demo
+
+    class Terminated(threading.Event):
+        """Sends the signal when the demo begins to wait."""
+
+        def wait(self, timeout=None) -> bool:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().wait(30)
+
+    folders = []
+    start = stream_demo.DemoServer.start
+    monkeypatch.setattr(
+        stream_demo.DemoServer, "start", lambda self: (folders.append(os.environ["GRADIO_TEMP_DIR"]), start(self))[1]
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    assert stream_demo.run(make_parser().parse_args(["stream", "demo", "--port", str(port)]), stopped=Terminated()) == 0
+    assert not Path(folders[0]).exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_taken_port_is_refused(port, capsys):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
         assert main(["stream", "demo", "--port", str(port)]) == 2
-    assert f"nothing can listen at 127.0.0.1:{port}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"nothing can listen at 127.0.0.1:{port}; is the port taken" in told
+    assert "GRADIO" not in told
 
 
 def test_what_cannot_be_served_is_refused_before_anything_listens(port, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     assert main(["stream", "demo", "--model", str(tmp_path)]) == 2
     assert main(["stream", "demo", "--max-new-tokens", "9000"]) == 2
     assert "leave nothing" in capsys.readouterr().err
+    assert main(["stream", "demo", "--max-pixels", "1"]) == 2
+    assert "max_pixels 1 cannot" in capsys.readouterr().err
+    assert not list((tmp_path / "temporary").iterdir())
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "consumers.streaming.demo.page", raising=False)
     assert main(["stream", "demo"]) == 2

@@ -32,7 +32,11 @@ class ServerOptions:
 
 
 class DemoServer:
-    """The demo of one loaded model. `note`, Markdown, is told at the page's top."""
+    """The demo of one loaded model. `note`, Markdown, is told at the page's top.
+
+    Raises:
+        ValueError: the model and the options of a session do not go together.
+    """
 
     def __init__(
         self, model: Any, processor: Any, server: ServerOptions, sessions: SessionOptions, *, note: str = ""
@@ -42,13 +46,15 @@ class DemoServer:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         from consumers.streaming.demo.page import DemoPage
 
+        # What no tab could have is refused here, and not on a page; nothing lies around yet.
+        DemoSession(model, processor, sessions)
+        limit = sessions.limit_tokens(model)
         self._options = server
         self.sessions = SessionRegistry(
             lambda: DemoSession(model, processor, sessions), max_sessions=server.max_sessions
         )
         # Uploads of all tabs; Gradio looks for the name whenever a file comes.
         self._folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="vlm-cache-demo-")
-        limit = sessions.limit_tokens(model)
         self._page = DemoPage(self.sessions, note=note, limit_tokens=limit, fps=sessions.fps)
 
     def start(self) -> str:
@@ -82,7 +88,11 @@ class DemoServer:
                 prevent_thread_lock=True,
             )
         except (OSError, OverflowError) as exc:
-            raise DemoRefused(f"nothing can listen at {self._options.host}:{self._options.port}: {exc}") from exc
+            # Gradio's own words name options that only Gradio has.
+            raise DemoRefused(
+                f"nothing can listen at {self._options.host}:{self._options.port}; is the port taken, or the address "
+                "another machine's?"
+            ) from exc
         return str(address)
 
     def stop(self) -> None:

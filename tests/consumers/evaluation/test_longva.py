@@ -355,6 +355,15 @@ def test_a_checkpoint_with_another_tower_is_refused_the_features(checkpoint, fil
         cached(filled, str(checkpoint)).letter_logits(message(videos, "long"), LETTERS)
 
 
+def test_a_checkpoint_that_is_not_there_is_named(checkpoint, filled, monkeypatch):
+    def missing(*_, **__):
+        raise OSError("nowhere is not a local folder")
+
+    monkeypatch.setattr(sys.modules["longva.model.builder"], "load_pretrained_model", missing)
+    with pytest.raises(EvaluationError, match="nowhere cannot be loaded"):
+        LongVA_Cached("nowhere", filled)
+
+
 def test_a_real_checkpoint_says_that_the_package_longva_is_needed(filled):
     with pytest.raises(EvaluationError, match="package longva"):
         LongVA_Cached("lmms-lab/LongVA-7B", filled)

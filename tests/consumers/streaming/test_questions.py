@@ -214,7 +214,7 @@ def test_choices_in_one_batch_score_as_one_by_one_and_as_the_logits_say(engine):
         assert result["scores"][choice] == pytest.approx(float(chances.sum()), abs=1e-5)
 
 
-@pytest.mark.parametrize("choices", [[], ["A", ""], ["A", "A"], ["A", "<|im_end|>"]])
+@pytest.mark.parametrize("choices", [[], ["A", ""], ["A", "A"], ["A", "<|im_end|>"], "Yes", [5, 6], ["A", "\udfff"]])
 def test_choices_that_are_none_are_refused(engine, choices):
     before = bits(engine)
     with pytest.raises(ValueError, match="choice"):
@@ -234,6 +234,7 @@ def test_choices_that_are_none_are_refused(engine, choices):
         (lambda e: e.append_video_chunk([FRAMES[0], video(1, width=56)[0]]), FrameSizeChanged, "56x56"),
         (lambda e: e.append_video_chunk([np.zeros((56, 84), np.uint8)]), ValueError, "uint8"),
         (lambda e: e.append_video_chunk(FRAMES[:2], fps=0), ValueError, "fps must be above 0"),
+        (lambda e: e.append_video_chunk(FRAMES[:2], fps=float("inf")), ValueError, "fps must be above 0"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1.0]), ValueError, "2 frames came with 1 timestamps"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[2.0, 1.5]), TimeRunsBackwards, "1.5 s came after"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1, float("nan")]), ValueError, "finite"),
@@ -301,13 +302,33 @@ def test_a_question_longer_than_the_context_is_refused(eager, wrapping):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_new_tokens": 0}, {"min_new_tokens": 9, "max_new_tokens": 8}, {"temperature": 0.0}, {"top_p": 1.5}],
+    [
+        {"max_new_tokens": 0},
+        {"min_new_tokens": 9, "max_new_tokens": 8},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"top_p": 1.5},
+    ],
 )
 def test_options_out_of_range_are_refused(engine, wrong):
     with pytest.raises(ValueError, match="must"):
         engine.ask(QUESTION, **wrong)
-    with pytest.raises(ValueError, match="must not hold"):
-        engine.ask("<|vision_start|>")
+
+
+@pytest.mark.parametrize(
+    ("question", "said"), [("<|vision_start|>", "must not hold"), (None, "be text"), ("half \ud83d", "be text")]
+)
+def test_what_is_no_question_is_refused(engine, question, said):
+    before = bits(engine)
+    with pytest.raises(ValueError, match=said):
+        engine.ask(question)
+    assert goes_on(engine, before)
+
+
+@pytest.mark.parametrize("bounds", [{"max_pixels": 0}, {"min_pixels": 0}, {"max_pixels": 1}, {"min_pixels": 10**9}])
+def test_pixel_bounds_that_no_frame_can_be_within_are_refused(eager, bounds):
+    with pytest.raises(ValueError, match="pixels"):
+        VideoStreamingInference(*eager, **bounds)
 
 
 def test_running_out_of_memory_in_a_chunk_leaves_the_stream_as_it_was(engine, eager, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from consumers.streaming import QwenInferenceWrapper, StreamQwenModel, VideoStreamingInference, load_streaming_model
+from consumers.streaming.errors import ContextTooLong
 from pipeline.errors import EncoderError
 from tests.consumers.streaming.streams import QUESTION, bits, same, video
 from tests.pipeline.encoders.checkpoints import save_qwen
@@ -109,6 +110,11 @@ def test_one_frame_alone(eager):
     assert text == wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=5)[0]
     with pytest.raises(ValueError, match="at least one frame"):
         wrapper.native_video_inference([], QUESTION)
+    with pytest.raises(ValueError, match="fps must be above 0"):
+        wrapper.native_video_inference(FRAMES, QUESTION, fps=0)
+    for too_long in ({"question": "x" * 9000}, {"question": QUESTION, "max_new_tokens": 8192}):
+        with pytest.raises(ContextTooLong, match="the video, the question and its answer"):
+            wrapper.native_video_inference(FRAMES[:2], **too_long)
     odd, _ = wrapper.native_video_inference(FRAMES[:3], QUESTION, max_new_tokens=5)
     even, _ = wrapper.native_video_inference([*FRAMES[:3], FRAMES[2]], QUESTION, max_new_tokens=5)
     assert odd == even

@@ -62,8 +62,9 @@ def test_robot_states_that_do_not_fit_are_named(tmp_path, arrays, said):
         (lambda lines: [lines[0].replace("pose_b", "pitch"), *lines[1:]], "pose_b"),
         (lambda lines: [*lines[:9], "0,1,2", *lines[9:]], "robot_states.csv cannot be read"),
         (lambda lines: [*lines[:9], lines[9].replace(",", ",x", 1), *lines[10:]], "could not convert"),
+        (lambda lines: [*lines[:9], "x" * 200_000, *lines[10:]], "larger than field limit"),
     ],
-    ids=["a column", "a short row", "a word"],
+    ids=["a column", "a short row", "a word", "a long line"],
 )
 def test_tables_of_robot_states_that_cannot_be_read_are_named(tmp_path, change, said):
     write_new(tmp_path / "episode_1", sensor=None, states="csv")

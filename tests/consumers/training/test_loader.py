@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections import Counter
 
 import pytest
@@ -98,6 +100,17 @@ def test_processes_share_an_epoch_in_equal_parts(data):
     assert [parts[0].dataset[index]["vlm_idx"] for index in plain][:3] == [0, 0, 3]
 
 
+def test_a_worker_that_is_killed_ends_the_epoch_with_an_error_and_hurts_no_store(data):
+    batches = iter(make(data, batch_size=1, num_workers=2))
+    next(batches)
+    os.kill(batches._workers[1].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="worker"):
+        list(batches)
+    with FeatureStore(data / "cache") as store:
+        assert store.verify().problems == []
+    assert Counter(names(make(data))) == NEW | OLD
+
+
 def test_a_loader_goes_on_in_the_middle_of_an_epoch(data):
     expected = [batch["cache_keys"] for batch in make(data, batch_size=4)]
     first, batches = make(data, batch_size=4), []
@@ -141,6 +154,11 @@ def test_what_leads_nowhere_is_refused(data, options, said):
     filled = {name: [path.format(data) for path in paths] for name, paths in options.items()}
     with pytest.raises((SourceError, ValueError), match=said):
         create_unified_dataloader(**filled)
+
+
+def test_a_filter_that_leaves_nothing_says_that_nothing_is_cached(data):
+    with pytest.raises(SourceError, match="5 episodes, 0 samples, VL Cache: 0/16"):
+        make(data, cache_root=data / "empty", filter_by_cache=True)
 
 
 def test_an_unknown_option_is_refused(data):

@@ -122,6 +122,15 @@ def test_the_state_of_another_order_is_refused(other):
         sampler.load_state_dict(state)
 
 
+@pytest.mark.parametrize("wrong", [{"position": -1}, {"epoch": -1}, {"position": None}, {"order": None}])
+def test_what_is_no_state_is_refused(wrong):
+    sampler = ResumableSampler(20)
+    state = {name: value for name, value in (sampler.state_dict() | wrong).items() if value is not None}
+    with pytest.raises(ValueError, match=r"no state|another order"):
+        sampler.load_state_dict(state)
+    assert len(list(sampler)) == 20
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.consumers.training.episodes import fill, write_new, write_old
+from pipeline.recipe import with_instruction
+from tests.consumers.training.episodes import RECIPE, fill, write_new, write_old
 from tests.documents import REPOSITORY, blocks
 
 
@@ -14,10 +15,15 @@ def demo_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("recv_all_20251027_170308", "recv_all_20251028_091500"):
         write_old(tmp_path / "demo_run/input/episodes/old_rig" / name, rows=32)
-        fill(tmp_path / "demo_run/vla_cache", name, range(0, 24, 3))
+        recipe = with_instruction({**RECIPE, "images": {"views": ["View1", "View2"]}}, "Insert it.")
+        fill(tmp_path / "demo_run/vla_cache", name, range(0, 24, 3), recipe=recipe)
     for name in ("episode_20251030_025119", "episode_20251030_030204"):
         write_new(tmp_path / "demo_run/input/episodes/needle_insertion" / name, poses=240)
-        fill(tmp_path / "demo_run/vla_cache", name, range(0, 230, 30))
+        # Another rig, with other cameras.
+        recipe = with_instruction(
+            {**RECIPE, "images": {"views": ["left", "right"]}}, "Perform needle insertion insertion task."
+        )
+        fill(tmp_path / "demo_run/vla_cache", name, range(0, 230, 30), recipe=recipe)
 
 
 @pytest.mark.usefixtures("demo_run")

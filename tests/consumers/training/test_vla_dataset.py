@@ -273,6 +273,7 @@ class TestOddInput:
         [
             ({"alines": np.zeros((9, 1025)), "forces": np.zeros(8)}, r"\[9, 1025\] and forces \[8\]"),
             ({"alines": np.zeros((9, 1024)), "forces": np.zeros(9)}, r"\[9, 1024\]"),
+            ({"alines": np.zeros((9, 1025)), "forces": np.zeros((9, 2))}, r"forces \[9, 2\]"),
             ({"data": np.zeros((3, 65, 1026))}, "each of 20 samples"),
             ({"data": np.zeros((20, 1026))}, r"data is \[20, 1026\]"),
             ({"readings": np.zeros(9)}, "neither alines and forces nor data"),
@@ -288,6 +289,7 @@ class TestOddInput:
         [
             (np.zeros((40, 1025)), r"\[40, 1025\]"),
             ({"fpi": np.zeros((40, 1025)), "force": np.zeros((39, 1))}, "stacked"),
+            ({"fpi": np.zeros((40, 1024)), "force": np.zeros((40, 2))}, "stacked"),  # 1026 wide, and no sensor's
             ({"fpi": np.zeros((40, 1025))}, "force"),
         ],
     )

@@ -355,6 +355,15 @@ class TestEveryBenchmark:
 
 
 class TestQuestionTable:
+    def test_any_text_that_json_can_hold_is_a_row_of_the_table(self, tmp_path):
+        texts = ["a\u2028b\x85c", "half \ud83d", "whole \U0001f3ac"]
+        lines = [json.dumps({"id": "1", "video_path": "x.mp4", "question": text}, ensure_ascii=False) for text in texts]
+        # A surrogate becomes the escape that JSON has for it.
+        (tmp_path / "rows.jsonl").write_bytes("\n".join(lines).encode(errors="backslashreplace"))
+        questions = open_benchmark("long-video-bench", tmp_path).questions()
+        rows = pyarrow.parquet.read_table(write_questions(questions, tmp_path / "report")).to_pylist()
+        assert [row["question"] for row in rows] == ["a\u2028b\x85c", "half ?", "whole \U0001f3ac"]
+
     def test_every_question_has_its_row_and_repeated_ones_have_theirs(self, tmp_path):
         TestMVBench().write_main_branch(tmp_path / "set")
         touch(tmp_path / "set/video/star/Charades_v1_480/ZS9XR.mp4")

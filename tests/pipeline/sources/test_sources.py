@@ -138,6 +138,7 @@ class TestVideoMME:
         ("name", "content", "said"),
         [
             ("rows.json", "{", "cannot be read"),
+            ("rows.json", "[" * 100_000, "cannot be read"),
             ("rows.json", "[]", "no rows"),
             ("rows.json", '[{"title": 1}]', "title"),
             ("rows.parquet", "PAR1 but not really", "cannot be read"),
@@ -198,6 +199,39 @@ class TestVLAEpisodes:
         problems = [s for s in samples if s.problem]
         assert [s.dataset for s in problems] == ["recv_all_20251027_170308"]
         assert len(samples) == 1 + 8
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("metadata.json", b'{"robot_hz": null}'),
+            ("metadata.json", b'{"sensor_hz": NaN}'),
+            ("metadata.json", b"[" * 100_000),
+            ("metadata.json", b'{"instruction": "\\ud800"}'),
+            ("robot_states.csv", b"\xff\xfe"),
+            ("robot_states.csv", b'time\n"' + b"x" * 200_000),
+            ("sensor_data_1.npz", b"no archive"),  # only the image of a step needs it
+            ("data.pkl", pickle.dumps({"action": [[1, 2], [3]], "image": {}})),
+            ("data.pkl", pickle.dumps({"action": "left", "image": {}})),
+            ("data.pkl", pickle.dumps({"action": [[0.0] * 7] * 20, "image": {"View1": 5}})),
+        ],
+        ids=["rate", "nan", "depth", "surrogate", "no text", "long field", "sensor", "ragged", "word", "no list"],
+    )
+    def test_no_damage_of_an_episode_reaches_its_neighbours(self, tmp_path, name, content):
+        for episode in (tmp_path / "episode_1", tmp_path / "episode_2"):
+            touch(episode / "images/left/10.0.jpg")
+            (episode / "metadata.json").write_text("{}")
+            rows = "\n".join(["pose_x", *"0123456789"] * 4)
+            (episode / "robot_states.csv").write_text(rows)
+        (tmp_path / "episode_1" / name).write_bytes(content)
+        samples = list(VLAEpisodes(tmp_path))
+        assert [s.dataset for s in samples if s.problem] == ["episode_1"]
+        assert {s.dataset for s in samples if not s.problem} == {"episode_2"}
+
+    def test_an_image_path_that_no_disk_can_hold_is_a_missing_image(self, tmp_path):
+        (tmp_path / "recv_all_1").mkdir()
+        data = {"action": np.zeros((9, 7)), "image": {"View1": ["x" * 5000 + ".jpg", "a\0b.jpg"]}}
+        (tmp_path / "recv_all_1" / "data.pkl").write_bytes(pickle.dumps(data))
+        assert [s.problem for s in VLAEpisodes(tmp_path)] == [None]
 
     def test_an_unknown_view_names_those_there_are(self, sample_input):
         first = next(iter(VLAEpisodes(sample_input.episodes / "old_rig", views=["View9"])))
