@@ -8,7 +8,7 @@ from typing import NoReturn, TypeAlias
 
 from pipeline.sources import MediaPath, parse_media_path
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 # What takes arguments: a parser, or one headed group of it.
 Arguments: TypeAlias = "argparse._ActionsContainer"
 
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
 
 
-def add_command(commands: Commands, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+def add_command(commands: Commands, name: str, summary: str, *examples: str) -> Parser:
     """Add and return the parser of one command; the list of commands shows the summary's first sentence."""
     lines = "\n".join(f"  {example}" for example in examples)
     return commands.add_parser(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 
+from jobs.arguments import make_parser
 from jobs.build_command import build
 from jobs.parsers import store_root
 from jobs.run_files import FailedRun, read_failed
+from jobs.run_folder import NOT_ASKED_AGAIN
 from pipeline.errors import BuildRefused
 from pipeline.sources import parse_media_path
 
@@ -25,14 +28,22 @@ def retry_failed(args: argparse.Namespace) -> int:
     return build(_asked_then(run, args), only=run)
 
 
+def _names_of_arguments() -> Iterable[str]:
+    required = ["--source", "vla", "--data", ".", "--encoder", "qwen2_5_vl", "--model", "small", "--store", "."]
+    return vars(make_parser().parse_args(["build", *required])).keys() - set(NOT_ASKED_AGAIN)
+
+
 def _asked_then(run: FailedRun, args: argparse.Namespace) -> argparse.Namespace:
     """Return the arguments of the earlier build; where to run and to report is today's choice."""
     asked = dict(run.arguments)
     try:
+        for name in _names_of_arguments():
+            asked[name]
         asked["store"] = store_root(asked["store"])
-        for name in ("data", "annotations"):
-            asked[name] = None if asked[name] is None else parse_media_path(asked[name])
-    except (KeyError, TypeError) as exc:
+        asked["data"] = parse_media_path(asked["data"])
+        if asked["annotations"] is not None:
+            asked["annotations"] = parse_media_path(asked["annotations"])
+    except (KeyError, TypeError, AttributeError, argparse.ArgumentTypeError) as exc:
         raise BuildRefused(f"{args.run} was not written by a build of this version: {exc}") from exc
     asked |= {"command": "build", "json": args.json, "report": args.report}
     asked |= {"limit": None, "soft_limit": None}  # the store keeps its own, perhaps changed since

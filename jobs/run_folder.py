@@ -28,7 +28,7 @@ from pipeline.sources.media_path import UrlPath
 from pipeline.version import VERSION
 
 RUNS_KEPT = 100  # in a store; a folder that --report names is never removed
-_NOT_ASKED_AGAIN = ("command", "json", "report")
+NOT_ASKED_AGAIN = ("command", "json", "report")
 _LIBRARIES = ("torch", "transformers", "ray", "numpy", "pillow", "av", "decord")
 
 
@@ -66,7 +66,7 @@ class RunFolder:
 
         Returns what is to be told of the events.
         """
-        asked = {name: _plain(value) for name, value in vars(args).items() if name not in _NOT_ASKED_AGAIN}
+        asked = {name: _plain(value) for name, value in vars(args).items() if name not in NOT_ASKED_AGAIN}
         if os.path.isdir(args.model):
             asked["model"] = os.path.abspath(args.model)  # as all paths: a retry may start elsewhere
         facts = {

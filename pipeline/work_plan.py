@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
@@ -190,10 +190,11 @@ def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: boo
     plan = Plan(source, task, overwrite, bytearray(), [])
     kept: list[FeatureKey] = []
     waiting: deque[tuple[int, Sample]] = deque()  # asked about, their states still to come
+    problem_of_name = _problems_of_names(task, store)
 
     def asked() -> Iterator[tuple[FeatureKey, dict[str, Json]]]:
         for sample in source:
-            problem = sample.problem or _problem_of_name(sample, task, store)
+            problem = sample.problem or problem_of_name(sample)
             plan.decisions.append(Decision.TODO if problem is None else Decision.FAILED)
             if problem is None:
                 waiting.append((len(plan.decisions) - 1, sample))
@@ -217,6 +218,21 @@ def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: boo
     if kept and isinstance(store, FeatureStore):
         store.protect(kept)
     return plan
+
+
+def _problems_of_names(task: BuildTask, store: Lookup) -> Callable[[Sample], str | None]:
+    """Return `_problem_of_name`, asked once for each episode, whose steps differ by a number alone."""
+    last: tuple[str, str | None] | None = None
+
+    def problem(sample: Sample) -> str | None:
+        nonlocal last
+        if not isinstance(sample, StepSample):
+            return _problem_of_name(sample, task, store)
+        if last is None or last[0] != sample.dataset:
+            last = sample.dataset, _problem_of_name(sample, task, store)
+        return last[1]
+
+    return problem
 
 
 def _problem_of_name(sample: Sample, task: BuildTask, store: Lookup) -> str | None:

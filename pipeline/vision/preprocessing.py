@@ -56,7 +56,14 @@ class _HeldProcessor:
         return _build(self.processor, self.settings)
 
     def recipe(self) -> dict[str, Any]:
-        """Return the settings that change the numbers, defaults written out."""
+        """Return the settings that change the numbers, defaults written out.
+
+        They travel along once they are known, so that who only asks for them need not import the processor.
+        """
+        return dict(self._recipe)
+
+    @cached_property
+    def _recipe(self) -> dict[str, Any]:
         found = {name: getattr(self.built, name, None) for name in RECIPE_SETTINGS}
         return {"processor": f"{self.processor}Pil"} | {
             name: _plain(value) for name, value in found.items() if value is not None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 
 import jsonschema
@@ -348,5 +351,7 @@ def test_weights_read_in_a_process_of_its_own_are_the_same_and_refused_in_the_sa
     argv = ["plan", "--source", "vla", "--data", "x", "--encoder", "qwen2_5_vl", "--store", "x", "--model"]
     spec = build_request._load_spec_apart(make_parser().parse_args([*argv, "small"]))
     assert spec.recipe() == load_spec("qwen2_5_vl", "small").recipe()
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer).recipe(); assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps(spec), check=True)
     with pytest.raises(EncoderError, match=r"config\.json"):
         build_request._load_spec_apart(make_parser().parse_args([*argv, str(tmp_path)]))

@@ -115,6 +115,16 @@ def test_what_are_no_dead_letters_is_refused(base, content, capsys):
     assert main(["retry-failed", str(base / "gone")]) == 2
 
 
+@pytest.mark.parametrize("change", [{"store": ""}, {"store": 3}, {"data": None}, {"micro_batch": ...}])
+def test_a_run_of_other_arguments_than_todays_is_refused(base, change, capsys):
+    path = _run(base) / "build.json"
+    asked = json.loads(path.read_text())
+    changed = {name: value for name, value in {**asked["arguments"], **change}.items() if value is not ...}
+    path.write_text(json.dumps({**asked, "arguments": changed}))
+    assert main(["retry-failed", str(path.parent)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_dead_letters_are_on_disk_before_the_build_ends_and_a_full_disk_stops_nothing(tmp_path, capsys):
     folder = run_folder.RunFolder(tmp_path / "run")
     folder.note(UnitFailure("a", "decode", "odd", ErrorClass.BAD_MEDIA))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store import FeatureStore, StepKey, VideoKey
+from cache_store import FeatureStore, InvalidKey, StepKey, VideoKey
 from pipeline.encoders import load_spec
 from pipeline.errors import BuildRefused
 from pipeline.sources import ImageFile, StepSample, VideoSample
@@ -70,6 +71,15 @@ def test_an_episode_whose_name_cannot_be_a_files_fails_alone(store, steps):
     plan = plan_build(Listed(odd, step(0)), steps, store, overwrite=False)
     assert list(plan.decisions) == [Decision.FAILED, Decision.TODO]
     assert "episode@2" in plan.problems[0][1]
+
+
+def test_a_video_whose_name_is_no_text_fails_alone_and_a_data_set_of_such_a_name_is_refused(store):
+    videos = BuildTask(load_spec("longva", "small"), str(store.root), None)
+    plan = plan_build(Listed(video("a\udcff"), video("b")), videos, store, overwrite=False)
+    assert list(plan.decisions) == [Decision.FAILED, Decision.TODO]
+    assert "UTF-8" in plan.problems[0][1]
+    with pytest.raises(InvalidKey, match="set@1"):
+        plan_build(Listed(replace(video("b"), dataset="set@1")), videos, store, overwrite=False)
 
 
 def test_a_step_of_the_old_scripts_is_skipped(store, steps):

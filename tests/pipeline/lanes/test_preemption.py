@@ -31,13 +31,13 @@ from pipeline.lanes import run_build
 from pipeline.work_plan import BuildTask, plan_build
 from tests.pipeline.lanes.faulty_encoder import GOOD, FaultySource, FaultySpec
 
-def planned(folder, run, count, *, delay_s=0.0, side=8):
+def planned(folder, run, count, *, delay_s=0.0, side=8, overwrite=False):
     marks = folder / "marks"
     marks.mkdir(exist_ok=True)
     store = FeatureStore(os.environ.get("STORE") or folder / "store", run_id=run)
     task = BuildTask(FaultySpec(marks, most_delay_s=delay_s), store.location, run)
     source = FaultySource(folder / run, [GOOD] * count, episode_steps=8, side=side)
-    return plan_build(source, task, store, overwrite=False), store
+    return plan_build(source, task, store, overwrite=overwrite), store
 """
 
 ON_ITS_OWN = (
@@ -47,9 +47,9 @@ import time
 from pipeline.work_plan import Plan
 Plan.shards.__kwdefaults__["size"] = 8  # else the whole plan would be four shards
 folder, run, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-plan, store = planned(folder, run, count, delay_s=0.04)
+plan, store = planned(folder, run, count, delay_s=0.04, overwrite="overwrite" in sys.argv)
 (folder / f"{run}.ready").touch()
-waits_for = sys.argv[4:]
+waits_for = [name for name in sys.argv[4:] if name != "overwrite"]
 while not all((folder / f"{name}.ready").exists() for name in waits_for):
     time.sleep(0.01)
 print(json.dumps(run_build(plan, store).to_json()))
@@ -170,6 +170,17 @@ def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_pa
     assert min(one["done"], two["done"]) > 0
     assert list((tmp_path / "store" / CLAIMS).iterdir()) == []
     assert digests(tmp_path) == undisturbed(tmp_path, 160)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_builds_that_overwrite_one_store_each_build_all_of_it_and_leave_the_same_files(tmp_path):
+    expected = undisturbed(tmp_path, 48)
+    names = ("first", "second")
+    started = [start(ON_ITS_OWN, tmp_path, name, 48, *names, "overwrite") for name in names]
+    for report in map(report_of, started):
+        assert (report["done"], report["skipped"], report["failed"], report["not_started"]) == (48, 0, [], 0)
+    assert len(forwards(tmp_path)) == 96, "by the store nobody can tell what the other has built anew"
+    assert digests(tmp_path) == expected
 
 
 def test_a_build_takes_over_what_a_killed_one_had_claimed(tmp_path):
