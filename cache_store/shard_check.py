@@ -68,6 +68,7 @@ def check_shards(
             size += int(shard.bytes[row])
             if reason is not None:
                 problems.append(_of_row(name, reason, set_aside if is_damaged else None))
+        shard.forget_pages()
         if progress is not None:
             progress(VerifyProgress(files, total, size, len(problems)))
     return VerifyReport(

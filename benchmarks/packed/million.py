@@ -71,7 +71,10 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
             "million-memory",
             f"{what}: peak memory of the process",
             "MB",
-            [Line(name, one.peak_bytes / 1e6, most_value=MOST_BYTES / 1e6) for name, one in finished.items()],
+            [
+                Line(name, one.peak_bytes / 1e6, most_value=MOST_BYTES / 1e6 if most_s[name] is not None else None)
+                for name, one in finished.items()
+            ],
             [mapped],
         ),
     ]
