@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import fsspec
+
 from cache_store import naming
 from cache_store.errors import EntryExists, StoreFormatError, StoreReadError, StoreWriteError
 from cache_store.remote.retries import patiently
@@ -59,7 +61,9 @@ class Objects:
         self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
         protocol = file_system.protocol
         names = {protocol} if isinstance(protocol, str) else set(protocol)
-        self._puts_in_one_step = bool(names & _PUT_IN_ONE_STEP)
+        # Before 2025.2 fsspec has no `mode`, and takes it as it takes any option: a put that is to create replaces.
+        knows_modes = tuple(map(int, fsspec.__version__.split(".")[:2])) >= (2025, 2)
+        self._puts_in_one_step = knows_modes and bool(names & _PUT_IN_ONE_STEP)
 
     def check(self) -> None:
         """Make sure that there can be objects here.

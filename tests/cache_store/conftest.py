@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+import fsspec
 import pytest
 import torch
 
@@ -20,6 +21,13 @@ def tensor(seed: int, width: int = 64) -> torch.Tensor:
     """A `[1, 1, width]` float16 feature, different for every seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, 1, width, generator=generator).half()
+
+
+def local_url(folder) -> str:
+    """The URL of a folder as a file system of files; older versions of fsspec know none that is no path to us."""
+    if "local" not in fsspec.available_protocols():
+        pytest.skip("this fsspec knows no local://")
+    return f"local://{folder}"
 
 
 def published_bytes(root) -> int:

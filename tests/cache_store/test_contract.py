@@ -24,7 +24,7 @@ from cache_store import (
 )
 from cache_store.remote.objects import open_objects
 from cache_store.remote.tier import folder_of
-from tests.cache_store.conftest import tensor
+from tests.cache_store.conftest import local_url, tensor
 from tests.cache_store.remote.s3_server import s3_bucket
 
 STEP, OTHER, HASHED = StepKey("episode", 0), StepKey("episode", 30), StepKey("episode", 0, "0a1b2c3d")
@@ -136,7 +136,7 @@ def in_memory_where_no_copy_finds_room(tmp_path, monkeypatch):
 
 def on_a_file_system_of_files(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
-    return Backend(f"local://{tmp_path}/store")
+    return Backend(local_url(tmp_path / "store"))
 
 
 def on_s3(tmp_path, monkeypatch):

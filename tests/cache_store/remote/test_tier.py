@@ -35,7 +35,7 @@ from cache_store import (
 from cache_store.remote import retries
 from cache_store.remote import tier as tiers
 from cache_store.remote.objects import ObjectInfo, Objects
-from tests.cache_store.conftest import tensor
+from tests.cache_store.conftest import local_url, tensor
 from tests.cache_store.remote.s3_server import s3_bucket
 
 KEY, OTHER = StepKey("episode", 0), StepKey("episode", 30)
@@ -214,7 +214,7 @@ def test_where_a_put_takes_two_steps_the_name_comes_last(tmp_path, monkeypatch):
     def fail(self, *_, **__):
         raise OSError(errno.ENOSPC, "no space")
 
-    with FeatureStore(f"local://{tmp_path}/store") as store:
+    with FeatureStore(local_url(tmp_path / "store")) as store:
         with monkeypatch.context() as patch:
             patch.setattr(LocalFileSystem, "mv", fail)
             with pytest.raises(StoreWriteError, match="no space"):
@@ -375,7 +375,7 @@ def _read_in_a_child(store, answers):
 @pytest.mark.parametrize(("method", "where"), [("fork", "s3"), ("spawn", "local")])
 def test_a_store_goes_into_other_processes(tmp_path, monkeypatch, method, where):
     monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
-    with FeatureStore(s3_bucket(monkeypatch) if where == "s3" else f"local://{tmp_path}/store") as store:
+    with FeatureStore(s3_bucket(monkeypatch) if where == "s3" else local_url(tmp_path / "store")) as store:
         store.put(KEY, tensor(1))
         context = multiprocessing.get_context(method)
         answers = context.Queue()
