@@ -30,7 +30,11 @@ check: install
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
 test: install
-	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile
+	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile -m "not slow"
+
+# Each benchmark once through, with small sizes: five minutes. For who changes a benchmark, and before figures are recorded.
+test-slow: install
+	$(BIN)/python -m pytest --quiet -m slow
 
 # The tests that the reading install must pass, in an environment with Python 3.10 and the oldest versions that the base
 # install promises. torch 2.1 is published for Linux with CUDA only: what it wants of NVIDIA, 2 GB, is not installed, and

@@ -229,7 +229,11 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
             raise FileNotFoundError(name) from exc
         raise StoreReadError(name, exc) from exc
     with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        try:
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        except OSError as exc:
+            raise StoreReadError(name, exc) from exc
+        if not is_regular:
             raise DamagedFeature(name, "no regular file")
         yield Archive(name, file)
 

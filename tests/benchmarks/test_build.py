@@ -100,6 +100,7 @@ def test_a_failed_or_too_short_build_is_not_measured(report, message, tmp_path, 
         pace.build_pace(EmptySteps(3), NoOpSpec(), tmp_path / "store", QUICK)
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_every_row_and_leaves_nothing_behind(tmp_path, capsys, local_ray):
     figures, folder = tmp_path / "figures.json", tmp_path / "disk"
     folder.mkdir()

@@ -48,6 +48,7 @@ def test_the_memory_of_a_plan_grows_by_little_with_each_unit(tmp_path, capsys, m
     assert pyarrow.total_allocated_bytes() < 200 * MANY
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_each_plan_and_leaves_nothing_behind(tmp_path, capsys):
     (tmp_path / "disk").mkdir()
     options = ["--units", str(STEPS_PER_EPISODE), "--folder", str(tmp_path / "disk")]

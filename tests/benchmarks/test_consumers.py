@@ -18,6 +18,7 @@ from consumers.evaluation import LongVA_Cached
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_and_can_be_recorded(tmp_path, capsys):
     figures, folder = tmp_path / "rows.json", tmp_path / "folder"
     folder.mkdir()

@@ -53,6 +53,7 @@ def test_our_time_is_judged_against_the_best_of_the_others():
     assert decode._line("a.gif", {"ours": [0.010]}, []).verdict == ""
 
 
+@pytest.mark.slow
 def test_it_runs_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode, "TURN_S", 0.0)
     monkeypatch.delenv("VLM_CACHE_TEST_DATA", raising=False)

@@ -27,6 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 FEATURES = small_features(10, 6)
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_its_rows_and_can_be_recorded(tmp_path, capsys):
     figures, folder = tmp_path / "figures.json", tmp_path / "disk"
     folder.mkdir()

@@ -166,6 +166,7 @@ def test_a_reader_of_other_bits_is_not_timed():
     assert bytes_of(FEATURE) == FEATURE.numpy().tobytes()
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_every_row_and_leaves_nothing_behind(tmp_path, capsys):
     figures, folder = tmp_path / "figures.json", tmp_path / "disk"
     folder.mkdir()

@@ -18,6 +18,7 @@ from consumers.streaming import EvictionConfig, KVCacheManager
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_every_row_and_can_be_recorded(tmp_path, capsys):
     figures, folder = tmp_path / "figures.json", tmp_path / "disk"
     folder.mkdir()

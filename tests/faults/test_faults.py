@@ -14,7 +14,7 @@ from cache_store import FeatureStore, StepKey
 # Each runs in a process of its own: they fork, patch the operating system's calls and become other users.
 SHORT = {
     "kill9": (60, 1),
-    "syscalls": (2, 1),
+    "syscalls": (1, 1),
     "full-disk": (200, 1),
     "no-flock": (1, 2),
     "soak": (1, 2),

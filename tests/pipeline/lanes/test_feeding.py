@@ -11,6 +11,7 @@ import pytest
 from cache_store import FeatureStore, StepKey
 from pipeline.encoders import load_spec
 from pipeline.lanes import lane as lane_module
+from pipeline.lanes.claim_boards import FileBoard
 from pipeline.lanes.claims import Claims
 from pipeline.lanes.feeding import CALL_BYTES, CALL_S, CALL_UNITS, FILE_BYTES, FIRST_GUESS_BYTES, MOST_WAITING, Feeding
 from pipeline.lanes.lane import Lane
@@ -175,7 +176,7 @@ def test_a_shard_that_another_build_has_comes_last_and_is_waited_for(plan, tmp_p
     monkeypatch.setattr("pipeline.lanes.claims.ASK_AGAIN_S", 0.0)
     planned = plan([1] * 130)
     first, second, third = (shard.name for shard in planned.shards())
-    other, mine = Claims(tmp_path / "store", build="other"), Claims(tmp_path / "store", build="mine")
+    other, mine = (Claims(FileBoard(tmp_path / "store", writer=name), build=name) for name in ("other", "mine"))
     assert other.take(first)
     (lane,) = lanes(1)
     feeding = Feeding(planned, mine, [lane], lane_bytes=2**40)
