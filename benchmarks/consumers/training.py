@@ -178,7 +178,7 @@ def loading_row(folder: Path, scale: Scale) -> Row:
                 rates.setdefault(f"{name}, {workers} workers", []).append(rate)
     return Row(
         "load-episodes",
-        f"load one shuffled epoch of episodes with its sensor windows, batches of {BATCH}, workers started inside",
+        f"load one shuffled epoch of episodes, batches of {BATCH}, workers started inside",
         "samples/s",
         rate_lines(rates, base="the old scripts' reading, 0 workers"),
         ["The old reading gives the sensor's window and the feature only."],
