@@ -225,7 +225,7 @@ def test_where_a_put_takes_two_steps_the_name_comes_last(tmp_path, monkeypatch):
 def test_what_a_killed_writer_left_goes_a_day_later_by_the_clock_of_the_service(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
     folder = tmp_path / "store"
-    with FeatureStore(f"local://{folder}") as store:
+    with FeatureStore(local_url(folder)) as store:
         store.put(KEY, tensor(1))
         store.put(VIDEO, {"vision_features": tensor(1)})
         left = [folder / naming.temp_name(), folder / "Video-MME" / naming.temp_name(), folder / "mine.txt"]
