@@ -7,21 +7,20 @@ import functools
 import json
 import os
 import re
-import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from cache_store import pickle_layout
 from cache_store.checksum import crc32
 from cache_store.errors import DamagedFeature, StoreReadError
-from cache_store.file_systems import READ_FLAGS
+from cache_store.file_systems import READ_FLAGS, NoRegularFile, open_regular
 from cache_store.pickle_layout import UnknownLayout
 from cache_store.recipes import canonical_json
 from cache_store.zip_directory import Entry, read_directory
@@ -219,9 +218,11 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
     name = os.fspath(path)
     try:
         # A folder under this name counts as damage like any other foreign content.
-        file = open(os.open(name, READ_FLAGS), "rb")  # noqa: SIM115 - closed below, opened apart to tell its errors
+        file = BufferedReader(open_regular(name))
     except FileNotFoundError:
         raise
+    except NoRegularFile as exc:
+        raise DamagedFeature(name, "no regular file") from exc
     except IsADirectoryError as exc:
         raise DamagedFeature(name, "a folder, not a file") from exc
     except OSError as exc:
@@ -229,12 +230,6 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
             raise FileNotFoundError(name) from exc
         raise StoreReadError(name, exc) from exc
     with file:
-        try:
-            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        except OSError as exc:
-            raise StoreReadError(name, exc) from exc
-        if not is_regular:
-            raise DamagedFeature(name, "no regular file")
         yield Archive(name, file)
 
 

@@ -17,16 +17,24 @@ READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "bcachefs"))
 
 
+class NoRegularFile(OSError):
+    """A pipe, a device, perhaps one without an end, or the like."""
+
+
 def open_regular(path: str | os.PathLike[str]) -> FileIO:
     """Open a file for reading, unbuffered.
 
     Raises:
-        OSError: as `open`, and for what is no regular file, such as a pipe or a device without an end.
+        NoRegularFile: there is something else under this name.
+        OSError: as `open`, which refuses folders itself.
     """
-    file = FileIO(os.open(path, READ_FLAGS))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file = FileIO(os.fspath(path), opener=lambda name, _: os.open(name, READ_FLAGS))
+    try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise NoRegularFile(errno.EINVAL, "no regular file", os.fspath(path))
+    except BaseException:
         file.close()
-        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+        raise
     return file
 
 

@@ -330,7 +330,9 @@ def test_what_is_no_file_is_no_feature_and_stops_nobody(open_store, make):
     make(store.root / "first_vlm2.pt")
     make(store.root / ".vlm-cache" / "journals.2" / f"{'a' * 32}.journal")
     make(store.root / ".vlm-cache" / "snapshot.1000")
+    open_files = len(os.listdir("/proc/self/fd"))
     assert store.stats().entries == 1
+    assert len(os.listdir("/proc/self/fd")) == open_files
     assert "first_vlm2.pt" in [problem.path for problem in store.verify().problems]
     again = open_store()
     again.put(StepKey("first", 3), tensor(3))
