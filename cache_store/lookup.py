@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache_store import families, maintenance, naming, pins
 from cache_store.archive import Record
@@ -21,14 +21,14 @@ from cache_store.settings import Settings
 if TYPE_CHECKING:
     from cache_store.bulk import Asked
 
-# Above so many keys one listing of a folder is cheaper than a question for each.
-_LIST_ABOVE = 20_000
+T = TypeVar("T")
 
 
 class Lookup:
     """What a `FeatureStore` and a `ReadOnlyStore` both answer."""
 
     root: Path
+    _list_above = 20_000  # so many keys are dearer to ask for one by one than by a listing
 
     @property
     def limits(self) -> Settings:
@@ -117,7 +117,10 @@ class Lookup:
 
     def record_of_each(self, keys: Sequence[FeatureKey]) -> Iterator[Record | None]:
         """As `record_of` for many keys, in their order."""
-        return map(self.record_of, keys)
+        return self._asked(self.record_of, keys)
+
+    def _asked(self, ask: Callable[[FeatureKey], T], keys: Sequence[FeatureKey]) -> Iterator[T]:
+        return map(ask, keys)
 
     def records_of(self, key: VideoKey) -> Iterator[Record]:
         """What the store wrote beside each recipe's feature of a key: what a plain reader finds comes first.
@@ -137,8 +140,8 @@ class Lookup:
 
     def contains_each(self, keys: Sequence[FeatureKey]) -> list[bool]:
         """As `contains` for many keys, in their order; above some thousand by one listing."""
-        if len(keys) <= _LIST_ABOVE:
-            return [self.contains(key) for key in keys]
+        if len(keys) <= self._list_above:
+            return list(self._asked(self.contains, keys))
         return [state == "present" for state in self.states((key, None) for key in keys)]
 
     def mismatch_of(self, key: FeatureKey, *, recipe: Mapping[str, Any]) -> RecipeMismatch | None:

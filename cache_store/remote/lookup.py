@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from cache_store import naming
 from cache_store.archive import END_BYTES, Record, open_content
 from cache_store.errors import DamagedFeature, LocalOnly, RecipeMismatch
 from cache_store.keys import FeatureKey, VideoKey
-from cache_store.lookup import Lookup
+from cache_store.lookup import Lookup, T
 from cache_store.processes import HERE
 from cache_store.reader import Stale, State, Wanted, candidates, told_mismatch
 from cache_store.remote import tier
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from cache_store.bulk import Asked
 
 REQUESTS_AT_ONCE = 32
-_LIST_ABOVE = 1000  # which is what one page of a listing tells
 
 
 class RemoteLookup(Lookup):
     """What a `RemoteStore` and a `ReadOnlyStore` of a URL both answer. `root` is the folder of the copies."""
+
+    _list_above = 1000  # which is what one page of a listing tells
 
     def _connect(self, url: str | os.PathLike[str]) -> None:
         self._url = os.fspath(url).rstrip("/")
@@ -162,11 +163,8 @@ class RemoteLookup(Lookup):
             for state in told:
                 yield next(answers) if state is None else state
 
-    def contains_each(self, keys: Sequence[FeatureKey]) -> list[bool]:
-        """As `Lookup.contains_each`: a page's worth of keys are asked for themselves, more by a listing."""
-        if len(keys) <= _LIST_ABOVE:
-            return list(self._pool().map(self.contains, keys))
-        return [state == "present" for state in self.states((key, None) for key in keys)]
+    def _asked(self, ask: Callable[[FeatureKey], T], keys: Sequence[FeatureKey]) -> Iterator[T]:
+        return self._pool().map(ask, keys)
 
     def mismatch_of(self, key: FeatureKey, *, recipe: Mapping[str, Any]) -> RecipeMismatch | None:
         """As `Lookup.mismatch_of`."""
@@ -182,10 +180,6 @@ class RemoteLookup(Lookup):
             return self.root / name
         is_owner = self._owners.owner_of(key) in (None, fingerprint)
         return self.root / naming.relative_path(key, second_recipe=None if is_owner else fingerprint)
-
-    def record_of_each(self, keys: Sequence[FeatureKey]) -> Iterator[Record | None]:
-        """As `Lookup.record_of_each`, many at a time."""
-        return self._pool().map(self.record_of, keys)
 
     def records_of(self, key: VideoKey) -> Iterator[Record]:
         """As `Lookup.records_of`; the folders of second recipes are listed."""

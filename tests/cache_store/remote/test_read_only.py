@@ -16,7 +16,7 @@ from cache_store import (
     absolute_root,
     is_root,
 )
-from cache_store.remote import lookup
+from cache_store.remote.lookup import RemoteLookup
 from cache_store.remote.objects import open_objects
 from cache_store.remote.tier import folder_of
 from tests.cache_store.conftest import tensor
@@ -79,7 +79,7 @@ def test_copies_of_this_machine_are_left_as_they_are(url, monkeypatch, tmp_path)
 
 @pytest.mark.parametrize("most", [1000, 2])
 def test_many_keys_are_asked_one_by_one_or_by_one_listing_with_the_same_answer(url, monkeypatch, most):
-    monkeypatch.setattr(lookup, "_LIST_ABOVE", most)
+    monkeypatch.setattr(RemoteLookup, "_list_above", most)
     looked = ReadOnlyStore(url)
     asked = looked.transfers.requests
     assert looked.contains_each([*STEPS, NONE, *STEPS]) == [True] * 3 + [False] + [True] * 3
