@@ -54,7 +54,8 @@ def sum_of_bytes(table: pa.Table) -> int:
 
 def merged(table: pa.Table, changes: Changes) -> pa.Table:
     """`table` with the changes applied: rows rewritten, added and dropped, later uses and marks noted."""
-    touched = [*changes.entries, *(changes.used.keys() | changes.runs.keys()) - changes.entries.keys()]
+    table = _with_uses(table, changes.used)
+    touched = [*changes.entries, *changes.runs.keys() - changes.entries.keys()]
     if not touched:
         return table
     # The table may be a hundred times as long as the changes: only these are hashed.
@@ -68,11 +69,22 @@ def merged(table: pa.Table, changes: Changes) -> pa.Table:
     for name, old in rows.items():
         entry = new.get(name)
         if entry is None:
-            used_us = max(old.used_us, changes.used.get(name, 0))
-            new[name] = old._replace(used_us=used_us, runs=joined(old.runs, changes.runs.get(name, "")))
+            new[name] = old._replace(runs=joined(old.runs, changes.runs.get(name, "")))
         elif old.runs:
             new[name] = entry._replace(runs=joined(old.runs, entry.runs))
     return pa.concat_tables([table, from_entries(new)])
+
+
+def _with_uses(table: pa.Table, used: Mapping[str, int]) -> pa.Table:
+    """`table` with later uses noted; of its columns only that of the uses is copied."""
+    if not used or not table.num_rows:
+        return table
+    names, times_us = pa.array(used.keys(), pa.string()), np.fromiter(used.values(), np.int64, len(used))
+    found = pc.index_in(table["name"], value_set=names).combine_chunks()
+    rows, found = pc.indices_nonzero(found.is_valid()).to_numpy(), found.drop_null().to_numpy()
+    column = table["used_us"].to_numpy().copy()
+    column[rows] = np.maximum(column[rows], times_us[found])
+    return table.set_column(SCHEMA.get_field_index("used_us"), SCHEMA.field("used_us"), [column])
 
 
 def _rows(table: pa.Table) -> Iterator[tuple[str, Entry]]:

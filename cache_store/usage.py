@@ -90,8 +90,9 @@ class Usage:
             for dataset, c in _by_dataset(counted).items()
         ]
         if names:
-            latest_first = dict.fromkeys(reversed(names))
-            lines.append(line("u", 0, *reversed(latest_first)))
+            latest = list(dict.fromkeys(reversed(names)))
+            latest.reverse()
+            lines.append(line("u", 0, "\t".join(latest)))
         try:
             self._journal.append(*lines)
         except StoreWriteError:
@@ -102,9 +103,18 @@ class Usage:
 def _by_dataset(counted: dict[str, list[str]]) -> dict[str, Counters]:
     counters: dict[str, Counters] = {}
     for counter, names in counted.items():
-        groups = list(map(group_of, names))
-        sample_of = dict(zip(groups, names, strict=True))
-        for group, count in Counter(groups).items():
-            of_dataset = counters.setdefault(dataset_shown(sample_of[group]), Counters())
+        for name, count in _samples(names):
+            of_dataset = counters.setdefault(dataset_shown(name), Counters())
             setattr(of_dataset, counter, getattr(of_dataset, counter) + count)
     return counters
+
+
+def _samples(names: list[str]) -> Iterable[tuple[str, int]]:
+    """A feature's name for each group, and how many of `names` are of it."""
+    if "/" not in "".join(names):
+        # Steps in the flat layout, each of which costs its reader its part of this.
+        episodes = Counter([name.rpartition("_vlm")[0] for name in names])
+        return [(f"{episode}_vlm0.pt", count) for episode, count in episodes.items()]
+    groups = list(map(group_of, names))
+    sample_of = dict(zip(groups, names, strict=True))
+    return [(sample_of[group], count) for group, count in Counter(groups).items()]
