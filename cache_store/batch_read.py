@@ -5,6 +5,7 @@ What a row holds is found out once for each process, with its checksum; then onl
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     import torch
 
 _SETTLED_AFTER_NS = 50_000_000
-_ASKED_ONE_BY_ONE = 8
 _UNKNOWN, _OTHER = -1, -2  # not looked at yet; to be read with care
+_LEFT, _READ = -1, -2  # in no shard, or hidden; read
 
 
 class Batch(NamedTuple):
@@ -74,7 +75,7 @@ class BatchReader:
         self._shards = shards.of(root)
         self._hidden = _HiddenNames(root)
         self._kinds: list[_Kind] = []
-        self._known: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
+        self._rows: _Rows | None = None
 
     def read(
         self,
@@ -112,66 +113,46 @@ class BatchReader:
         self, view: View, names: list[str], fingerprint: str | None, out: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, list[int]]:
         """Fill what is packed in shards that are mapped; returns the batch and the positions that are left."""
-        is_left = self._hidden.among(names, view)
-        numbers, rows = view.find_all(names)
-        numbers[is_left] = -1
-        flat: memoryview | None = None
-        kind: _Kind | None = None
-        for number in np.unique(numbers[numbers >= 0]).tolist():
-            shard = view.shards[number]
-            positions = np.flatnonzero(numbers == number)
-            is_read = np.zeros(len(positions), bool)
-            if shard.memory is not None:
-                starts, kinds = self._known_rows(shard, rows[positions])
-                is_read = self._readable(shard, rows[positions], [names[at] for at in positions.tolist()], kinds)
-                for one in np.unique(kinds[is_read]).tolist():
-                    found = self._kinds[one]
-                    if fingerprint not in (None, found.fingerprint):
-                        is_read &= kinds != one
-                        continue
-                    if out is None:
-                        out = _empty(len(names), found.dtype, found.shape)
-                    if kind is None or found[:3] != kind[:3]:
-                        _check_fits(out, found, len(names))
-                        kind, flat = found, _flat(out)
-                if flat is not None and kind is not None:
-                    _copy(shard.memory, starts[is_read], flat, positions[is_read], kind.nbytes)
-            is_left[positions] = ~is_read
-            is_left[numbers < 0] = True
-        is_left[numbers < 0] = True
-        self._usage.hits([name for name, left in zip(names, is_left.tolist(), strict=True) if not left])
-        return out, np.flatnonzero(is_left).tolist()
+        known = self._known_in(view)
+        rows = view.find_all(names)
+        rows[self._hidden.among(names, view)] = _LEFT
+        at = np.flatnonzero(rows != _LEFT)
+        kinds = self._kinds_of(view, known, rows[at])
+        unfit = [
+            kind
+            for kind in np.unique(kinds).tolist()
+            if kind < 0 or fingerprint not in (None, self._kinds[kind].fingerprint)
+        ]
+        if unfit:
+            is_fit = ~np.isin(kinds, unfit)
+            at, kinds = at[is_fit], kinds[is_fit]
+        is_sound = known.is_sound(rows[at], [names[one] for one in at.tolist()] if len(at) < len(names) else names)
+        at, kinds = at[is_sound], kinds[is_sound]
+        for number in np.unique(kinds).tolist():
+            kind = self._kinds[number]
+            if out is None:
+                out = _empty(len(names), kind.dtype, kind.shape)
+            _check_fits(out, kind, len(names))
+        if out is not None and len(at):
+            known.copy(rows[at], _flat(out), at, out.nbytes // len(out))
+        self._usage.hits(names if len(at) == len(names) else [names[one] for one in at.tolist()])
+        rows[at] = _READ
+        return out, np.flatnonzero(rows != _READ).tolist()
 
-    def _readable(
-        self, shard: Shard, rows: np.ndarray[Any, Any], names: list[str], kinds: np.ndarray[Any, Any]
-    ) -> np.ndarray[Any, Any]:
-        """Which of the rows have these very names, count, and are of a known kind."""
-        if len(rows) > _ASKED_ONE_BY_ONE:
-            counting = shard.counting()[rows]
-        else:
-            counting = np.fromiter(map(shard.counts, rows.tolist()), bool, len(rows))
-        found = shard.names_of(rows)
-        if found != names:
-            counting &= np.fromiter((a == b for a, b in zip(found, names, strict=True)), bool, len(rows))
-        is_readable: np.ndarray[Any, Any] = counting & (kinds >= 0)
-        return is_readable
+    def _known_in(self, view: View) -> _Rows:
+        known = self._rows
+        if known is None or known.view is not view:
+            self._rows = known = _Rows(view, known)
+        return known
 
-    def _known_rows(
-        self, shard: Shard, rows: np.ndarray[Any, Any]
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Where the tensors of the rows begin in the shard, and the numbers of their kinds."""
-        known = self._known.get(shard.id)
-        if known is None:
-            present = {one.id for one in self._shards.view().shards}
-            self._known = {name: one for name, one in self._known.items() if name in present}
-            known = np.zeros(shard.rows, np.int64), np.full(shard.rows, _UNKNOWN, np.int16)
-            self._known[shard.id] = known
-        starts, kinds = known
-        for row in rows[kinds[rows] == _UNKNOWN].tolist():
-            found = self._looked_at(shard, row)
+    def _kinds_of(self, view: View, known: _Rows, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The numbers of the rows' kinds, having looked at those that nobody looked at before."""
+        for row in rows[known.kinds[rows] == _UNKNOWN].tolist():
+            found = self._looked_at(*view.place(row))
             if found is not None:
-                starts[row], kinds[row] = found
-        return starts[rows], kinds[rows]
+                known.starts[row], known.kinds[row] = found
+        kinds: np.ndarray[Any, Any] = known.kinds[rows]
+        return kinds
 
     def _looked_at(self, shard: Shard, row: int) -> tuple[int, int] | None:
         """Start and kind of a row, its checksum verified; None where a row like it has not been read yet."""
@@ -193,11 +174,60 @@ class BatchReader:
         return int(shard.content_starts[row]) + len(head.content), self._kinds.index(kind)
 
 
-def _copy(
-    source: memoryview, starts: np.ndarray[Any, Any], target: memoryview, positions: np.ndarray[Any, Any], nbytes: int
-) -> None:
-    for start, at in zip(starts.tolist(), (positions * nbytes).tolist(), strict=True):
-        target[at : at + nbytes] = source[start : start + nbytes]
+class _Rows:
+    """What is known of the rows of a view, counted through all its shards: a batch may touch hundreds of them."""
+
+    def __init__(self, view: View, before: _Rows | None) -> None:
+        self.view = view
+        count = int(view.firsts[-1])
+        self.starts = np.zeros(count, np.int64)  # of the tensors, in the shards' files
+        self.kinds = np.full(count, _UNKNOWN, np.int16)
+        self._memories = [shard.memory for shard in view.shards]
+        self._texts = [shard.text[0] for shard in view.shards]
+        # Of the names in their shard's text: one more for each shard.
+        self._names_at = np.concatenate([shard.text[1] for shard in view.shards])
+        self._live_at, self._dead_at = np.array([shard.flags_at for shard in view.shards], np.int64).T
+        parts, known = self.by_shard(), {} if before is None else before.by_shard()
+        for id_ in parts.keys() & known.keys():
+            (starts, kinds), (known_starts, known_kinds) = parts[id_], known[id_]
+            starts[:], kinds[:] = known_starts, known_kinds
+        for shard in view.shards:
+            if shard.memory is None:
+                parts[shard.id][1][:] = _OTHER
+
+    def by_shard(self) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+        """Starts and kinds of each shard's rows, as parts of the whole."""
+        at = self.view.firsts[1:-1]
+        parts = zip(np.split(self.starts, at), np.split(self.kinds, at), strict=True)
+        return dict(zip((shard.id for shard in self.view.shards), parts, strict=True))
+
+    def is_sound(self, rows: np.ndarray[Any, Any], names: list[str]) -> np.ndarray[Any, Any]:
+        """Which of the rows, all of mapped shards, have these very names, and count."""
+        numbers = self._shards_of(rows)
+        own, text_at, shards = rows - self.view.firsts[numbers], rows + numbers, numbers.tolist()
+        live, dead = (self._live_at[numbers] + own).tolist(), (self._dead_at[numbers] + own).tolist()
+        memories: list[Any] = self._memories
+        counting = [memories[n][a] != 0 and memories[n][b] == 0 for n, a, b in zip(shards, live, dead, strict=True)]
+        starts, ends = self._names_at[text_at].tolist(), self._names_at[text_at + 1].tolist()
+        texts = self._texts
+        found = [texts[n][start:end] for n, start, end in zip(shards, starts, ends, strict=True)]
+        is_sound = np.array(counting, bool)
+        if found != names:
+            is_sound &= np.fromiter(map(operator.eq, found, names), bool, len(names))
+        return is_sound
+
+    def copy(
+        self, rows: np.ndarray[Any, Any], target: memoryview, positions: np.ndarray[Any, Any], nbytes: int
+    ) -> None:
+        """Copy the tensors of `nbytes` of sound rows to their positions in the target."""
+        shards, starts = self._shards_of(rows).tolist(), self.starts[rows].tolist()
+        memories: list[Any] = self._memories
+        for number, start, at in zip(shards, starts, (positions * nbytes).tolist(), strict=True):
+            target[at : at + nbytes] = memories[number][start : start + nbytes]
+
+    def _shards_of(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        numbers: np.ndarray[Any, Any] = self.view.firsts.searchsorted(rows, side="right") - 1
+        return numbers
 
 
 class _HiddenNames:

@@ -224,10 +224,8 @@ class Shard:
 
     def names(self) -> list[str]:
         """All names, of dead rows too."""
-        text, offsets = str(self._name_bytes, "utf-8"), self._name_offsets.tolist()
-        if len(text) == len(self._name_bytes):
-            return [text[start:end] for start, end in itertools.pairwise(offsets)]
-        return [self.name(row) for row in range(self.rows)]
+        text, offsets = self._decoded()
+        return [text[start:end] for start, end in itertools.pairwise(offsets.tolist())]
 
     def arrow_names(self) -> Any:
         """All names as an Arrow array of `large_string`, not copied."""
@@ -238,17 +236,20 @@ class Shard:
 
     def names_of(self, rows: np.ndarray[Any, Any]) -> list[str]:
         """The names of these rows, at a fraction of `name`'s cost."""
-        text = self._text
-        if text is None:
-            return [self.name(row) for row in rows.tolist()]
-        starts, ends = self._name_offsets[rows].tolist(), self._name_offsets[rows + 1].tolist()
-        return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        text, offsets = self.text
+        return [text[start:end] for start, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
 
     @functools.cached_property
-    def _text(self) -> str | None:
-        """All names in one; None where offsets in bytes are none in characters."""
+    def text(self) -> tuple[str, np.ndarray[Any, Any]]:
+        """All names in one, and where each begins and the last one ends."""
+        return self._decoded()
+
+    def _decoded(self) -> tuple[str, np.ndarray[Any, Any]]:
         text = str(self._name_bytes, "utf-8")
-        return text if len(text) == len(self._name_bytes) else None
+        if len(text) == len(self._name_bytes):
+            return text, self._name_offsets
+        begins = (np.frombuffer(self._name_bytes, np.uint8) & 0xC0) != 0x80  # in UTF-8 every other byte goes on
+        return text, np.concatenate([[0], np.cumsum(begins)])[self._name_offsets]
 
     def name(self, row: int) -> str:
         return str(self._name_bytes[self._name_offsets[row] : self._name_offsets[row + 1]], "utf-8")
@@ -306,6 +307,11 @@ class Shard:
         live, dead = self.states()
         counting: np.ndarray[Any, Any] = live & ~dead
         return counting
+
+    @property
+    def flags_at(self) -> tuple[int, int]:
+        """Where the bytes `live` and `dead` of the first row are in the file."""
+        return self._live_at, self._dead_at
 
     def counts(self, row: int) -> bool:
         """Whether a row counts now."""

@@ -52,12 +52,12 @@ class View:
         """All rows of this name."""
         if not self.shards:
             return []
-        hashes, numbers, rows = self._index
+        hashes, rows = self._index
         hashed = hash(name)
         at = int(hashes.searchsorted(hashed))
         found = []
         while at < len(hashes) and hashes[at] == hashed:
-            place = Place(self.shards[numbers[at]], int(rows[at]))
+            place = self.place(int(rows[at]))
             if place.shard.name(place.row) == name:
                 found.append(place)
             at += 1
@@ -74,40 +74,47 @@ class View:
             return counting[0] if counting else None
         return max(counting, key=lambda place: place.version)
 
-    def find_all(self, names: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """For each name the number of the shard of its only row, -1 where there is none or several, and that row.
+    @cached_property
+    def firsts(self) -> np.ndarray[Any, Any]:
+        """Where each shard's rows begin when they are counted through all shards, and how many there are."""
+        return np.cumsum([0, *(shard.rows for shard in self.shards)])
 
-        Whether a row counts is not looked at.
+    def place(self, row: int) -> Place:
+        """The row that is this one through all shards."""
+        number = int(self.firsts.searchsorted(row, side="right")) - 1
+        return Place(self.shards[number], row - int(self.firsts[number]))
+
+    def find_all(self, names: Sequence[str]) -> np.ndarray[Any, Any]:
+        """For each name its only row, counted through all shards; -1 where there is none or several.
+
+        Whether a row counts is not looked at, nor whether it has the name: another may have the same hash value.
         """
-        hashes, numbers, rows = self._index
+        hashes, rows = self._index
         wanted = np.fromiter(map(hash, names), np.int64, len(names))
         at = np.minimum(hashes.searchsorted(wanted), len(hashes) - 1)
         after = np.minimum(at + 1, len(hashes) - 1)
         is_one = (hashes[at] == wanted) & ((after == at) | (hashes[after] != wanted))
-        found = np.where(is_one, numbers[at], -1)
-        return found, rows[at]
+        return np.where(is_one, rows[at], -1)
 
     def not_alone(self, shard: Shard, names: Sequence[str]) -> list[int]:
         """Positions of the names, of the rows of a shard, of which other rows may be here as well."""
-        if not self.shards:
-            return []
-        numbers, _ = self.find_all(names)
-        own = [number for number, one in enumerate(self.shards) if one.id == shard.id]
-        return np.flatnonzero(~np.isin(numbers, own)).tolist()
+        ids = [one.id for one in self.shards]
+        if shard.id not in ids:
+            return list(range(len(names)))
+        rows, own = self.find_all(names), ids.index(shard.id)
+        is_own = (self.firsts[own] <= rows) & (rows < self.firsts[own + 1])
+        return np.flatnonzero(~is_own).tolist()
 
     def hashes(self) -> frozenset[int]:
         """The hash values of all names."""
         return frozenset(self._index[0].tolist())
 
     @cached_property
-    def _index(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Hash values of all names, sorted, with the shard and the row of each; a dictionary would take ten times."""
-        hashes = [_hashes_of(shard) for shard in self.shards]
-        joined = np.concatenate([np.empty(0, np.int64), *hashes])
-        order = np.argsort(joined, kind="stable")
-        numbers = np.repeat(np.arange(len(hashes), dtype=np.int32), [len(one) for one in hashes])
-        rows = np.concatenate([np.empty(0, np.int32), *(np.arange(len(one), dtype=np.int32) for one in hashes)])
-        return joined[order], numbers[order], rows[order]
+    def _index(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Hash values of all names, sorted, with the row of each; a dictionary would take ten times the memory."""
+        hashes = np.concatenate([np.empty(0, np.int64), *map(_hashes_of, self.shards)])
+        rows = np.argsort(hashes, kind="stable")
+        return hashes[rows], rows.astype(np.int32 if len(rows) < 2**31 else np.int64)
 
     def winners(self) -> list[np.ndarray[Any, Any]]:
         """For each shard which rows count and are the newest of their name.
@@ -120,17 +127,17 @@ class View:
         sorted_hashes = np.sort(np.concatenate([np.empty(0, np.int64), *own]))
         if not (sorted_hashes[1:] == sorted_hashes[:-1]).any():
             return counting
-        hashes, numbers, rows = self._index
-        is_counting = np.concatenate(counting)[np.cumsum([0, *map(len, counting)])[numbers] + rows]
-        hashes, numbers, rows = hashes[is_counting], numbers[is_counting], rows[is_counting]
+        hashes, rows = self._index
+        all_counting = np.concatenate(counting)
+        hashes, rows = hashes[all_counting[rows]], rows[all_counting[rows]]
         is_double = np.zeros(len(hashes), bool)
         is_double[1:] = hashes[1:] == hashes[:-1]
         for at in np.flatnonzero(is_double):
-            for one in (at - 1, at):
-                place = Place(self.shards[numbers[one]], int(rows[one]))
+            for row in rows[at - 1 : at + 1].tolist():
+                place = self.place(row)
                 newest = self.find(place.shard.name(place.row))
-                counting[numbers[one]][place.row] = newest is not None and newest[:2] == place[:2]
-        return counting
+                all_counting[row] = newest is not None and newest[:2] == place[:2]
+        return np.split(all_counting, self.firsts[1:-1])
 
     def names(self) -> Iterator[str]:
         """The names of all packed features."""

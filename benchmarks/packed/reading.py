@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,21 @@ from benchmarks.store.keys import step_key
 from benchmarks.store.peers import Peer, WebDatasetShards, filled_peer
 from benchmarks.store.raw_files import PackedFile, RawFiles
 from benchmarks.store.report import Line, Row, lines_of, not_measured
-from benchmarks.store.small_reads import BASE, MOST_RATIO, PACKED, STORE, check_equal, filled_store, one_batch, reads
+from benchmarks.store.small_reads import (
+    BASE,
+    MOST_RATIO,
+    PACKED,
+    STORE,
+    Fill,
+    batches,
+    check_equal,
+    filled_store,
+    one_batch,
+    reads,
+)
 from benchmarks.store.timing import Contestant, interleaved_s
 from cache_store import FeatureStore
 
-Fill = Callable[[Sequence[int], torch.Tensor], object]
 _STREAMED = 8  # shards
 
 
@@ -84,25 +94,6 @@ def _stores(
         batches(f"packed, get_batch of {size}, new memory", new, order, features, size),
         batches(f"one .pt each, get_batch of {size} into a ready batch", into(loose), order, features, size),
     ]
-
-
-def batches(name: str, fill: Fill, order: list[int], features: torch.Tensor, size: int) -> Contestant:
-    """Features read `size` at a time: `fill` fills the tensor that it is given, or returns another one.
-
-    Raises:
-        RuntimeError: not what was written.
-    """
-    ready = torch.empty((size, *features.shape[1:]), dtype=features.dtype)
-    parts = [order[start : start + size] for start in range(0, len(order), size)]
-    for part in parts:
-        filled = fill(part, ready[: len(part)])
-        check_equal(name, filled if isinstance(filled, torch.Tensor) else ready[: len(part)], features[part])
-
-    def run(_: int) -> None:
-        for part in parts:
-            fill(part, ready[: len(part)])
-
-    return Contestant(name, len(order), run)
 
 
 def _peer_batches(peer: Peer, order: list[int], features: torch.Tensor, scale: Scale) -> Contestant:

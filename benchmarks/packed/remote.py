@@ -12,14 +12,13 @@ from unittest import mock
 
 import torch
 
-from benchmarks.packed.reading import batches
 from benchmarks.packed.s3_server import BUCKET, missing_package, s3_server
 from benchmarks.packed.scale import Scale
 from benchmarks.store.features import bytes_of, shuffled, small_features
 from benchmarks.store.keys import step_key
 from benchmarks.store.raw_files import RawFiles
 from benchmarks.store.report import Row, lines_of, not_measured
-from benchmarks.store.small_reads import STORE, check_equal, filled_store, reads
+from benchmarks.store.small_reads import STORE, batches, check_equal, filled_store, reads
 from benchmarks.store.timing import Contestant, interleaved_s
 from cache_store import FeatureStore
 from cache_store.naming import relative_path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from cache_store import FeatureKey, FeatureStore, PutItem
 
 BASE = "raw preadv from one packed file, reused buffer"
 STORE = "FeatureStore.get, CRC checked"
-PACKED_BATCH = "packed, FeatureStore.get_batch into a ready batch"
+PACKED_BATCH = "packed, FeatureStore.get_batch of all into a ready batch"
 PACKED = "packed, FeatureStore.get, CRC checked"
 MOST_RATIO = 1.5  # of a batch
-_BATCH = 1_000
+Fill = Callable[[Sequence[int], torch.Tensor], object]
+_READ_AT_ONCE = 256  # as a loader does
+_PUT_AT_ONCE = 1_000
 
 
 def measure(folder: Path, scale: Scale) -> list[Row]:
@@ -50,6 +52,14 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
             reads("raw open, read, close of one file each", raw.read, order, features),
             reads(STORE, lambda index: store.get(keys[index]), order, features, most_ratio=7.0),
             reads(PACKED, lambda index: packed_store.get(keys[index]), order, features),
+            batches(
+                f"packed, FeatureStore.get_batch of {_READ_AT_ONCE} into a ready batch",
+                lambda indices, out: packed_store.get_batch([keys[index] for index in indices], out=out),
+                order,
+                features,
+                _READ_AT_ONCE,
+                most_ratio=MOST_RATIO,
+            ),
             one_batch(packed_store, [keys[index] for index in order], features[order]),
         ]
         for kind in PEERS:
@@ -106,6 +116,33 @@ def reads(
     return Contestant(name, len(order), run, most_ratio=most_ratio, note=note)
 
 
+def batches(
+    name: str,
+    fill: Fill,
+    order: list[int],
+    features: torch.Tensor,
+    size: int,
+    *,
+    most_ratio: float | None = None,
+) -> Contestant:
+    """Features read `size` at a time: `fill` fills the tensor that it is given, or returns another one.
+
+    Raises:
+        RuntimeError: not what was written.
+    """
+    ready = torch.empty((size, *features.shape[1:]), dtype=features.dtype)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    for part in parts:
+        filled = fill(part, ready[: len(part)])
+        check_equal(name, filled if isinstance(filled, torch.Tensor) else ready[: len(part)], features[part])
+
+    def run(_: int) -> None:
+        for part in parts:
+            fill(part, ready[: len(part)])
+
+    return Contestant(name, len(order), run, most_ratio=most_ratio)
+
+
 def one_batch(store: FeatureStore, keys: list[FeatureKey], wanted: torch.Tensor) -> Contestant:
     """All features of a packed store read into one ready tensor: the row of the targets."""
     out = torch.empty_like(wanted)
@@ -136,7 +173,7 @@ def filled_store(root: Path, features: torch.Tensor) -> FeatureStore:
     """An open store at `root` with these features under `step_key(0)`, `step_key(1)` and so on."""
     store = FeatureStore(root)
     with flushes_skipped():
-        for start in range(0, len(features), _BATCH):
-            batch = features[start : start + _BATCH]
+        for start in range(0, len(features), _PUT_AT_ONCE):
+            batch = features[start : start + _PUT_AT_ONCE]
             store.put_many([PutItem(step_key(start + i), feature) for i, feature in enumerate(batch)])
     return store

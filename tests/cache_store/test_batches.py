@@ -152,3 +152,28 @@ def test_a_name_with_another_ones_hash_value_is_missing(tmp_path, monkeypatch):
         for _ in range(3):
             assert store.get_batch([STEPS[0], STEPS[1]]).missing == [1]
             assert store.get(STEPS[1]) is None
+
+
+def test_a_batch_spans_shards_that_come_and_go_and_names_of_any_script(tmp_path):
+    keys = [StepKey(episode, number) for number in range(24) for episode in ("ascii", "épisode", "回合")]
+    with FeatureStore(tmp_path / "store") as store:
+        for until in (24, 48, 72):
+            for number, key in enumerate(keys[:until]):
+                if number >= until - 24:
+                    store.put(key, tensor(number))
+            store.pack()
+            for _ in range(2):  # known rows, and new ones beside them
+                batch = store.get_batch(keys[:until][::-1])
+                assert batch.missing == []
+                assert torch.equal(batch.features, expected(range(until)).flip(0))
+        assert len(list(store.root.glob("packed/*.arrow"))) == 3
+        for number, key in enumerate(keys):
+            assert torch.equal(store.get(key), tensor(number))
+        for key in keys[:40]:
+            store.delete(key)
+        store.pack()  # rewrites shards, most of whose rows are gone
+        batch = store.get_batch(keys)
+        assert batch.missing == list(range(40))
+        assert torch.equal(batch.features[40:], expected(range(40, 72)))
+        assert store.verify(workers=1).problems == []
+        assert sorted(store.keys(), key=str) == sorted(keys[40:], key=str)
