@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ from jobs.preconditions import check_device, make_report_folder
 from jobs.printing import print_json, printable, results, table
 from pipeline.encoders import VideoEncoderSpec, load_spec
 from pipeline.errors import BuildRefused
-from pipeline.version import VERSION
+from pipeline.version import VERSION, version_of
 from pipeline.vision import SamplingRule
 
 _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "av", "decord", "longva")
@@ -80,13 +79,7 @@ def _report(args: argparse.Namespace, subject: Subject, checks: Sequence[Check])
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: version_of(name) for name in _LIBRARIES}
 
 
 def _write(folder: Path, report: dict[str, Any]) -> None:

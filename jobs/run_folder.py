@@ -12,7 +12,6 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pipeline.lanes import BuildReport, failure_to_json
 from pipeline.run_events import RunEvents
 from pipeline.sources import Question, absolute, write_questions
 from pipeline.sources.media_path import UrlPath
-from pipeline.version import VERSION
+from pipeline.version import NOT_INSTALLED, VERSION, version_of
 
 RUNS_KEPT = 100  # in a store; a folder that --report names is never removed
 NOT_ASKED_AGAIN = ("command", "json", "report")
@@ -119,13 +118,9 @@ def _plain(value: object) -> object:
 
 
 def _versions() -> dict[str, str]:
-    found = {"vlm-cache": VERSION, "python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    libraries = {name: version_of(name) for name in _LIBRARIES}
+    present = {name: version for name, version in libraries.items() if version != NOT_INSTALLED}
+    return {"vlm-cache": VERSION, "python": platform.python_version()} | present
 
 
 def _forget_oldest(runs: Path) -> None:

@@ -9,8 +9,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
+
+from pipeline.version import version_of
 
 _PROBES = 200
 _PACKAGES = ("torch", "numpy", "safetensors", "mosaicml-streaming", "diskcache", "webdataset")
@@ -30,7 +31,7 @@ def described(folder: Path, packages: Sequence[str] = _PACKAGES) -> dict[str, st
         "python": platform.python_version(),
         "commit": _commit(),
     }
-    return {**facts, **{package: _version(package) for package in packages}}
+    return {**facts, **{package: version_of(package) for package in packages}}
 
 
 def _processor() -> str:
@@ -83,10 +84,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -13,7 +13,7 @@ from jobs import parity_checks
 from jobs.__main__ import main
 from pipeline.encoders.vision_tower import TowerEncoder
 from pipeline.vision.open_video import READERS
-from pipeline.vision.preprocessing import PixelTable
+from pipeline.vision.pixel_table import PixelTable
 from tests.consumers.evaluation.conftest import one_thread  # noqa: F401 - a fixture
 from tests.media import scramble, write_video
 
