@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$1"
 [ -e libtorch_cuda.so ] || exit 0
+find . -lname stand_ins.so -delete  # those of an installation before this one
 ours='(cu|nccl|nv)'
 sonames=$(for library in lib*.so*; do readelf -d "$library"; done \
     | sed -n -E "s/.*\(NEEDED\).*\[(lib$ours.*)\]/\1/p" | sort -u)
