@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
-
-import torch
 
 from cache_store import StoreFull, StoreReadError, StoreWriteError
 from pipeline.errors import MediaError
@@ -66,9 +65,16 @@ def failure_of(exc: BaseException, *, key: str, stage: Stage) -> UnitFailure:
 
 def is_out_of_memory(exc: BaseException) -> bool:
     """Whether host or device had no memory left; the process itself is sound."""
-    if isinstance(exc, MemoryError | torch.cuda.OutOfMemoryError):
+    # A process without torch, such as a decoder, has none of its errors.
+    if isinstance(exc, MemoryError) or ("torch" in sys.modules and _is_torchs_out_of_memory(exc)):
         return True
     return isinstance(exc, RuntimeError) and any(text in str(exc) for text in _OUT_OF_MEMORY)
+
+
+def _is_torchs_out_of_memory(exc: BaseException) -> bool:
+    import torch
+
+    return isinstance(exc, torch.cuda.OutOfMemoryError)
 
 
 def spoils_process(exc: BaseException) -> bool:

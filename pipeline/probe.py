@@ -16,7 +16,8 @@ from typing import cast
 import torch
 
 from cache_store.put_item import encoded_item
-from pipeline.encode_unit import DecodedUnit, decode_unit, encoded_unit, put_item
+from pipeline.decode_unit import DecodedUnit, decode_unit
+from pipeline.encode_unit import encoded_unit, put_item
 from pipeline.encoders import StepEncoder, VideoEncoder
 from pipeline.encoders.base import StepOnDevice
 from pipeline.failures import ErrorClass, UnitFailure, failure_of
@@ -130,6 +131,7 @@ class _Decoder:
 
     def __init__(self, task: BuildTask, limit_s: float) -> None:
         self.task, self._limit_s = task, limit_s
+        self._task_of_decoder = task.for_decoders()
         self._pool = self._new_pool()
 
     def __enter__(self) -> _Decoder:
@@ -142,7 +144,7 @@ class _Decoder:
         """Decode one unit, or say why not."""
         try:
             pid = self._pool.submit(os.getpid).result()
-            return self._pool.submit(decode_unit, unit, self.task).result(timeout=self._limit_s)
+            return self._pool.submit(decode_unit, unit, self._task_of_decoder).result(timeout=self._limit_s)
         except BrokenProcessPool:
             self._pool = self._new_pool()
             return UnitFailure(unit.name, "decode", "the decoder's process died", ErrorClass.CRASH)
@@ -156,4 +158,4 @@ class _Decoder:
     @staticmethod
     def _new_pool() -> ProcessPoolExecutor:
         # Not forked: a decoder's threads and the model's would share what neither expects to share.
-        return ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,))
+        return ProcessPoolExecutor(1, get_context("spawn"))

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any, cast
 
 from cache_store import FeatureKey, FeatureStore, InvalidKey, Lookup, StepKey, VideoKey, recipe_fingerprint
-from pipeline.encoders.base import EncoderSpec, Json, StepEncoderSpec, VideoEncoderSpec
+from pipeline.encoders.base import EncoderSpec, Json, SpecOfDecoders, StepEncoderSpec, VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.recipe import StoreDtype, step_recipe, video_recipe
 from pipeline.sources import FETCH_LIMIT_BYTES, Sample, Source, StepSample, VideoFrame, VideoSample
@@ -54,6 +54,10 @@ class BuildTask:
         if asked not in self._recipes:
             self._recipes[asked] = self._new_recipe(sample, *asked)
         return self._recipes[asked]
+
+    def for_decoders(self) -> BuildTask:
+        """Return the task as decoder processes take it, which cannot load the model."""
+        return replace(self, spec=cast(EncoderSpec, SpecOfDecoders.of(self.spec)))
 
     def shared_recipe(self) -> dict[str, Json]:
         """Return what the recipes of all samples have in common."""

@@ -18,7 +18,7 @@ from benchmarks.build.scale import Scale
 from benchmarks.decode_files import generate
 from benchmarks.store.report import Line, Row, rate_lines
 from cache_store import FeatureStore
-from pipeline.encode_unit import DecodedUnit, decode_unit
+from pipeline.decode_unit import DecodedUnit, decode_unit
 from pipeline.encoders.longva import OPENAI_336_PROCESSOR
 from pipeline.vision.preprocessing import ClipLikePreprocess
 from pipeline.work_plan import BuildTask, Unit, plan_build

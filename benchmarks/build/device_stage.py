@@ -18,12 +18,13 @@ from benchmarks.build.encoders import clip_spec
 from benchmarks.store.report import Line, Row, rate_lines
 from benchmarks.store.timing import median
 from cache_store import FeatureStore, VideoKey
-from pipeline.encode_unit import DecodedUnit, UnitDone
+from pipeline.decode_unit import DecodedUnit
 from pipeline.encoders.longva import LongvaSpec
 from pipeline.lanes.batch_sizes import BatchSizes
 from pipeline.lanes.device import DeviceStage
 from pipeline.lanes.writer import Writer
 from pipeline.sources import VideoSample
+from pipeline.unit_done import UnitDone
 from pipeline.work_plan import BuildTask, Unit
 
 MOVED = "encoder stage, transfers, nothing written"

@@ -18,7 +18,7 @@ from benchmarks.decode_files import Generated, generate
 from benchmarks.store.report import Row, rate_lines
 from benchmarks.store.timing import median
 from cache_store import FeatureStore
-from pipeline.encode_unit import DecodedUnit, decode_unit
+from pipeline.decode_unit import DecodedUnit, decode_unit
 from pipeline.encoders.base import VideoEncoderSpec
 from pipeline.work_plan import BuildTask, plan_build
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Json = Any  # str | int | float | bool | None | list[Json] | dict[str, Json]
 
@@ -140,3 +142,22 @@ class StepEncoderSpec(Protocol):
 
 
 EncoderSpec = VideoEncoderSpec | StepEncoderSpec
+
+
+@dataclass(frozen=True, eq=False)
+class SpecOfDecoders:
+    """What decoders need of a spec, without its class: that would import torch and transformers in their processes."""
+
+    family: str
+    model_signature: str | None  # None: of steps
+    preprocess: VideoPreprocess | ImagePreprocess
+    facts: Mapping[str, Json]
+
+    @classmethod
+    def of(cls, spec: EncoderSpec) -> SpecOfDecoders:
+        """Return what is known of `spec`."""
+        return cls(spec.family, getattr(spec, "model_signature", None), spec.preprocess, spec.recipe())
+
+    def recipe(self) -> Mapping[str, Json]:
+        """Return the spec's recipe."""
+        return self.facts

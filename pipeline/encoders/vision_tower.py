@@ -11,7 +11,7 @@ import torch
 
 from pipeline.encoders.checkpoint import DTYPES
 from pipeline.errors import EncoderError
-from pipeline.vision.preprocessing import PixelTable
+from pipeline.vision.pixel_table import PixelTable
 
 # Named instead of left to the library: eager, SDPA and flash attention round differently.
 ATTENTION = "sdpa"

@@ -17,8 +17,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import BuildRefused
+from pipeline.lanes.decoder_process import DecoderProcess
 from pipeline.lanes.limits import TimeLimits
-from pipeline.lanes.processes import DecoderProcess, EncoderProcess
 from pipeline.time_estimate import most_decoders
 from pipeline.work_plan import BuildTask
 
@@ -125,6 +125,8 @@ def shape_lanes(
 
 def start_encoder(task: BuildTask, shape: LaneShape, limits: TimeLimits) -> Any:
     """Start one encoder process; Ray restarts it wherever it dies, and never repeats a call by itself."""
+    from pipeline.lanes.encoder_process import EncoderProcess  # not above: decoders import this module, and no torch
+
     return (
         ray.remote(EncoderProcess)
         .options(
@@ -144,7 +146,7 @@ def start_decoder(task: BuildTask, shape: LaneShape, *, near_node: str, recheck:
     return (
         ray.remote(DecoderProcess)
         .options(num_cpus=shape.cpus_per_process, max_restarts=-1, max_task_retries=0, scheduling_strategy=near)
-        .remote(task, recheck)
+        .remote(task.for_decoders(), recheck)
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from pipeline.encode_unit import DecodedUnit, EncodedUnit, StepBatch, encoded_unit
+from pipeline.decode_unit import DecodedUnit, StepBatch
+from pipeline.encode_unit import EncodedUnit, encoded_unit
 from pipeline.encoders import StepEncoder, VideoEncoder
 from pipeline.encoders.base import StepInput, StepOnDevice
 from pipeline.encoders.transfer import OnDevice, Transfer

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cache_store import recipe_fingerprint
-from pipeline.encode_unit import UnitDone
 from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes.feeding import Feeding
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.report import BuildReport
 from pipeline.lanes.watch import Watch
 from pipeline.lanes.worker import Work, Worker
+from pipeline.unit_done import UnitDone
 from pipeline.work_plan import Plan
 
 CLOSE_S = 10.0  # for what is in flight when a build gives up, and for its processes to close

@@ -10,7 +10,6 @@ import ray
 from ray.exceptions import RayTaskError
 
 from cache_store import FeatureStore
-from pipeline.encode_unit import UnitDone, published
 from pipeline.errors import EncoderError
 from pipeline.failures import UnitFailure
 from pipeline.lanes.claims import Claims
@@ -23,15 +22,17 @@ from pipeline.lanes.cluster import (
     start_decoder,
     start_encoder,
 )
+from pipeline.lanes.decoder_process import DecodeOutcome
 from pipeline.lanes.feeding import Feeding
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.limits import TimeLimits
 from pipeline.lanes.outcomes import CLOSE_S, Outcomes
-from pipeline.lanes.processes import DecodeOutcome, ProcessInfo
+from pipeline.lanes.process_info import ProcessInfo
 from pipeline.lanes.recovery import PROCESS_LOST, Recovery, is_restarting, last_line
 from pipeline.lanes.report import BuildReport, Progress
 from pipeline.lanes.watch import Watch
 from pipeline.lanes.worker import State, Work, Worker
+from pipeline.unit_done import UnitDone, published
 from pipeline.work_plan import Plan
 
 TICK_S = 0.5

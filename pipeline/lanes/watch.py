@@ -6,7 +6,6 @@ and began as long before as the process says that it took.
 
 from __future__ import annotations
 
-from pipeline.encode_unit import UnitDone
 from pipeline.failures import UnitFailure
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.metrics import Metrics
@@ -14,6 +13,7 @@ from pipeline.lanes.pace import Pace
 from pipeline.lanes.report import BuildReport, failure_to_json
 from pipeline.lanes.worker import Decoded, State, Work, Worker
 from pipeline.run_events import RunEvents
+from pipeline.unit_done import UnitDone
 
 
 class Watch:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_store import FeatureStore
-from pipeline.encode_unit import EncodedUnit, UnitDone, put_item
+from pipeline.encode_unit import EncodedUnit, put_item
 from pipeline.failures import ErrorClass, UnitFailure, failure_of
+from pipeline.unit_done import UnitDone
 from pipeline.work_plan import BuildTask
 
 WRITERS = 2  # while one waits for the disk the other one computes checksums

@@ -1,8 +1,8 @@
 """Preprocessing in two halves, together bit-equal to the Hugging Face PIL processors.
 
-Decoder processes resize and crop uint8 frames with the processor's own code; the device looks the rescaled
-and normalised values up in a table which that same processor computed for the ramp 0..255. Both steps are
-exact on every device.
+Decoder processes resize and crop uint8 frames with Pillow (`resizing`), as was held against the processor's own code
+when the preprocess was made; the device looks the rescaled and normalised values up in a table (`pixel_table`) which
+that same processor computed for the ramp 0..255. Both steps are exact on every device.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from PIL import Image
 
 from pipeline.errors import EncoderError
+from pipeline.vision.resizing import ResizeAndCrop, Size, SmartResize, require_equal
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.vision.pixel_table import PixelTable
 
 # Their steps are PilBackend's own: resize, centre crop, rescale, normalise, and nothing else.
 CLIP_LIKE_PROCESSORS = (
@@ -69,6 +75,12 @@ class _HeldProcessor:
             name: _plain(value) for name, value in found.items() if value is not None
         }
 
+    def table(self) -> PixelTable:
+        """Return the device half of rescaling and normalising."""
+        from pipeline.vision.pixel_table import PixelTable
+
+        return PixelTable.of(self.built)
+
 
 @dataclass(frozen=True)
 class ClipLikePreprocess(_HeldProcessor):
@@ -76,6 +88,7 @@ class ClipLikePreprocess(_HeldProcessor):
 
     height: int
     width: int
+    resize: ResizeAndCrop
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ClipLikePreprocess:
@@ -83,7 +96,7 @@ class ClipLikePreprocess(_HeldProcessor):
 
         Raises:
             EncoderError: the processor does more than resize, crop, rescale and normalise, or gives no fixed
-                size.
+                size, or resizes in a way of its own.
         """
         name = _processor_name(config)
         if name not in CLIP_LIKE_PROCESSORS:
@@ -99,8 +112,9 @@ class ClipLikePreprocess(_HeldProcessor):
             )
         if getattr(built, "do_pad", None):
             raise EncoderError(f"image processor {name!r} pads; only resize, crop, rescale and normalise work")
-        height, width = _fixed_size(name, built)
-        return cls(name, settings, height, width)
+        resize = _resize_and_crop(name, built)
+        require_equal(resize, lambda frame: _as_it_does(built, frame))
+        return cls(name, settings, *_fixed_size(name, resize), resize)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Resize and crop one frame: uint8 [h, w, 3] RGB to uint8 [height, width, 3], as the PIL processor does.
@@ -110,19 +124,14 @@ class ClipLikePreprocess(_HeldProcessor):
                 memory.
         """
         _check_frame(frame)
-        out = self.built(images=[frame], do_rescale=False, do_normalize=False, input_data_format="channels_last")[
-            "pixel_values"
-        ][0]
-        return np.ascontiguousarray(np.moveaxis(out, 0, -1))
-
-    def table(self) -> PixelTable:
-        """Return the device half."""
-        return PixelTable.of(self.built)
+        return self.resize(frame)
 
 
 @dataclass(frozen=True)
 class QwenImagePreprocess(_HeldProcessor):
     """The CPU half for Qwen2.5-VL: each image keeps its aspect ratio; both edges become multiples of 28 pixels."""
+
+    resize: SmartResize
 
     @classmethod
     def from_config(
@@ -131,7 +140,8 @@ class QwenImagePreprocess(_HeldProcessor):
         """Make one from the content of a `preprocessor_config.json`; the bounds, if given, replace the checkpoint's.
 
         Raises:
-            EncoderError: it describes another processor, or the bounds cannot be met.
+            EncoderError: it describes another processor, or one that resizes in a way of its own, or the bounds
+                cannot be met.
         """
         name = _processor_name(config)
         if name not in ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor"):
@@ -139,10 +149,22 @@ class QwenImagePreprocess(_HeldProcessor):
         overrides = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         given = {key: value for key, value in overrides.items() if value is not None}
         settings = _settings(config, given)
-        size = _build("Qwen2VLImageProcessor", settings).size
+        built = _build("Qwen2VLImageProcessor", settings)
+        size, factor = built.size, built.patch_size * built.merge_size
+        if not built.do_resize or not size.shortest_edge or not size.longest_edge:
+            raise EncoderError(
+                "Qwen2-VL's image processor has to resize, between a smallest and a largest area in pixels"
+            )
         if not 0 < size.shortest_edge <= size.longest_edge:
             raise EncoderError(f"min_pixels {size.shortest_edge} and max_pixels {size.longest_edge} cannot both hold")
-        return cls("Qwen2VLImageProcessor", settings)
+        resize = SmartResize(_filter_of(built), factor, size.shortest_edge, size.longest_edge)
+
+        def as_it_does(image: np.ndarray) -> np.ndarray:
+            resized = built.resize(np.moveaxis(image, -1, 0), size=size, resample=built.resample, factor=factor)
+            return np.moveaxis(resized, 0, -1)
+
+        require_equal(resize, as_it_does)
+        return cls("Qwen2VLImageProcessor", settings, resize)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Resize one image: uint8 [h, w, 3] RGB to uint8 [h', w', 3], as the PIL processor does.
@@ -151,18 +173,7 @@ class QwenImagePreprocess(_HeldProcessor):
             ValueError: the array is no such image, or one edge is over 200 times the other.
         """
         _check_frame(image)
-        processor = self.built
-        resized = processor.resize(
-            np.moveaxis(image, -1, 0),
-            size=processor.size,
-            resample=processor.resample,
-            factor=processor.patch_size * processor.merge_size,
-        )
-        return np.ascontiguousarray(np.moveaxis(resized, 0, -1))
-
-    def table(self) -> PixelTable:
-        """Return the device half of rescaling and normalising."""
-        return PixelTable.of(self.built)
+        return self.resize(image)
 
     def patchify(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut one normalised image into the model's patches, on its device.
@@ -187,6 +198,8 @@ class QwenImagePreprocess(_HeldProcessor):
             Patches [g * h/p * w/p, 3 * temporal_patch_size * p * p] and the grid, int64 [1, 3]: g, h/p, w/p, with g
             groups of frames; rows within each group as in `patchify`.
         """
+        import torch
+
         built = self.built
         patch, merge, frames = built.patch_size, built.merge_size, built.temporal_patch_size
         count, channels, height, width = pixels.shape
@@ -196,42 +209,6 @@ class QwenImagePreprocess(_HeldProcessor):
         ).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
         patches = blocks.reshape(groups * rows * columns, channels * frames * patch * patch)
         return patches, torch.tensor([[groups, rows, columns]], device=pixels.device)
-
-
-@dataclass(frozen=True, eq=False)
-class PixelTable:
-    """The rescaled and normalised value of each uint8 value, per channel, as one processor computes it."""
-
-    values: np.ndarray  # float32 [3, 256]
-
-    @classmethod
-    def of(cls, processor: Any) -> PixelTable:
-        """Let `processor`, a Hugging Face PIL processor, rescale and normalise the ramp 0..255."""
-        ramp: np.ndarray = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
-        if processor.do_rescale:
-            ramp = processor.rescale(ramp, processor.rescale_factor)
-        if processor.do_normalize:
-            ramp = processor.normalize(ramp, processor.image_mean, processor.image_std)
-        return cls(np.ascontiguousarray(ramp[:, 0], dtype=np.float32))
-
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map uint8 [n, h, w, 3] to float32 [n, 3, h, w], on the device of `pixels`."""
-        table = self._on(pixels.device)
-        channels = pixels.permute(0, 3, 1, 2)
-        out = torch.empty(channels.shape, dtype=torch.float32, device=pixels.device)
-        for channel in range(3):
-            # One channel at a time: an index tensor is four times the size of what it looks up.
-            out[:, channel] = table[channel][channels[:, channel].int()]
-        return out
-
-    def _on(self, device: torch.device) -> torch.Tensor:
-        if str(device) not in self._copies:
-            self._copies[str(device)] = torch.from_numpy(self.values).to(device)
-        return self._copies[str(device)]
-
-    @cached_property
-    def _copies(self) -> dict[str, torch.Tensor]:
-        return {}
 
 
 def _check_frame(frame: np.ndarray) -> None:
@@ -274,23 +251,50 @@ def _uses_standard_steps(built: Any) -> bool:
     return isinstance(built, PilBackend) and set(own) <= {"preprocess"}
 
 
-def _fixed_size(name: str, built: Any) -> tuple[int, int]:
+def _as_it_does(built: Any, frame: np.ndarray) -> np.ndarray:
+    """Let the processor itself resize and crop."""
+    out = built(images=[frame], do_rescale=False, do_normalize=False, input_data_format="channels_last")
+    return np.moveaxis(out["pixel_values"][0], 0, -1)
+
+
+def _resize_and_crop(name: str, built: Any) -> ResizeAndCrop:
+    """Return what the processor does to a frame's size.
+
+    Raises:
+        EncoderError: its size is none of shortest edge, or height and width.
+    """
+    size = built.size if built.do_resize else None
+    crop = _height_and_width(built.crop_size) if built.do_center_crop else None
+    edge = size.shortest_edge if size is not None and not size.longest_edge else None
+    fixed = None if size is None or edge else _height_and_width(size)
+    if size is not None and not edge and fixed is None:
+        raise EncoderError(
+            f"image processor {name!r} resizes to {_plain(size)}: only a shortest edge, or height and width work"
+        )
+    return ResizeAndCrop(_filter_of(built), edge, fixed, crop)
+
+
+def _filter_of(built: Any) -> int:
+    return int(Image.Resampling.BILINEAR if built.resample is None else built.resample)
+
+
+def _height_and_width(size: Any) -> Size | None:
+    return (int(size.height), int(size.width)) if size is not None and size.height and size.width else None
+
+
+def _fixed_size(name: str, resize: ResizeAndCrop) -> Size:
     """Return height and width of every output.
 
     Raises:
         EncoderError: the output's size follows the input's.
     """
-    size = None
-    if built.do_center_crop:
-        size = built.crop_size
-    elif built.do_resize:
-        size = built.size
-    if size is None or not size.height or not size.width:
+    size = resize.crop or resize.size
+    if size is None:
         raise EncoderError(
             f"image processor {name!r} gives images of varying size; a video needs one (a centre crop, or a resize to "
             "height and width)"
         )
-    return int(size.height), int(size.width)
+    return size
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from cache_store import FeatureStore, describe
-from pipeline.encode_unit import DecodedUnit, decode_unit, encoded_unit, put_item
+from pipeline.decode_unit import DecodedUnit, decode_unit
+from pipeline.encode_unit import encoded_unit, put_item
 from pipeline.encoders import load_spec
 from pipeline.failures import UnitFailure
 from pipeline.sources import VideoSample

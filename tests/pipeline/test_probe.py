@@ -10,7 +10,7 @@ import pytest
 
 from cache_store import ReadOnlyStore
 from pipeline import probe as module
-from pipeline.encode_unit import decode_unit
+from pipeline.decode_unit import decode_unit
 from pipeline.encoders import load_spec
 from pipeline.encoders.vision_tower import TowerEncoder
 from pipeline.failures import ErrorClass

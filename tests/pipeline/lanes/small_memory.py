@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cache_store import VideoKey
-from pipeline.encode_unit import DecodedUnit
+from pipeline.decode_unit import DecodedUnit
 from pipeline.sources import VideoSample
 from pipeline.work_plan import Unit
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cache_store import StepKey
-from pipeline.encode_unit import DecodedUnit, StepBatch
+from pipeline.decode_unit import DecodedUnit, StepBatch
 from pipeline.encoders.base import StepInput
 from pipeline.encoders.transfer import Transfer
 from pipeline.lanes.batch_sizes import BatchSizes

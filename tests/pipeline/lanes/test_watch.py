@@ -12,7 +12,6 @@ from typing import NamedTuple
 import pytest
 
 from cache_store import FeatureStore, StepKey
-from pipeline.encode_unit import UnitDone
 from pipeline.errors import EncoderError
 from pipeline.lanes import BuildReport, Progress, run_build
 from pipeline.lanes.lane import Lane
@@ -20,6 +19,7 @@ from pipeline.lanes.metrics import Metrics
 from pipeline.lanes.watch import Watch
 from pipeline.lanes.worker import State, Work, Worker
 from pipeline.run_events import Event, RunEvents, read_events
+from pipeline.unit_done import UnitDone
 from pipeline.work_plan import BuildTask, Unit, plan_build
 from tests.pipeline.lanes.faulty_encoder import (
     DECODER_RAISES,

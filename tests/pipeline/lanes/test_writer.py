@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from cache_store import FeatureStore, StepKey
-from pipeline.encode_unit import EncodedUnit, UnitDone
+from pipeline.encode_unit import EncodedUnit
 from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes.writer import MOST_BYTES, MOST_UNITS, Writer
 from pipeline.sources import StepSample
+from pipeline.unit_done import UnitDone
 from pipeline.work_plan import Unit
 
 

@@ -13,9 +13,10 @@ import fsspec
 import pytest
 from filelock import FileLock
 
-from pipeline.encode_unit import DecodedUnit, UnitFailure, decode_unit
+from pipeline.decode_unit import DecodedUnit, decode_unit
 from pipeline.encoders import load_spec
 from pipeline.errors import MediaError, SourceError
+from pipeline.failures import UnitFailure
 from pipeline.sources import (
     UrlPath,
     VideoFolder,

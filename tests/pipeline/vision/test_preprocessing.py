@@ -9,9 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from transformers import image_processing_backends
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import ClipLikePreprocess, QwenImagePreprocess
+from pipeline.vision.resizing import SmartResize
 
 CLIP_LIKE = {
     "clip": {
@@ -45,6 +48,12 @@ CLIP_LIKE = {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": 40},
         "crop_size": {"height": 61, "width": 64},
+    },
+    "nearest_pixel": {"image_processor_type": "ViTImageProcessor", "size": {"height": 31, "width": 40}, "resample": 0},
+    "no_resize": {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": False,
+        "crop_size": {"height": 50, "width": 41},
     },
     "no_normalise": {
         "image_processor_type": "CLIPImageProcessor",
@@ -141,7 +150,12 @@ def test_the_recipe_writes_defaults_out():
     [
         ({"image_processor_type": "LlavaNextImageProcessor"}, "not supported"),
         ({}, "not supported"),
+        (
+            {"image_processor_type": "SiglipImageProcessor", "size": None},
+            "configuration does not work: .*must be specified",
+        ),
         ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}, "varying size"),
+        ({"image_processor_type": "CLIPImageProcessor", "size": {"max_height": 9, "max_width": 9}}, "resizes to"),
         ({"image_processor_type": "CLIPImageProcessor", "do_pad": True, "pad_size": {"height": 9, "width": 9}}, "pads"),
     ],
 )
@@ -150,9 +164,40 @@ def test_a_processor_with_other_steps_is_refused(config, message):
         ClipLikePreprocess.from_config(config)
 
 
+def test_a_processor_that_resizes_to_other_bits_is_refused(monkeypatch):
+    resize = image_processing_backends.np_resize
+    monkeypatch.setattr(image_processing_backends, "np_resize", lambda *args, **rest: resize(*args, **rest) ^ 1)
+    with pytest.raises(EncoderError, match="transformers resizes a frame of 64x97 pixels to other values"):
+        ClipLikePreprocess.from_config(CLIP_LIKE["clip"])
+    with pytest.raises(EncoderError, match="this version of it is not supported"):
+        QwenImagePreprocess.from_config(QWEN)
+
+
+@settings(deadline=None)
+@given(
+    height=st.integers(1, 5000),
+    width=st.integers(1, 5000),
+    min_pixels=st.integers(1, 10**6),
+    range_=st.floats(1, 100),
+    factor=st.sampled_from((14, 28, 32)),
+)
+def test_images_get_the_size_that_the_processor_gives_them(height, width, min_pixels, range_, factor):
+    max_pixels = int(min_pixels * range_)
+    asked = {"factor": factor, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    resize = SmartResize(3, **asked)
+    if max(height, width) / min(height, width) > 200:
+        with pytest.raises(ValueError, match="over 200 times the other"):
+            resize(np.zeros((height, width, 3), dtype=np.uint8))
+    else:
+        assert resize.resized_to(height, width) == smart_resize(height, width, **asked)
+
+
 def test_another_processor_is_no_qwen_processor():
     with pytest.raises(EncoderError, match="not Qwen2-VL's"):
         QwenImagePreprocess.from_config(CLIP_LIKE["clip"])
+    for broken in ({"do_resize": False}, {"min_pixels": None, "max_pixels": None, "size": {"shortest_edge": 784}}):
+        with pytest.raises(EncoderError, match="has to resize"):
+            QwenImagePreprocess.from_config(QWEN | broken)
     with pytest.raises(EncoderError, match="cannot both hold"):
         QwenImagePreprocess.from_config(QWEN, min_pixels=100 * 784)
 

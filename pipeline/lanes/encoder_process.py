@@ -1,86 +1,26 @@
-"""The two kinds of process of a lane, as plain classes: `cluster` turns them into Ray actors.
-
-Decoding never shares a process with the model: a decoder can die inside native code, and the model is dear to load.
-"""
+"""A lane's encoder, with the model and the writer, as a plain class: `cluster` turns it into a Ray actor."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import ray
 import torch
 
 from cache_store import FeatureStore
 from cache_store.naming import BATCH_SIZES
-from pipeline.encode_unit import DecodedUnit, EncodedUnit, UnitDone, decode_units, published
+from pipeline.decode_unit import DecodedUnit
+from pipeline.encode_unit import EncodedUnit
 from pipeline.failures import ErrorClass, UnitFailure, failure_of
 from pipeline.lanes.batch_sizes import BatchSizes
 from pipeline.lanes.device import DeviceStage
 from pipeline.lanes.limits import TimeLimits
 from pipeline.lanes.one_at_a_time import Hung
-from pipeline.lanes.oom_killer import oom_kills
+from pipeline.lanes.process_info import ProcessInfo, process_info
 from pipeline.lanes.writer import Publishing, Writer
-from pipeline.work_plan import BuildTask, Unit
-
-
-@dataclass(frozen=True)
-class ProcessInfo:
-    """Where a process of a lane came up."""
-
-    node_id: str
-    host: str
-    device: str
-    oom_kills: int | None  # there, so far; None where the kernel does not tell
-
-
-@dataclass(frozen=True)
-class DecodeOutcome:
-    """What the scheduler needs to know of a decoded unit; the pixels go from process to process without it."""
-
-    failure: UnitFailure | None = None
-    present: UnitDone | None = None  # the store has the feature meanwhile: nothing was decoded
-    nbytes: int = 0
-    decode_s: float = 0.0
-
-
-class DecoderProcess:
-    """Turns units into pixels. One call at a time: the first one in flight is the one that runs."""
-
-    def __init__(self, task: BuildTask, recheck: bool) -> None:
-        self._task = task
-        self._store = FeatureStore(task.store_root, run_id=task.run_id) if recheck else None
-        # PIL and numpy do the work here; torch's own pool would only take the encoder's cores.
-        torch.set_num_threads(1)
-
-    def ready(self) -> ProcessInfo:
-        """Answer as soon as the process can work."""
-        return _info("cpu")
-
-    def decode(self, units: Sequence[Unit]) -> tuple[list[DecodeOutcome], list[DecodedUnit | None]]:
-        """Decode units; the second value stays in the object store until the encoder takes it.
-
-        What another build or a lost process has published since the plan was made is not decoded again.
-        """
-        present = [self._published(unit) for unit in units]
-        wanted = [unit for unit, done in zip(units, present, strict=True) if done is None]
-        rest = iter(decode_units(wanted, self._task))
-        outcomes: list[DecodeOutcome] = []
-        decoded: list[DecodedUnit | None] = []
-        for done in present:
-            one = next(rest) if done is None else None
-            if isinstance(one, DecodedUnit):
-                outcomes.append(DecodeOutcome(nbytes=one.nbytes, decode_s=one.decode_s))
-                decoded.append(one)
-            else:
-                outcomes.append(DecodeOutcome(failure=one, present=done))
-                decoded.append(None)
-        return outcomes, decoded
-
-    def _published(self, unit: Unit) -> UnitDone | None:
-        return None if self._store is None else published(unit, self._task, self._store)
+from pipeline.unit_done import UnitDone
+from pipeline.work_plan import BuildTask
 
 
 class EncoderProcess:
@@ -100,7 +40,7 @@ class EncoderProcess:
         with self._loading:
             if not self._is_loaded:
                 self._load()
-        return _info(self._device)
+        return process_info(self._device)
 
     def _load(self) -> None:
         # Ray starts its workers with OMP_NUM_THREADS=1, which would leave the lane's other cores idle.
@@ -165,7 +105,3 @@ class EncoderProcess:
 
 def _hung(decoded: DecodedUnit, exc: Hung) -> UnitFailure:
     return UnitFailure(decoded.unit.name, "encode", str(exc), ErrorClass.HANG, spoils_process=True)
-
-
-def _info(device: str) -> ProcessInfo:
-    return ProcessInfo(ray.get_runtime_context().get_node_id(), socket.gethostname(), device, oom_kills())

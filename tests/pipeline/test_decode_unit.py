@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import encode_unit
-from pipeline.encode_unit import DecodedUnit, decode_unit, decode_units
+from pipeline import decode_unit as decode_unit_module
+from pipeline.decode_unit import DecodedUnit, decode_unit, decode_units
 from pipeline.encoders import load_spec
 from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.sources import VideoSample
@@ -30,10 +30,13 @@ def units(tmp_path, task):
 
 def test_clips_of_one_file_open_it_once_and_are_what_each_is_alone(units, task, monkeypatch):
     alone = [decode_unit(unit, task) for unit in units]
-    decode, opened = encode_unit.decode_cuts, []
-    monkeypatch.setattr(
-        encode_unit, "decode_cuts", lambda path, cuts, **rest: opened.append(path.name) or decode(path, cuts, **rest)
-    )
+    decode, opened = decode_unit_module.decode_cuts, []
+
+    def noted(path, cuts, **options):
+        opened.append(path.name)
+        return decode(path, cuts, **options)
+
+    monkeypatch.setattr(decode_unit_module, "decode_cuts", noted)
     together = decode_units(units, task)
     assert opened == ["a.mp4", "b.mp4"]
     for unit, mine, theirs in zip(units, alone, together, strict=True):
@@ -48,14 +51,14 @@ def test_clips_of_one_file_open_it_once_and_are_what_each_is_alone(units, task, 
 
 
 def test_a_clip_that_surprises_its_decoder_costs_no_other_clip(units, task, monkeypatch):
-    decode = encode_unit.decode_cuts
+    decode = decode_unit_module.decode_cuts
 
     def decode_unless(path, cuts, **options):
         if any(cut.start_s == 0.5 for cut in cuts):
             raise RuntimeError("of no kind that was foreseen")
         return decode(path, cuts, **options)
 
-    monkeypatch.setattr(encode_unit, "decode_cuts", decode_unless)
+    monkeypatch.setattr(decode_unit_module, "decode_cuts", decode_unless)
     failures = [one for one in decode_units(units, task) if isinstance(one, UnitFailure)]
     assert [(one.key, one.error) for one in failures] == [
         (units[1].name, ErrorClass.BAD_MEDIA),
