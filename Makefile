@@ -30,7 +30,7 @@ check: install
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
 test: install
-	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile --max-worker-restart 2 -m "not slow"
 
 # Each benchmark once through, with small sizes: five minutes. For who changes a benchmark, and before figures are recorded.
 test-slow: install

@@ -30,6 +30,9 @@ ENCODER_DEPTH_SMALL = 32
 DECODER_DEPTH = 2
 DECODER_DEPTH_SMALL = 8  # of units that take less time to decode than a call takes to come back
 CONNECT_S = 10.0
+LATE_S = 60.0  # Ray comes up within seconds; what keeps it longer waits in native code, where Ctrl-C is not heard
+
+logger = logging.getLogger("pipeline.lanes")
 
 
 @contextmanager
@@ -51,11 +54,12 @@ def connection(address: str | None) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if joining:
-            ray.init(address=joining, **options)
-        else:
-            # "local", or else Ray would look for a cluster of some other user of this machine.
-            ray.init(address="local", include_dashboard=False, **options)
+        with _told_if_late():
+            if joining:
+                ray.init(address=joining, **options)
+            else:
+                # "local", or else Ray would look for a cluster of some other user of this machine.
+                ray.init(address="local", include_dashboard=False, **options)
     except Exception as exc:  # what Ray raises has no class of its own: a disk that is full, a node too slow
         raise BuildRefused(f"no Ray cluster to use at {joining or 'this machine'}: {exc}") from exc
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
@@ -64,6 +68,18 @@ def connection(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _told_if_late() -> Iterator[None]:
+    words = "Ray has not come up for %g s and is waited for; its logs: session_latest/logs in RAY_TMPDIR or /tmp/ray"
+    timer = threading.Timer(LATE_S, logger.warning, (words, LATE_S))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _require_listener(address: str) -> None:

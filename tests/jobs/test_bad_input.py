@@ -343,19 +343,24 @@ def test_an_interrupt_while_libraries_load_is_told_in_one_line(monkeypatch, caps
     assert capsys.readouterr().err == "vlm-cache: interrupted\n"
 
 
-def test_ray_that_does_not_start(videos, tmp_path):
+def test_ray_that_is_late_and_does_not_start(videos, tmp_path):
     """Ray's own error has no class by which it could be told."""
     store = str(tmp_path / "store")
     code = (
-        "import ray, sys\n"
-        "def init(**_): raise Exception('The current node timed out during startup.')\n"
-        "ray.init = init\n"
+        "import ray, sys, threading\n"
         "from jobs.__main__ import main\n"
+        "from pipeline.lanes import cluster\n"
+        "cluster.LATE_S, warn, told = 0.01, cluster.logger.warning, threading.Event()\n"
+        "cluster.logger.warning = lambda *words: (warn(*words), told.set())\n"
+        "def init(**_): raise Exception(f'The current node timed out during startup, told: {told.wait(60)}.')\n"
+        "ray.init = init\n"
         f"sys.exit(main({['build', *PLAIN, '--data', str(videos), '--store', store]!r}))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].endswith("this machine: The current node timed out during startup.")
+    late, last = done.stderr.splitlines()[-2:]
+    assert late.startswith("Ray has not come up for 0.01 s and is waited for; its logs: session_latest/logs")
+    assert last.endswith("this machine: The current node timed out during startup, told: True.")
     assert "Traceback" not in done.stderr
 
 

@@ -134,8 +134,11 @@ def exported(run):
     import ray
 
     port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
     found = Counter()
+    try:
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    except OSError as exc:
+        return Counter({str(exc): 1})  # Ray's exporter comes up beside the cluster
     for line in text.splitlines():
         if line.startswith("ray_vlm_cache_") and f'run="{run}"' in line and 'dataset="blocks"' in line:
             name = re.sub(r'^ray_vlm_cache_(\w+).*?(,stage="\w+")?}.*', r"\1\2", line)
@@ -145,19 +148,19 @@ def exported(run):
 
 def test_ray_exports_the_metrics_for_prometheus(watched):
     report = watched.report
-    until = time.monotonic() + 60  # Ray exports every so often
-    while (found := exported("watched"))["units_built_total"] < report.done or found["units_left"]:
+    until = time.monotonic() + 180  # Ray exports every so often, maybe while the last values are being set
+    ends = ("units_left", "queue_bytes", "busy_share")
+    while (found := exported("watched"))["units_built_total"] < report.done or any(found[name] for name in ends):
         assert time.monotonic() < until, f"not all of the metrics came: {found}"
         time.sleep(0.2)
     assert found["units_built_total"] == report.done
     assert found["bytes_written_total"] == report.bytes
     assert found["process_restarts_total"] == report.restarts
     assert found['units_failed_total,stage="decode"'] == found['units_failed_total,stage="encode"'] == 1
-    for stage in ("decode", "encode", "write"):
-        assert found[f'stage_seconds_count,stage="{stage}"'] >= report.done - report.restarts
-    assert "queue_bytes" in found
-    assert "busy_share" in found
-    assert found["units_left"] == found["queue_bytes"] == found["busy_share"] == 0
+    timed = sum("encode" in fields for fields in named(watched, "unit"))  # the others went down with their process
+    counts = [found[f'stage_seconds_count,stage="{stage}"'] for stage in ("decode", "encode", "write")]
+    assert (counts[0] >= report.done, counts[1:]) == (True, [timed, timed])
+    assert [name for name in ends if name not in found] == []
 
 
 def test_a_unit_of_a_lost_process_has_no_time_of_encoding_and_one_of_another_lanes_decoder_says_so():
