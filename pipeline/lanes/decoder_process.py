@@ -31,8 +31,8 @@ class DecoderProcess:
     """Turns units into pixels. One call at a time: the first one in flight is the one that runs."""
 
     def __init__(self, task: BuildTask, recheck: bool) -> None:
-        self._task = task
-        self._store = FeatureStore(task.store_root, run_id=task.run_id) if recheck else None
+        self._task, self._recheck = task, recheck
+        self._store: FeatureStore | None = None  # opened by the first call, so that who never works leaves no trace
 
     def ready(self) -> ProcessInfo:
         """Answer as soon as the process can work."""
@@ -58,5 +58,14 @@ class DecoderProcess:
                 decoded.append(None)
         return outcomes, decoded
 
+    def close(self) -> None:
+        """Write the rest of the store's journals."""
+        if self._store is not None:
+            self._store.close()
+
     def _published(self, unit: Unit) -> UnitDone | None:
-        return None if self._store is None else published(unit, self._task, self._store)
+        if not self._recheck:
+            return None
+        if self._store is None:
+            self._store = FeatureStore(self._task.store_root, run_id=self._task.run_id)
+        return published(unit, self._task, self._store)

@@ -110,7 +110,13 @@ class Scheduler:
         self._outcomes.close(
             self._watch.now_s(), sum(worker.restarts for lane in self._lanes for worker in lane.workers)
         )
-        closing = [lane.encoder.actor.close.remote() for lane in self._lanes if lane.encoder.state is State.READY]
+        # A decoder that still works on something takes no other call, and is ended with what it has.
+        closing = [
+            worker.actor.close.remote()
+            for lane in self._lanes
+            for worker in lane.workers
+            if worker.state is State.READY and not (worker.kind == "decode" and worker.in_flight)
+        ]
         if closing:
             # What is lost if this takes too long are use times and counters, never a feature.
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cache_store import FeatureStore, StepKey
+from cache_store.naming import JOURNALS
 from pipeline.errors import EncoderError
 from pipeline.lanes import BuildReport, run_build
 from pipeline.work_plan import BuildTask, plan_build
@@ -61,6 +62,15 @@ def test_every_sample_gets_its_feature(bench):
     assert (report.done, report.skipped, report.failed, report.not_started) == (150, 0, [], 0)
     assert made.names() == list(range(150))
     assert report.exit_status == 0
+
+
+def test_what_a_build_returns_from_has_been_closed(bench):
+    """What a process wrote while it was being ended would change a store that somebody already looks at."""
+    made = bench([GOOD] * 20)
+    made.build(decoders_per_lane=2)
+    kinds = [path.read_text().splitlines()[-1][0] for path in (made.store.root / JOURNALS).iterdir()]
+    assert sorted(kinds)[:-1] == ["c"] * (len(kinds) - 1)  # the last is this process's own
+    assert len(kinds) > 2
 
 
 def test_a_second_build_skips_everything_and_does_not_start_lanes(bench):
