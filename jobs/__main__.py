@@ -15,6 +15,8 @@ def main(argv: list[str] | None = None) -> int:
 
         args = make_parser().parse_args(argv)
         named = f"vlm-cache {args.command}"
+        if args.command == "stream":
+            named += f" {args.stream_command}"
         # And this late: `--help` and `stats` must not wait for torch, ray and transformers.
         from jobs.commands import REFUSALS, command
 

@@ -334,6 +334,16 @@ def test_wrong_usage_is_told_in_one_line(refused, videos, option, value):
     assert f"--{option}" in said
 
 
+@pytest.mark.parametrize("command", ["stats --store s", "stream delayed --model small --video v"])
+def test_an_unknown_option_is_refused_by_the_command_that_does_not_know_it(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), "--out", "x"])
+    name = command.partition(" --")[0]
+    assert caught.value.code == 2
+    said = f"vlm-cache {name}: unrecognized arguments: --out x; vlm-cache {name} --help lists the options\n"
+    assert capsys.readouterr().err == said
+
+
 def test_an_interrupt_while_libraries_load_is_told_in_one_line(monkeypatch, capsys):
     def interrupted():
         raise KeyboardInterrupt

@@ -101,7 +101,7 @@ def test_what_cannot_be_reported_on_is_refused(video_file, arguments, says, caps
     known = [str(video_file) if word == "VIDEO" else word for word in arguments]
     assert main(["stream", "delayed", *known]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("vlm-cache stream: ")
+    assert told.startswith("vlm-cache stream delayed: ")
     assert re.search(says, told), told
 
 
