@@ -148,9 +148,9 @@ def test_an_evaluation_finds_every_feature_that_a_build_made_and_answers_with_th
 def test_a_build_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path, capsys):
     videos = tmp_path / "videos"
     for number in range(24):
-        write_video(videos / f"{number:02d}.mp4", frames=32, width=320, height=240, seed=number)
+        write_video(videos / f"{number:02d}.mp4", frames=8, seed=number)
     arguments = ["--source", "folder", "--data", str(videos), "--encoder", "longva", "--model", "small"]
-    arguments += ["--nframe", "32", "--store"]
+    arguments += ["--nframe", "8", "--store"]
 
     interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
     run = subprocess.Popen(
