@@ -7,7 +7,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 
 from cache_store import FeatureStore
@@ -52,7 +52,8 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
         events = folder.begin(args, task.shared_recipe())
         if isinstance(source, Benchmark):
             folder.write_questions(source.questions())
-        with _stop_on_signal() as should_stop, BuildView(title=_title(args)) as view:
+        # Ray tells of a process that died on stdout, which results have for themselves.
+        with _stop_on_signal() as should_stop, redirect_stdout(sys.stderr), BuildView(title=_title(args)) as view:
             report = run_build(
                 plan,
                 store,

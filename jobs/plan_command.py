@@ -6,6 +6,8 @@ import argparse
 import math
 import os
 import shutil
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pyarrow
@@ -144,7 +146,7 @@ def _lanes(args: argparse.Namespace) -> LaneCount:
         # Late: Ray takes a second to import, and most plans are made without a cluster.
         from pipeline.lanes.cluster import connection, shape_lanes
 
-        with connection(args.address):
+        with redirect_stdout(sys.stderr), connection(args.address):
             shape = shape_lanes(lanes=args.lanes, decoders_per_lane=args.decoders_per_lane, device=args.device)
         return LaneCount(shape.lanes, shape.most_decoders, shape.gpus_per_encoder > 0, shape.cpu_threads)
     gpus = 0 if args.device == "cpu" else torch.cuda.device_count()

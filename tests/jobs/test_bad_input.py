@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 
+import jobs.build_command
 from cache_store import FeatureStore, StepKey
 from jobs.__main__ import main
 from pipeline.errors import BuildRefused
@@ -372,6 +373,20 @@ def test_ray_that_is_late_and_does_not_start(videos, tmp_path):
     assert late.startswith("Ray has not come up for 0.01 s and is waited for; its logs: session_latest/logs")
     assert last.endswith("this machine: The current node timed out during startup, told: True.")
     assert "Traceback" not in done.stderr
+
+
+def test_what_ray_tells_of_on_stdout_is_no_part_of_the_result(videos, tmp_path, local_ray, capsys, monkeypatch):
+    real = jobs.build_command.run_build
+
+    def run_build(*arguments, **options):
+        print("(raylet) A worker died or was killed while executing a task by an unexpected system error.")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("jobs.build_command.run_build", run_build)
+    assert main(["build", *PLAIN, "--data", str(videos), "--store", str(tmp_path / "store"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["done"] == 1
+    assert "(raylet)" in said.err
 
 
 def test_a_file_name_that_is_no_text_fails_alone(videos, tmp_path, local_ray, capsys):
