@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from jobs.arguments import make_parser
 from jobs.build_command import build
 from jobs.parsers import store_root
+from jobs.printing import print_json
 from jobs.run_files import FailedRun, read_failed
 from jobs.run_folder import NOT_ASKED_AGAIN
 from pipeline.errors import BuildRefused
+from pipeline.lanes import BuildReport
 from pipeline.sources import parse_media_path
 
 
@@ -24,6 +26,8 @@ def retry_failed(args: argparse.Namespace) -> int:
     run = read_failed(args.run)
     if not run.recipes:
         print(f"{args.run} holds no failed units", file=sys.stderr)
+        if args.json:
+            print_json({**BuildReport().to_json(), "folder": None})
         return 0
     return build(_asked_then(run, args), only=run)
 

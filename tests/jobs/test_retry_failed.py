@@ -84,6 +84,14 @@ def test_only_what_failed_is_built_again(base, capsys, monkeypatch, tmp_path):
     assert "no failed units" in capsys.readouterr().err
 
 
+def test_a_run_without_failures_is_done_and_reports_nothing(base, capsys):
+    (_run(base) / "failed.jsonl").write_text("")
+    assert main(["retry-failed", str(_run(base)), "--json"]) == 0
+    report, finished = json.loads(capsys.readouterr().out), json.loads((_run(base) / "report.json").read_text())
+    assert report.keys() == finished.keys() | {"folder"}
+    assert (report["done"], report["failed"], report["folder"]) == (0, [], None)
+
+
 def test_another_recipe_is_refused(base, capsys):
     build = _run(base) / "build.json"
     asked = json.loads(build.read_text())
