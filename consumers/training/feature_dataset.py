@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class FeatureDataset(Dataset[Any]):
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Any:
-        return self.__getitems__([index])[0]
+        return self.__getitems__([operator.index(index)])[0]
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to download what these items need; for a sampler that knows what comes next."""

@@ -51,6 +51,15 @@ def test_another_recipe_is_an_error_and_not_a_feature(root):
         FeatureDataset(root, KEYS, recipe={"version": 2})[1]
 
 
+def test_an_item_is_asked_for_by_a_whole_number(root):
+    dataset = FeatureDataset(root, KEYS)
+    assert dataset[torch.tensor(2)].max() == dataset[2 - len(KEYS)].max() == 6
+    with pytest.raises(TypeError, match="'slice' object cannot be interpreted as an integer"):
+        dataset[1:3]
+    with pytest.raises(IndexError):
+        dataset[len(KEYS)]
+
+
 def test_a_used_data_set_can_be_pickled(root):
     dataset = FeatureDataset(root, KEYS)
     assert dataset[0] is not None
