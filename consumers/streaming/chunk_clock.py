@@ -34,7 +34,7 @@ class ChunkClock:
         if any(time is None for time in times) and any(time is not None for time in times):
             raise ValueError("one video has timestamps for all of its frames, or for none")
         if not 0 < fps < math.inf:
-            raise ValueError(f"fps must be above 0, got {fps}")
+            raise ValueError(f"fps must be a finite number above 0, got {fps}")
         starts = range(0, len(times), self.frames_per_grid)
         first = times[0] if times else None
         if first is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,15 @@ def check_order(times_s: list[float], previous_s: float | None) -> None:
         ValueError: one is no finite number.
     """
     for time_s in times_s:
-        if not np.isfinite(time_s):
-            raise ValueError(f"a timestamp must be a finite number of seconds, got {time_s}")
+        if not _is_finite(time_s):
+            raise ValueError(f"a timestamp must be a finite number of seconds, got {time_s!r}")
         if previous_s is not None and time_s < previous_s:
             raise TimeRunsBackwards(time_s, previous_s)
         previous_s = time_s
+
+
+def _is_finite(time_s: object) -> bool:
+    try:
+        return math.isfinite(time_s)  # type: ignore[arg-type]
+    except TypeError:  # no number
+        return False

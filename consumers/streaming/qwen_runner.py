@@ -40,6 +40,8 @@ class QwenRunner:
     ) -> None:
         self.model, self.tokenizer = model, processor.tokenizer
         self.device = torch.device(model.device if device is None else device)
+        if self.device.type != torch.device(model.device).type:
+            raise ValueError(f"device is {self.device}, and the model is on {model.device}; move the model there first")
         self.preprocess = _preprocess(processor, min_pixels, max_pixels)
         self._table = self.preprocess.table()
         vision, text = model.config.vision_config, model.config.get_text_config()

@@ -86,7 +86,7 @@ class QwenInferenceWrapper:
         if not len(frames):
             raise ValueError("a video needs at least one frame")
         if not 0 < fps < math.inf:
-            raise ValueError(f"fps must be above 0, got {fps}")
+            raise ValueError(f"fps must be a finite number above 0, got {fps}")
         resized = self._resized(frames)
         resized += [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
         seconds = self.engine.runner.frames_per_grid / fps

@@ -51,6 +51,8 @@ class VideoSequence:
             raise ValueError(f"wrapping must be 'turns' or 'continuous', got {wrapping!r}")
         if text_after_video not in TEXT_RULES:
             raise ValueError(f"text_after_video must be one of {TEXT_RULES}, got {text_after_video!r}")
+        if max_context_tokens is not None and max_context_tokens < 1:
+            raise ValueError(f"max_context_tokens must be at least 1, got {max_context_tokens}")
         self.runner, self.manager, self.ledger = runner, KVCacheManager(), ChunkLedger(eviction)
         self.max_tokens = runner.longest_context if max_context_tokens is None else max_context_tokens
         self._wrapping, self._rule, self._system_prompt = wrapping, text_after_video, system_prompt

@@ -233,11 +233,12 @@ def test_choices_that_are_none_are_refused(engine, choices):
         ),
         (lambda e: e.append_video_chunk([FRAMES[0], video(1, width=56)[0]]), FrameSizeChanged, "56x56"),
         (lambda e: e.append_video_chunk([np.zeros((56, 84), np.uint8)]), ValueError, "uint8"),
-        (lambda e: e.append_video_chunk(FRAMES[:2], fps=0), ValueError, "fps must be above 0"),
-        (lambda e: e.append_video_chunk(FRAMES[:2], fps=float("inf")), ValueError, "fps must be above 0"),
+        (lambda e: e.append_video_chunk(FRAMES[:2], fps=0), ValueError, "finite number above 0"),
+        (lambda e: e.append_video_chunk(FRAMES[:2], fps=float("inf")), ValueError, "finite number above 0"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1.0]), ValueError, "2 frames came with 1 timestamps"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[2.0, 1.5]), TimeRunsBackwards, "1.5 s came after"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1, float("nan")]), ValueError, "finite"),
+        (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1, "later"]), ValueError, "finite .* got 'later'"),
         (lambda e: e.append_frame(FRAMES[0], text_content="<|video_pad|>"), ValueError, "."),
     ],
 )
@@ -246,6 +247,18 @@ def test_frames_that_do_not_fit_are_refused_and_the_stream_goes_on(engine, appen
     with pytest.raises(error, match=says):
         append(engine)
     assert goes_on(engine, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_context_tokens": 0}, "max_context_tokens must be at least 1"),
+        ({"device": "cuda:7"}, "device is cuda:7, and the model is on cpu"),
+    ],
+)
+def test_an_engine_that_could_never_work_is_refused_when_it_is_made(eager, options, says):
+    with pytest.raises(ValueError, match=says):
+        VideoStreamingInference(*eager, **options)
 
 
 def test_a_continuous_stream_has_one_rate_or_timestamps(eager):
