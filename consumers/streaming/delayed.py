@@ -73,6 +73,10 @@ class DelayedBatchInferenceEngine:
         self._lock = threading.RLock()
         self._size: tuple[int, int] | None = None
         self._sequence: VideoSequence | None = None  # of the present union; None: to be encoded
+        self._new_sequence()  # refuses here, not at the first question, what could never work
+
+    def _new_sequence(self) -> VideoSequence:
+        return VideoSequence(self.runner, wrapping="continuous", **self._sequence_options)
 
     def add_frame(self, frame: Any, timestamp: float) -> str:
         """Add a frame, a PIL image or uint8 [height, width, 3], at a time in seconds; returns what became of it.
@@ -154,7 +158,7 @@ class DelayedBatchInferenceEngine:
         pairs = self._paired(kept)
         loads = {name: partial(self._resized, pair) for name, pair in pairs.items()}
         features, (rows, columns), counts = self._features.get(loads)
-        sequence = VideoSequence(self.runner, wrapping="continuous", **self._sequence_options)
+        sequence = self._new_sequence()
         ticks = self._ticks([pair[0].timestamp for pair in pairs.values()], kept[-1].timestamp)
         sequence.append_video(torch.cat(features), ticks, rows=rows, columns=columns)
         self._sequence = sequence

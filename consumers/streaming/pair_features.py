@@ -39,6 +39,8 @@ class PairFeatures:
     """
 
     def __init__(self, runner: QwenRunner, store: FeatureStore | None = None) -> None:
+        if store is not None and not hasattr(store, "put"):
+            raise TypeError(f"feature_store must be an open FeatureStore, got {store!r}")
         self._runner, self._store = runner, store
         self._memory: dict[Hashable, torch.Tensor] = {}
         self._grid = (0, 0)

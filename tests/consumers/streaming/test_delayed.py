@@ -47,6 +47,20 @@ def test_each_frame_is_told_what_became_of_it(eager):
     assert lines[10] == "Frame #11 added to Stream Memory | Star: 2, Stream: 11"
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_context_tokens": 0}, ValueError),
+        ({"text_after_video": "none"}, ValueError),
+        ({"feature_store": "path"}, TypeError),
+    ],
+)
+def test_an_engine_that_could_never_work_is_refused_when_it_is_made(eager, options, error):
+    (name,) = options
+    with pytest.raises(error, match=name):
+        DelayedBatchInferenceEngine(*eager, **options)
+
+
 def test_without_frames_the_answer_is_an_error_message(eager):
     engine = DelayedBatchInferenceEngine(*eager)
     text, metrics = engine.ask(QUESTION)
