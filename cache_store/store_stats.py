@@ -149,17 +149,19 @@ def _found(record_of: RecordOf, name: str) -> Record | None:
 
 
 def model_in(record: Record | None) -> str | None:
-    """A short name of the model in a record: family, tower signature, dtypes, first digits of the weights' digest."""
+    """A short name of what made a record: family, tower signature, dtypes, digits of the weights' digest, frames."""
     if record is None:
         return None
+    key = record.key or {}
     encoder = (record.recipe or {}).get("encoder")
     fields: dict[str, Any] = encoder if isinstance(encoder, dict) else {}
     digest = str(fields.get("weights_sha256") or "")[:8]
     parts = [
         fields.get("family"),
-        (record.key or {}).get("model_signature"),
+        key.get("model_signature"),
         fields.get("dtype"),
         "int8" if _is_int8(record) else None,
         f"weights {digest}" if digest else None,
+        f"nframe {key['nframe']}" if "nframe" in key else None,
     ]
     return " ".join(str(part) for part in parts if part) or None

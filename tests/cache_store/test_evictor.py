@@ -404,6 +404,14 @@ def test_stats_tell_models_apart_within_a_data_set(store):
     }
 
 
+def test_stats_tell_apart_how_many_frames_a_model_was_asked_for(store):
+    for nframe in (4, 8):
+        recipe = {"encoder": {"family": "longva"}, "nframe": nframe}
+        store.put(VideoKey("Video-MME", "a", nframe, "61e3f5cb"), tensor(nframe), recipe=recipe)
+    models = store.stats().datasets["Video-MME"].models
+    assert {model.model for model in models} == {f"longva 61e3f5cb nframe {nframe}" for nframe in (4, 8)}
+
+
 def test_hits_misses_and_evictions_are_counted_by_data_set(open_store):
     store = open_store(limit_bytes=3 * SMALL)
     for index in range(5):
