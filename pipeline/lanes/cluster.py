@@ -30,7 +30,7 @@ ENCODER_DEPTH_SMALL = 32
 DECODER_DEPTH = 2
 DECODER_DEPTH_SMALL = 8  # of units that take less time to decode than a call takes to come back
 CONNECT_S = 10.0
-LATE_S = 60.0  # Ray comes up within seconds; what keeps it longer waits in native code, where Ctrl-C is not heard
+LATE_S = 60.0  # Ray comes up within seconds; what keeps it longer may wait in native code, where Ctrl-C is not heard
 
 logger = logging.getLogger("pipeline.lanes")
 
@@ -61,13 +61,19 @@ def connection(address: str | None) -> Iterator[None]:
                 # "local", or else Ray would look for a cluster of some other user of this machine.
                 ray.init(address="local", include_dashboard=False, **options)
     except Exception as exc:  # what Ray raises has no class of its own: a disk that is full, a node too slow
-        raise BuildRefused(f"no Ray cluster to use at {joining or 'this machine'}: {exc}") from exc
+        # Ray tells of a missing token in its log lines only, and `ray start` asks for one wherever its user has one.
+        asks = "; if it asks for a token, set RAY_AUTH_MODE=token" if _joins_without_token(joining) else ""
+        raise BuildRefused(f"no Ray cluster to use at {joining or 'this machine'}: {exc}{asks}") from exc
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _joins_without_token(address: str | None) -> bool:
+    return address is not None and os.environ.get("RAY_AUTH_MODE") != "token"
 
 
 @contextmanager

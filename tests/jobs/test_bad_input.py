@@ -375,6 +375,20 @@ def test_ray_that_is_late_and_does_not_start(videos, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("mode", "hint"), [("token", ""), (None, "; if it asks for a token, set RAY_AUTH_MODE=token")])
+def test_a_cluster_that_cannot_be_joined(videos, tmp_path, monkeypatch, refused, mode, hint):
+    def init(**_):
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    said = refused(address="auto")
+    assert said.endswith(f"no Ray cluster to use at auto: Failed to connect{hint}\n")
+
+
 def test_what_ray_tells_of_on_stdout_is_no_part_of_the_result(videos, tmp_path, local_ray, capsys, monkeypatch):
     real = jobs.build_command.run_build
 
