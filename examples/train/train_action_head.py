@@ -82,17 +82,31 @@ class Training:
         self.done = saved["sampler"]["position"] // self.options.batch_size
 
     def save(self) -> None:
-        """Write a checkpoint whole or not at all; the processes are as far as each other, so one is for all."""
+        """Write a checkpoint whole or not at all; the processes are as far as each other, so one is for all.
+
+        Every process calls this, and rank 0 writes.
+        """
+        total = self.mean_of_all(self.total)
+        if self.rank != 0:
+            return
         state = {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.loader.sampler.state_at(self.done * self.options.batch_size),
             "losses": self.losses,
-            "total": self.total,
+            "total": total,
         }
         temporary = self.options.checkpoint.with_suffix(".writing")
         torch.save(state, temporary)
         temporary.replace(self.options.checkpoint)
+
+    def mean_of_all(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a value over all processes, each of which calls this."""
+        if self.world_size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.world_size
+        return value
 
     def run_epoch(self, epoch: int) -> bool:
         """Train on the rest of an epoch; False if the training is to stop in its middle."""
@@ -104,15 +118,11 @@ class Training:
             loss.backward()
             self.optimizer.step()
             self.done, self.total, self.steps = self.done + 1, self.total + loss.detach(), self.steps + 1
-            if self.rank == 0 and self.options.checkpoint is not None and self.steps % self.options.save_every == 0:
+            if self.options.checkpoint is not None and self.steps % self.options.save_every == 0:
                 self.save()
             if self.steps == self.options.stop_after:
                 return False
-        mean = self.total / self.done
-        if self.world_size > 1:
-            dist.all_reduce(mean)
-            mean /= self.world_size
-        self.losses.append(float(mean))
+        self.losses.append(float(self.mean_of_all(self.total) / self.done))
         self.done, self.total = 0, torch.zeros(())
         return True
 
@@ -130,6 +140,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
         if rank == 0:
             print(f"epoch {epoch}: loss {training.losses[-1]:.5f}", flush=True)
     if world_size > 1:
+        dist.barrier()  # who leaves while the other still talks to it may abort in torch's own threads
         dist.destroy_process_group()
     return training.losses
 

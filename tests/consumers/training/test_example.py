@@ -45,15 +45,26 @@ def example():
     return module
 
 
-def test_the_loss_falls_on_two_processes(arguments):
+def losses_of_two_processes(*arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments, "--epochs", "20"], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "3 episodes, 87 samples, VL Cache: 30/30\nVL Cache: 30/30\n" in done.stdout
-    losses = [float(loss) for loss in re.findall(r"epoch \d+: loss (\S+)", done.stdout)]
+    return [float(loss) for loss in re.findall(r"epoch \d+: loss (\S+)", done.stdout)]
+
+
+def test_the_loss_falls_on_two_processes(arguments):
+    losses = losses_of_two_processes(*arguments, "--epochs", "20")
     assert len(losses) == 20
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_two_processes_that_are_cut_off_tell_the_loss_of_the_whole_epoch(arguments, tmp_path):
+    (whole,) = losses_of_two_processes(*arguments, "--epochs", "1")
+    resumable = [*arguments, "--epochs", "1", "--checkpoint", str(tmp_path / "head.pt"), "--save-every", "4"]
+    assert losses_of_two_processes(*resumable, "--stop-after", "4") == []  # six batches an epoch
+    assert losses_of_two_processes(*resumable) == [pytest.approx(whole, abs=2e-5)]
 
 
 def test_a_training_cut_off_in_the_middle_of_an_epoch_ends_like_a_whole_one(arguments, example, tmp_path):
