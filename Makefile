@@ -29,8 +29,9 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
+# A test process that dies ends the run: where xdist 3.8 replaces it, the rest may be waited for for ever (pytest-xdist #1378).
 test: install
-	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile --max-worker-restart 2 -m "not slow"
+	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
 # Each benchmark once through, with small sizes: five minutes. For who changes a benchmark, and before figures are recorded.
 test-slow: install

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,20 @@ LATE_S = 60.0  # Ray comes up within seconds; what keeps it longer may wait in n
 logger = logging.getLogger("pipeline.lanes")
 
 
+def _say_nothing_to_ray() -> None:
+    """Keep a forked process, such as a worker of a DataLoader, off its parent's connection to Ray.
+
+    What it sends there takes the number of the parent's next call, whose answer then never comes. Ray's `excepthook`
+    reports there what a thread dies of, and handles of actors that the parent left to its garbage collector take leave.
+    """
+    if getattr(sys.excepthook, "__module__", None) == "ray._private.worker":
+        sys.excepthook = sys.__excepthook__
+    gc.freeze()
+
+
+os.register_at_fork(after_in_child=_say_nothing_to_ray)
+
+
 @contextmanager
 def connection(address: str | None) -> Iterator[None]:
     """Join the cluster at `address`, or at $RAY_ADDRESS (set inside `ray job submit`); else start Ray on this machine.
@@ -54,7 +70,7 @@ def connection(address: str | None) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        with _told_if_late():
+        with _told_if_late("come up"):
             if joining:
                 ray.init(address=joining, **options)
             else:
@@ -77,9 +93,9 @@ def _joins_without_token(address: str | None) -> bool:
 
 
 @contextmanager
-def _told_if_late() -> Iterator[None]:
-    words = "Ray has not come up for %g s and is waited for; its logs: session_latest/logs in RAY_TMPDIR or /tmp/ray"
-    timer = threading.Timer(LATE_S, logger.warning, (words, LATE_S))
+def _told_if_late(what: str) -> Iterator[None]:
+    words = "Ray has not %s for %g s and is waited for; its logs: session_latest/logs in RAY_TMPDIR or /tmp/ray"
+    timer = threading.Timer(LATE_S, logger.warning, (words, what, LATE_S))
     timer.daemon = True
     timer.start()
     try:
@@ -123,7 +139,8 @@ def shape_lanes(
     Raises:
         BuildRefused: `device="gpu"` on a cluster that shows no GPU, without a number of lanes to wait for.
     """
-    resources = ray.cluster_resources()
+    with _told_if_late("answered"):
+        resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0.0)
     if device == "gpu" and not gpus and lanes is None:
         raise BuildRefused("the cluster has no GPU now; pass --lanes to wait for an autoscaler, or --device cpu")
