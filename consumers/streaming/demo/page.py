@@ -91,7 +91,7 @@ class DemoPage:
             (self._resume, self._pressed(DemoSession.resume), []),
             (self._reset, self._pressed(DemoSession.reset), []),
         ):
-            button.click(does, inputs, [self._notice], **quiet).then(**look)
+            button.click(does, inputs, [self._notice], **quiet)
         answer = {"outputs": [self._answers, self._ask_notice], **quiet}
         gr.on([self._ask.click, self._question.submit], self._asked, [self._question], **answer)
         self._choose.click(self._chosen, [self._question, self._choices], **answer)
@@ -99,7 +99,8 @@ class DemoPage:
         self._webcam.stream(
             self._webcam_frame, [self._webcam], [], stream_every=1 / self._fps, time_limit=None, **quiet
         )
-        gr.Timer(_TICK_S).tick(**look)
+        # Nothing else looks: of two looks at once the earlier one could be drawn last, and `_shown` name the later one.
+        gr.Timer(_TICK_S).tick(**look, trigger_mode="once")
         self.blocks.unload(self._closed)
 
     def _views(self) -> list[Any]:

@@ -15,7 +15,7 @@ from consumers.streaming.demo import DemoServer, ServerOptions, SessionOptions
 from tests.consumers.streaming.demo.tab import Tab
 from tests.media import write_video
 
-PATIENCE_MS = 30_000  # until a condition counts as never coming true; tests wait for conditions alone
+PATIENCE_MS = 90_000  # until a condition counts as never coming true; tests wait for conditions alone
 _FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
