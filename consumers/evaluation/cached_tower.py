@@ -19,6 +19,7 @@ from consumers.evaluation.live_tower import LiveTower, find_tower
 from consumers.evaluation.statistics import CacheStatistics
 from consumers.evaluation.stored_features import OnMiss, OnStale, StoredFeatures
 from consumers.evaluation.switch import switch_of
+from consumers.words import require_one_of
 
 OnDifference = Literal["raise", "count"]
 
@@ -50,6 +51,7 @@ class CachedVisionTower:
     Raises:
         NoVisionTower: the model has none.
         EvaluationError: there is no store, or no signature.
+        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class CachedVisionTower:
             cast=cast,
         )
         self.statistics = CacheStatistics() if statistics is None else statistics
+        require_one_of(OnDifference, on_difference=on_difference)
         self._echo, self._on_difference = echo, on_difference
         self._switch = switch_of(self.tower.module)
 

@@ -22,6 +22,7 @@ from consumers.evaluation.fitting import TowerIdentity
 from consumers.evaluation.live_tower import TowerFacts
 from consumers.evaluation.statistics import CacheStatistics
 from consumers.evaluation.stored_features import OnMiss, OnStale, StoredFeatures
+from consumers.words import require_one_of
 
 Modality = Literal["image", "video"]
 _GRID = {"image": "image_grid_thw", "video": "video_grid_thw"}
@@ -61,6 +62,7 @@ class CachedEncoderOutputs:
     Raises:
         NoVisionTower: the model takes no `mm_encoder_outputs`, or has no encoder for the modality.
         EvaluationError: there is no store, and nothing is to be kept.
+        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class CachedEncoderOutputs:
             on_stale=on_stale,
         )
         self.statistics = CacheStatistics() if statistics is None else statistics
+        require_one_of(OnDifference, on_difference=on_difference)
         self._echo, self._on_difference = echo, on_difference
 
     def encoded(

@@ -41,6 +41,7 @@ class LongVA_Cached:
 
     Raises:
         EvaluationError: LongVA is not installed, or there is no store.
+        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from cache_store import (
 )
 from consumers.evaluation.errors import EvaluationError, FeatureMissing, FeatureUnfit
 from consumers.evaluation.fitting import Recipe, TowerIdentity
+from consumers.words import require_one_of
 from pipeline.sources import video_id as id_of
 
 OnMiss = Literal["live", "raise", "keep"]
@@ -45,6 +46,7 @@ class StoredFeatures:
 
     Raises:
         EvaluationError: there is no store, and nothing is to be kept in one.
+        ValueError: `on_miss` or `on_stale` is no word for it.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class StoredFeatures:
         on_stale: OnStale = "error",
         cast: bool = False,
     ) -> None:
+        require_one_of(OnMiss, on_miss=on_miss)
+        require_one_of(OnStale, on_stale=on_stale)
         self.store, self.identity = open_store(store, on_miss), identity
         self.dataset, self.nframe, self.model_signature = dataset, nframe, model_signature
         self.on_miss, self._recipe, self._on_stale, self._cast = on_miss, recipe, on_stale, cast

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cache_store import FeatureKey, FeatureStore, is_root
+from consumers.words import require_one_of
 
 OnStale = Literal["error", "miss", "use"]
 Recipe = Mapping[str, Any]
@@ -30,6 +31,7 @@ class FeatureReader:
     """
 
     def __init__(self, root: str | Path, *, on_stale: OnStale = "error") -> None:
+        require_one_of(OnStale, on_stale=on_stale)
         self.root, self._on_stale = str(root), on_stale
         self._store: FeatureStore | None = None
 

@@ -11,9 +11,11 @@ from torch.utils.data import Dataset
 
 from cache_store import FeatureKey, StepKey
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
+from consumers.words import require_one_of
 from pipeline.sources import data_set_name, lerobot_episode_name
 from pipeline.sources.vlm_index import lerobot_vlm_idx
 
+OnMiss = Literal["raise", "none"]
 _TOLERANCE_S = 1e-4  # LeRobot's own
 
 
@@ -48,10 +50,11 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
         delta_timestamps: Sequence[float] | None = None,
         fps: float | None = None,
         episode_lengths: Mapping[int, int] | None = None,
-        on_miss: Literal["raise", "none"] = "raise",
+        on_miss: OnMiss = "raise",
         recipe: Recipe | Callable[[Mapping[str, Any]], Recipe] | None = None,
         on_stale: OnStale = "error",
     ) -> None:
+        require_one_of(OnMiss, on_miss=on_miss)
         meta = getattr(dataset, "meta", None)
         if dataset_name is None:
             root = getattr(dataset, "root", None) or getattr(meta, "root", None)

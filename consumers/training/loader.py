@@ -16,8 +16,11 @@ from consumers.training.open_episodes import Format
 from consumers.training.sampler import ResumableSampler
 from consumers.training.vla_dataset import UnifiedVLADataset
 from consumers.training.vla_episodes import VLAEpisodeSet
+from consumers.words import require_one_of
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER
+
+OnBadEpisode = Literal["raise", "skip"]
 
 _BATCHES_AHEAD = 4
 _SAMPLES_AHEAD = 64  # else small batches would leave most of what may be asked at once unasked
@@ -37,7 +40,7 @@ def create_unified_dataloader(
     distributed: bool = False,
     rank: int = 0,
     world_size: int = 1,
-    on_bad_episode: Literal["raise", "skip"] = "raise",
+    on_bad_episode: OnBadEpisode = "raise",
     **options: Any,
 ) -> DataLoader[Any]:
     """Return a loader over all episodes found, a `VLAEpisodeSet`; rank 0 prints its coverage.
@@ -54,6 +57,7 @@ def create_unified_dataloader(
             sample, or, unless `on_bad_episode` is "skip", some cannot be read; each is named.
         ValueError, TypeError: an option is none, or out of its range.
     """
+    require_one_of(OnBadEpisode, on_bad_episode=on_bad_episode)
     folders: list[tuple[Path, Format]] = [(folder, "old") for folder in _old_episodes(old_dataset_patterns or ())]
     folders += [(folder, "new") for folder in _new_episodes(new_dataset_paths or ())]
     episodes = VLAEpisodeSet(_opened(folders, options, skip=on_bad_episode == "skip", is_told=rank == 0))

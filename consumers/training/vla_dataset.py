@@ -28,11 +28,13 @@ from consumers.training.open_episodes import (
 )
 from consumers.training.preflight import Preflight, preflight
 from consumers.training.robot_states import STATE_WIDTH
+from consumers.words import require_one_of
 from pipeline.errors import MediaError
 from pipeline.recipe import with_instruction
 from pipeline.sources.episode import Episode, chosen_views, instruction_of
 
 OnMiss = Literal["images", "raise", "skip"]
+FormatChoice = Literal["auto", "old", "new"]
 Sample = dict[str, Any]
 
 
@@ -64,7 +66,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     def __init__(
         self,
         data_dir: str | os.PathLike[str],
-        format: Literal["auto", "old", "new"] = "auto",
+        format: FormatChoice = "auto",
         horizon: int = 8,
         vlm_reuse_count: int = 3,
         sensor_window_size: int = 65,
@@ -84,8 +86,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         look_up: bool = True,
     ) -> None:
         sizes = (horizon, vlm_reuse_count, sensor_window_size, robot_window_size, action_expert_hz)
-        if min(sizes) <= 0 or on_miss not in ("images", "raise", "skip"):
-            raise ValueError(f"horizon, reuse, windows and rate must be above 0, found {sizes}; on_miss is {on_miss!r}")
+        if min(sizes) <= 0:
+            raise ValueError(f"horizon, reuse, windows and rate must be above 0, found {sizes}")
+        require_one_of(OnMiss, on_miss=on_miss)
+        require_one_of(FormatChoice, format=format)
         self.data_dir = Path(os.path.abspath(data_dir))
         self.format = format_of(self.data_dir) if format == "auto" else format
         self.horizon, self.vlm_reuse_count, self.action_expert_hz = horizon, vlm_reuse_count, action_expert_hz

@@ -285,6 +285,12 @@ def test_a_model_without_a_tower_is_refused(tmp_path):
         CachedVisionTower(torch.nn.Linear(1, 1), tmp_path, dataset="set", model_signature="0123abcd")
 
 
+@pytest.mark.parametrize(("option", "meant"), [("on_miss", "raise"), ("on_stale", "error"), ("on_difference", "raise")])
+def test_a_mistyped_word_is_not_taken_for_another(model, tmp_path, option, meant):
+    with pytest.raises(ValueError, match=f"^{option} is 'rasie'; give .*'{meant}'"):
+        make_cache(model, tmp_path, **{option: "rasie"})
+
+
 def test_a_model_without_a_name_needs_a_signature(model, tmp_path):
     with pytest.raises(EvaluationError, match="model_signature="):
         CachedVisionTower(model, tmp_path, dataset="set")

@@ -79,6 +79,12 @@ def test_a_miss_can_be_an_error(qwen, tmp_path):
         make_cache(qwen, tmp_path, on_miss="raise").encoded("another", qwen_media)
 
 
+@pytest.mark.parametrize("option", ["on_miss", "on_stale", "on_difference"])
+def test_a_mistyped_word_is_not_taken_for_another(qwen, tmp_path, option):
+    with pytest.raises(ValueError, match=f"^{option} is 'rasie'; give "):
+        make_cache(qwen, tmp_path, **{option: "rasie"})
+
+
 def test_several_media_at_once_are_refused(qwen, tmp_path):
     one = qwen_media()
     two = {name: torch.cat([value, value]) for name, value in one.items()}

@@ -104,6 +104,9 @@ def test_a_miss_is_an_error_or_none_and_never_a_neighbour(root, tmp_path):
     lenient = CachedLeRobot(Recording(tmp_path / "pick"), root, on_miss="none")
     assert lenient[4]["vl_cache"] is None
     assert torch.equal(lenient[6]["vl_cache"], feature_of("pick_episode_000000", 6))
+    for option in ("on_miss", "on_stale"):
+        with pytest.raises(ValueError, match=f"^{option} is 'None'; give"):
+            CachedLeRobot(Recording(tmp_path / "pick"), root, **{option: "None"})
 
 
 def test_recipes_are_compared_where_they_are_given(root, tmp_path):

@@ -148,10 +148,14 @@ def test_a_bad_episode_is_named_or_left_out_by_name(data, capsys):
         ({"new_dataset_paths": ["{}/new"], "dataset_weights": ["{}/old:2"]}, "no episode"),
         ({"new_dataset_paths": ["{}/new"], "dataset_weights": ["{}/new"]}, "path:number"),
         ({}, "no samples"),
+        ({"on_bad_episode": "leave"}, "on_bad_episode is 'leave'; give 'raise' or 'skip'"),
     ],
 )
 def test_what_leads_nowhere_is_refused(data, options, said):
-    filled = {name: [path.format(data) for path in paths] for name, paths in options.items()}
+    filled = {
+        name: value if isinstance(value, str) else [path.format(data) for path in value]
+        for name, value in options.items()
+    }
     with pytest.raises((SourceError, ValueError), match=said):
         create_unified_dataloader(**filled)
 

@@ -310,8 +310,12 @@ class TestOddInput:
     def test_what_is_no_episode_or_no_option_is_refused(self, tmp_path, episode):
         with pytest.raises(MediaError, match="no episode"):
             UnifiedVLADataset(tmp_path)
-        with pytest.raises(ValueError, match="on_miss"):
+        with pytest.raises(ValueError, match=r"^on_miss is 'zeros'; give 'images' or 'raise' or 'skip'$"):
             UnifiedVLADataset(episode, on_miss="zeros")
+        with pytest.raises(ValueError, match=r"^on_stale is 'new'; give"):
+            UnifiedVLADataset(episode, on_stale="new")
+        with pytest.raises(ValueError, match=r"^format is 'newer'; give"):
+            UnifiedVLADataset(episode, "newer")
         with pytest.raises(ValueError, match="above 0"):
             UnifiedVLADataset(episode, horizon=0)
         (episode / "robot_states.npz").unlink()
