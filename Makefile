@@ -29,7 +29,7 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
-# A test process that dies ends the run: where xdist 3.8 replaces it, the rest may be waited for for ever (pytest-xdist #1378).
+# A test process that dies ends the run: once xdist 3.8 has replaced one, the run may never end (pytest-xdist #1378).
 test: install
 	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 

@@ -73,6 +73,7 @@ class CachedVisionTower:
         on_difference: OnDifference = "raise",
         statistics: CacheStatistics | None = None,
     ) -> None:
+        require_one_of(OnDifference, on_difference=on_difference)
         self.tower: LiveTower = find_tower(model)
         identity = TowerIdentity(
             self.tower.module.state_dict,
@@ -94,7 +95,6 @@ class CachedVisionTower:
             cast=cast,
         )
         self.statistics = CacheStatistics() if statistics is None else statistics
-        require_one_of(OnDifference, on_difference=on_difference)
         self._echo, self._on_difference = echo, on_difference
         self._switch = switch_of(self.tower.module)
 

@@ -82,6 +82,7 @@ class CachedEncoderOutputs:
         on_difference: OnDifference = "raise",
         statistics: CacheStatistics | None = None,
     ) -> None:
+        require_one_of(OnDifference, on_difference=on_difference)
         encode = getattr(model, f"get_{modality}_features", None)
         if encode is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             raise NoVisionTower(
@@ -100,7 +101,6 @@ class CachedEncoderOutputs:
             on_stale=on_stale,
         )
         self.statistics = CacheStatistics() if statistics is None else statistics
-        require_one_of(OnDifference, on_difference=on_difference)
         self._echo, self._on_difference = echo, on_difference
 
     def encoded(

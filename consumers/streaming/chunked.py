@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from consumers.streaming.frames import as_frame, check_order, check_size
 from consumers.streaming.positions import TextRule
 from consumers.streaming.qwen_runner import QwenRunner
 from consumers.streaming.video_sequence import VideoSequence, Wrapping
+from consumers.words import require_one_of
+
+Odd = Literal["wait", "pad"]
 
 
 class VideoStreamingInference:
@@ -46,14 +49,13 @@ class VideoStreamingInference:
         *,
         wrapping: Wrapping = "turns",
         text_after_video: TextRule = "spatial",
-        odd: str = "wait",
+        odd: Odd = "wait",
         system_prompt: str = prompts.SYSTEM_PROMPT,
         max_context_tokens: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        if odd not in ("wait", "pad"):
-            raise ValueError(f"odd must be 'wait' or 'pad', got {odd!r}")
+        require_one_of(Odd, odd=odd)
         self.runner = QwenRunner(model, processor, device, min_pixels=min_pixels, max_pixels=max_pixels)
         self.sequence = VideoSequence(
             self.runner,

@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 
 TextRule = Literal["spatial", "maximum"]
-TEXT_RULES: tuple[TextRule, ...] = ("spatial", "maximum")
 
 
 def tick_of_frame(frame: int, *, fps: float, tokens_per_second: float) -> int:

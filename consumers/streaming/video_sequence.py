@@ -10,7 +10,6 @@ from consumers.streaming.errors import ContextTooLong
 from consumers.streaming.eviction import ChunkLedger, EvictionConfig
 from consumers.streaming.kv_cache import KVCacheManager
 from consumers.streaming.positions import (
-    TEXT_RULES,
     TextRule,
     text_positions,
     text_start_after_video,
@@ -26,6 +25,7 @@ from consumers.streaming.prompts import (
     system_turn,
 )
 from consumers.streaming.qwen_runner import QwenRunner
+from consumers.words import require_one_of
 
 Wrapping = Literal["turns", "continuous"]
 
@@ -47,10 +47,8 @@ class VideoSequence:
         max_context_tokens: int | None = None,
         system_prompt: str = SYSTEM_PROMPT,
     ) -> None:
-        if wrapping not in ("turns", "continuous"):
-            raise ValueError(f"wrapping must be 'turns' or 'continuous', got {wrapping!r}")
-        if text_after_video not in TEXT_RULES:
-            raise ValueError(f"text_after_video must be one of {TEXT_RULES}, got {text_after_video!r}")
+        require_one_of(Wrapping, wrapping=wrapping)
+        require_one_of(TextRule, text_after_video=text_after_video)
         if max_context_tokens is not None and max_context_tokens < 1:
             raise ValueError(f"max_context_tokens must be at least 1, got {max_context_tokens}")
         self.runner, self.manager, self.ledger = runner, KVCacheManager(), ChunkLedger(eviction)

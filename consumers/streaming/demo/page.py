@@ -83,7 +83,6 @@ class DemoPage:
 
     def _connect(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        look = {"fn": self._looked, "inputs": [self._shown], "outputs": [*self._views(), self._shown], **quiet}
         for button, does, inputs in (
             (self._start_video, self._video_started, [self._video, self._chunk_size, self._pace]),
             (self._start_webcam, self._webcam_started, [self._chunk_size]),
@@ -100,7 +99,7 @@ class DemoPage:
             self._webcam_frame, [self._webcam], [], stream_every=1 / self._fps, time_limit=None, **quiet
         )
         # Nothing else looks: of two looks at once the earlier one could be drawn last, and `_shown` name the later one.
-        gr.Timer(_TICK_S).tick(**look, trigger_mode="once")
+        gr.Timer(_TICK_S).tick(self._looked, [self._shown], [*self._views(), self._shown], trigger_mode="once", **quiet)
         self.blocks.unload(self._closed)
 
     def _views(self) -> list[Any]:

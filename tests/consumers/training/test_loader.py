@@ -134,6 +134,8 @@ def test_a_bad_episode_is_named_or_left_out_by_name(data, capsys):
     (data / "new" / "blue" / "episode_2" / "metadata.json").unlink()
     with pytest.raises(SourceError, match=r"(?s)2 episodes.*recv_all_1.*episode_2"):
         make(data)
+    with pytest.raises(ValueError, match="on_bad_episode is 'leave'; give 'raise' or 'skip'"):
+        make(data, on_bad_episode="leave")
     loader = make(data, on_bad_episode="skip")
     assert "left out: episode" in capsys.readouterr().out
     assert Counter(names(loader)) == {"episode_1": 20, "data_collection_3": 3, "recv_all_2": 2}
@@ -148,14 +150,10 @@ def test_a_bad_episode_is_named_or_left_out_by_name(data, capsys):
         ({"new_dataset_paths": ["{}/new"], "dataset_weights": ["{}/old:2"]}, "no episode"),
         ({"new_dataset_paths": ["{}/new"], "dataset_weights": ["{}/new"]}, "path:number"),
         ({}, "no samples"),
-        ({"on_bad_episode": "leave"}, "on_bad_episode is 'leave'; give 'raise' or 'skip'"),
     ],
 )
 def test_what_leads_nowhere_is_refused(data, options, said):
-    filled = {
-        name: value if isinstance(value, str) else [path.format(data) for path in value]
-        for name, value in options.items()
-    }
+    filled = {name: [path.format(data) for path in paths] for name, paths in options.items()}
     with pytest.raises((SourceError, ValueError), match=said):
         create_unified_dataloader(**filled)
 
