@@ -82,7 +82,7 @@ def headline(progress: Progress) -> str:
     if left > 0 and progress.seconds_left is not None:
         parts.append(f"about {format_seconds(progress.seconds_left)} left")
     if restarts := sum(lane.restarts for lane in progress.lanes):
-        parts.append(f"{restarts} restarts")
+        parts.append(f"{restarts} restart{'s' * (restarts != 1)}")
     return ", ".join(parts)
 
 

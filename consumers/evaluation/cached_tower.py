@@ -51,7 +51,7 @@ class CachedVisionTower:
     Raises:
         NoVisionTower: the model has none.
         EvaluationError: there is no store, or no signature.
-        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it.
+        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it, or `echo` no share.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CachedVisionTower:
         on_difference: OnDifference = "raise",
         statistics: CacheStatistics | None = None,
     ) -> None:
-        require_one_of(OnDifference, on_difference=on_difference)
+        require_echo(echo, on_difference)
         self.tower: LiveTower = find_tower(model)
         identity = TowerIdentity(
             self.tower.module.state_dict,
@@ -258,6 +258,17 @@ def _signature_in_config(model: Any) -> str:
             "cache_store.model_signature(<its name>, <layer>)"
         )
     return signature_of(str(tower), int(layer))
+
+
+def require_echo(echo: float, on_difference: OnDifference) -> None:
+    """Refuse a share of echoes that is none, 10 for a tenth say, and a mistyped word.
+
+    Raises:
+        ValueError: it is named.
+    """
+    require_one_of(OnDifference, on_difference=on_difference)
+    if not 0 <= echo <= 1:
+        raise ValueError(f"echo is {echo}; give a share of the hits, from 0 to 1")
 
 
 def is_chosen(video_id: str, share: float) -> bool:

@@ -16,13 +16,12 @@ from typing import Any, Literal
 import torch
 
 from cache_store import FeatureStore
-from consumers.evaluation.cached_tower import OnDifference, difference_of, is_chosen
+from consumers.evaluation.cached_tower import OnDifference, difference_of, is_chosen, require_echo
 from consumers.evaluation.errors import EchoDifference, EvaluationError, NoVisionTower
 from consumers.evaluation.fitting import TowerIdentity
 from consumers.evaluation.live_tower import TowerFacts
 from consumers.evaluation.statistics import CacheStatistics
 from consumers.evaluation.stored_features import OnMiss, OnStale, StoredFeatures
-from consumers.words import require_one_of
 
 Modality = Literal["image", "video"]
 _GRID = {"image": "image_grid_thw", "video": "video_grid_thw"}
@@ -62,7 +61,7 @@ class CachedEncoderOutputs:
     Raises:
         NoVisionTower: the model takes no `mm_encoder_outputs`, or has no encoder for the modality.
         EvaluationError: there is no store, and nothing is to be kept.
-        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it.
+        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it, or `echo` no share.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class CachedEncoderOutputs:
         on_difference: OnDifference = "raise",
         statistics: CacheStatistics | None = None,
     ) -> None:
-        require_one_of(OnDifference, on_difference=on_difference)
+        require_echo(echo, on_difference)
         encode = getattr(model, f"get_{modality}_features", None)
         if encode is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             raise NoVisionTower(

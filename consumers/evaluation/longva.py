@@ -41,7 +41,7 @@ class LongVA_Cached:
 
     Raises:
         EvaluationError: LongVA is not installed, or there is no store.
-        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it.
+        ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it, or `echo` no share.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ def run_build(
                         should_stop=should_stop,
                     ).run()
     except BaseException as exc:
-        events.note("error", {"reason": f"{type(exc).__name__}: {exc}"})
+        events.note("error", {"reason": f"{type(exc).__name__}: {exc}".removesuffix(": ")})
         events.flush()
         raise
     report.ignored = [(str(file.path), file.reason) for file in plan.source.ignored()]

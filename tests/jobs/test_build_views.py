@@ -72,6 +72,10 @@ def test_the_line_has_the_pace_of_now_and_the_time_left():
     assert words == "500/1000000 built, 20 skipped, 1 failed, 4.00/s, 1.00 TiB, 8m 20s, about 1h 00m left, 2 restarts"
 
 
+def test_one_restart_is_no_plural():
+    assert headline(moment([lane(0, restarts=1)])).endswith(", 1 restart")
+
+
 def test_at_the_end_it_has_the_pace_of_the_whole_and_no_time_left():
     words = headline(moment([lane(0)], todo=501, seconds_left=0.0))
     assert "1.00/s" in words

@@ -291,6 +291,12 @@ def test_a_mistyped_word_is_not_taken_for_another(model, tmp_path, option, meant
         make_cache(model, tmp_path, **{option: "rasie"})
 
 
+@pytest.mark.parametrize("share", [10, -0.1, float("nan")])
+def test_a_share_of_echoes_that_is_none_is_refused(model, tmp_path, share):
+    with pytest.raises(ValueError, match=f"^echo is {share}; give a share"):
+        make_cache(model, tmp_path, echo=share)
+
+
 def test_a_model_without_a_name_needs_a_signature(model, tmp_path):
     with pytest.raises(EvaluationError, match="model_signature="):
         CachedVisionTower(model, tmp_path, dataset="set")

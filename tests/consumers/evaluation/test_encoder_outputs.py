@@ -85,6 +85,11 @@ def test_a_mistyped_word_is_not_taken_for_another(qwen, tmp_path, option):
         make_cache(qwen, tmp_path, **{option: "rasie"})
 
 
+def test_a_share_of_echoes_above_all_is_refused(qwen, tmp_path):
+    with pytest.raises(ValueError, match=r"^echo is 10;"):
+        make_cache(qwen, tmp_path, echo=10)
+
+
 def test_several_media_at_once_are_refused(qwen, tmp_path):
     one = qwen_media()
     two = {name: torch.cat([value, value]) for name, value in one.items()}

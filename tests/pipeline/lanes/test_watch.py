@@ -40,7 +40,7 @@ class Watched(NamedTuple):
     moments: list[Progress]
 
 
-def build(folder, faults, **options) -> Watched:
+def build(folder, faults, *, on_progress=None, **options) -> Watched:
     (folder / "marks").mkdir(parents=True)
     store = FeatureStore(folder / "store", run_id="watched")
     task = BuildTask(FaultySpec(folder / "marks", **options), str(store.root), "watched")
@@ -54,8 +54,9 @@ def build(folder, faults, **options) -> Watched:
     moments = []
     try:
         events = RunEvents(write, about={"host": "here"})
-        report = run_build(plan, store, lanes=2, events=events, dataset="blocks", on_progress=moments.append)
-    except EncoderError:
+        told = on_progress or moments.append
+        report = run_build(plan, store, lanes=2, events=events, dataset="blocks", on_progress=told)
+    except (EncoderError, KeyboardInterrupt):
         report = BuildReport()
     return Watched(report, list(read_events(file)), moments)
 
@@ -201,6 +202,14 @@ def test_an_error_that_ends_the_build_is_an_event(tmp_path):
     refused = build(tmp_path, [GOOD], loads=False)
     (error,) = named(refused, "error")
     assert "this model never loads" in error["reason"]
+
+
+def test_an_interrupt_has_a_name_and_no_message(tmp_path):
+    def interrupt(progress):
+        raise KeyboardInterrupt
+
+    (error,) = named(build(tmp_path, [GOOD], on_progress=interrupt), "error")
+    assert error["reason"] == "KeyboardInterrupt"
 
 
 def test_a_build_with_nothing_to_do_has_a_start_and_an_end(tmp_path):
