@@ -184,6 +184,11 @@ def _fill_the_disk_after(files: int) -> None:
     atomic._write_all = write_while_there_is_space
 
 
+def in_order(digests: dict[str, str]) -> list[tuple[str, str]]:
+    """Return names and digests by the steps' numbers: a shorter undisturbed build gives the first of them."""
+    return sorted(digests.items(), key=lambda pair: int(Path(pair[0]).stem.rpartition("vlm")[2]))
+
+
 class FaultySource:
     """One step for each fault named, in order: image k has the fault in its red value and k in its green value.
 

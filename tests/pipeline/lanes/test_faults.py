@@ -26,6 +26,7 @@ from tests.pipeline.lanes.faulty_encoder import (
     GOOD,
     FaultySource,
     FaultySpec,
+    in_order,
 )
 
 SPEC_OPTIONS = ("most_delay_s", "files_on_disk", "dies_before_answer")
@@ -56,7 +57,13 @@ def told(report: BuildReport) -> dict[str, tuple[str, ErrorClass]]:
     return {failure.key.removeprefix("episode_1_vlm"): (failure.stage, failure.error) for failure in report.failed}
 
 
-def test_each_kind_of_failure_is_told_apart_and_costs_no_neighbour(tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, local_ray) -> list[tuple[str, str]]:
+    """The names and digests of 200 steps, in their order."""
+    return in_order(digests(build(tmp_path_factory.mktemp("undisturbed"), [GOOD] * 200)[1]))
+
+
+def test_each_kind_of_failure_is_told_apart_and_costs_no_neighbour(tmp_path, undisturbed):
     faults = [GOOD] * 40
     faults[3], faults[7], faults[9], faults[12] = DECODER_RAISES, DECODER_DIES, DECODER_DIES_ONCE, DECODER_HANGS
     faults[17], faults[20], faults[22], faults[25] = ENCODER_RAISES, ENCODER_DIES, ENCODER_DIES_ONCE, ENCODER_HANGS
@@ -80,15 +87,13 @@ def test_each_kind_of_failure_is_told_apart_and_costs_no_neighbour(tmp_path):
     assert all(failure.host and len(failure.recipe) == 64 for failure in report.failed)
     assert (report.done, report.not_started) == (32, 0)
     # Their own images ask for nothing any more: only the first pixel, which names the fault, differs.
-    (tmp_path / "again").mkdir()
-    _, other = build(tmp_path / "again", [GOOD] * 40)
-    ours, theirs = digests(store), digests(other)
+    ours, theirs = digests(store), dict(undisturbed)
     good = [name for name in ours if faults[int(name.removesuffix(".pt").rpartition("vlm")[2])] == GOOD]
     assert {name: theirs[name] for name in good} == {name: ours[name] for name in good}
     assert len(good) == 29
 
 
-def test_a_full_disk_stops_the_build_and_is_named_once(tmp_path):
+def test_a_full_disk_stops_the_build_and_is_named_once(tmp_path, undisturbed):
     report, store = build(tmp_path, [GOOD] * 200, files_on_disk=50)
     assert "No space left" in report.stopped
     assert [(failure.stage, failure.error) for failure in report.failed] == [("write", ErrorClass.BAD_DISK)]
@@ -97,11 +102,10 @@ def test_a_full_disk_stops_the_build_and_is_named_once(tmp_path):
     assert report.not_started == 199 - report.done
     rest, store = build(tmp_path, [GOOD] * 200)
     assert (rest.done, rest.skipped) == (200 - report.done, report.done)
-    _, undisturbed = build(tmp_path, [GOOD] * 200, store="undisturbed")
-    assert digests(store) == digests(undisturbed)
+    assert digests(store) == dict(undisturbed)
 
 
-def test_whatever_the_order_of_completion_each_feature_belongs_to_its_key(tmp_path):
+def test_whatever_the_order_of_completion_each_feature_belongs_to_its_key(tmp_path, undisturbed):
     report, store = build(tmp_path, [GOOD] * 150, lanes=3, decoders_per_lane=2, most_delay_s=0.03)
     assert (report.done, forwards(tmp_path)) == (150, 150)
     for key in store.keys():
@@ -109,8 +113,7 @@ def test_whatever_the_order_of_completion_each_feature_belongs_to_its_key(tmp_pa
         number = key.vlm_idx
         mean = (63 * number + GOOD) / 64, number, 63 * number / 64
         assert store.get(key).flatten().tolist() == pytest.approx(mean, rel=1e-3)
-    _, undisturbed = build(tmp_path, [GOOD] * 150, store="undisturbed")
-    assert digests(store) == digests(undisturbed)
+    assert digests(store) == dict(undisturbed[:150])
 
 
 def test_what_another_build_published_meanwhile_is_not_encoded_again(tmp_path):

@@ -18,7 +18,7 @@ from cache_store.naming import CLAIMS
 from pipeline.lanes import run_build
 from pipeline.work_plan import BuildTask, plan_build
 from tests.media import write_video
-from tests.pipeline.lanes.faulty_encoder import GOOD, FaultySource, FaultySpec
+from tests.pipeline.lanes.faulty_encoder import GOOD, FaultySource, FaultySpec, in_order
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -121,14 +121,16 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "store").glob("*.pt")}
 
 
-def undisturbed(tmp_path: Path, count: int) -> dict[str, str]:
-    folder = tmp_path / "undisturbed"
-    (folder / "marks").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, local_ray) -> list[tuple[str, str]]:
+    """The names and digests of 200 steps, in their order."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "marks").mkdir()
     store = FeatureStore(folder / "store", run_id="alone")
     task = BuildTask(FaultySpec(folder / "marks"), str(store.root), "alone")
-    source = FaultySource(folder / "images", [GOOD] * count, episode_steps=8)
-    assert run_build(plan_build(source, task, store, overwrite=False), store).done == count
-    return digests(folder)
+    source = FaultySource(folder / "images", [GOOD] * 200, episode_steps=8)
+    assert run_build(plan_build(source, task, store, overwrite=False), store).done == 200
+    return in_order(digests(folder))
 
 
 def test_a_node_that_is_killed_and_comes_back_costs_no_unit(tmp_path):
@@ -139,12 +141,11 @@ def test_a_node_that_is_killed_and_comes_back_costs_no_unit(tmp_path):
     assert len(digests(tmp_path)) == 200
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_node_that_is_killed_for_good_leaves_its_work_to_the_others(tmp_path):
+def test_a_node_that_is_killed_for_good_leaves_its_work_to_the_others(tmp_path, undisturbed):
     report = report_of(start(ON_A_CLUSTER, tmp_path, 200))
     assert report["killed_at"]
     assert (report["done"], report["failed"], report["not_started"]) == (200, [], 0)
-    assert digests(tmp_path) == undisturbed(tmp_path, 200)
+    assert digests(tmp_path) == dict(undisturbed)
 
 
 def test_the_pixels_that_are_lost_with_the_decoders_node_are_decoded_again(tmp_path):
@@ -155,9 +156,8 @@ def test_the_pixels_that_are_lost_with_the_decoders_node_are_decoded_again(tmp_p
     assert len(digests(tmp_path)) == 200
 
 
-@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("url", ["", "local://{}/store"])
-def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_path, url):
+def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_path, undisturbed, url):
     names = ("first", "second")  # behind a URL with nothing else in common: as on two machines
     started = [
         start(ON_ITS_OWN, tmp_path, name, 160, *names, STORE=url.format(tmp_path), VLM_CACHE_TIER=tmp_path / name)
@@ -169,18 +169,16 @@ def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_pa
     assert one["done"] + two["done"] == len(forwards(tmp_path)) <= 160 + 16
     assert min(one["done"], two["done"]) > 0
     assert list((tmp_path / "store" / CLAIMS).iterdir()) == []
-    assert digests(tmp_path) == undisturbed(tmp_path, 160)
+    assert digests(tmp_path) == dict(undisturbed[:160])
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_two_builds_that_overwrite_one_store_each_build_all_of_it_and_leave_the_same_files(tmp_path):
-    expected = undisturbed(tmp_path, 48)
+def test_two_builds_that_overwrite_one_store_each_build_all_of_it_and_leave_the_same_files(tmp_path, undisturbed):
     names = ("first", "second")
     started = [start(ON_ITS_OWN, tmp_path, name, 48, *names, "overwrite") for name in names]
     for report in map(report_of, started):
         assert (report["done"], report["skipped"], report["failed"], report["not_started"]) == (48, 0, [], 0)
     assert len(forwards(tmp_path)) == 96, "by the store nobody can tell what the other has built anew"
-    assert digests(tmp_path) == expected
+    assert digests(tmp_path) == dict(undisturbed[:48])
 
 
 def test_a_build_takes_over_what_a_killed_one_had_claimed(tmp_path):
