@@ -27,8 +27,9 @@ OnDifference = Literal["raise", "count"]
 class CachedVisionTower:
     """The vision tower of `model`, which answers from `store` while a request is open.
 
-    The model is not changed but for the length of a request, and any number of caches, threads and nested requests may
-    share it: each thread gets the answers of its own innermost request. Run the model in the thread that opened it.
+    The model is not changed but for the length of a request, and any number of caches, threads, asyncio tasks and
+    nested requests may share it: each thread or task gets the answers of its own innermost request. Run the model in
+    the one that opened it. Other weights, or another dtype, are noticed at the next request.
 
     Args:
         model: LongVA, any other model of LLaVA's code, or a LLaVA, LLaVA-NeXT, LLaVA-NeXT-Video or LLaVA-OneVision of
@@ -75,9 +76,11 @@ class CachedVisionTower:
     ) -> None:
         require_echo(echo, on_difference)
         self.tower: LiveTower = find_tower(model)
+        module = self.tower.module
         identity = TowerIdentity(
-            self.tower.module.state_dict,
-            self.tower.facts,
+            module.state_dict,
+            lambda: [*module.parameters(), *module.buffers()],
+            lambda: self.tower.facts,
             preprocess=preprocess,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             sampling=sampling,
@@ -103,13 +106,18 @@ class CachedVisionTower:
         """Let the tower answer from the store in this thread; several videos come one after another, as in a batch.
 
         A clip's id has its bounds, `name@<start>-<end>`. A request is a hit if all its videos are stored, else all of
-        them are computed live. The tower's own forward is back afterwards, also after an error.
+        them are computed live. The tower may be called more than once, on the same images only: of a prompt with an
+        image and a video nobody could tell which is meant. Its own forward is back afterwards, also after an error.
 
         Raises:
             RecipeMismatch, InexactFeature, FeatureMissing, FeatureUnfit, StoreReadError: before the body runs.
+            EvaluationError: no video is named; or, in the body, from the tower's forward, the images are others than
+                before, or what is to be kept cannot be.
             EchoDifference: in the body, from the tower's forward.
             CacheBypassed: after it, if stand-in pixels were handed out and the tower was never called.
         """
+        if not video_ids:
+            raise EvaluationError("a request names at least one video")
         keys = [self.stored.key(video_id, dataset=dataset, nframe=nframe) for video_id in video_ids]
         started = time.perf_counter()
         features = self._read(keys)
@@ -135,9 +143,11 @@ class CachedVisionTower:
             if value is None:
                 return None
             found.append(value)
-        parts, strides = [value["vision_features"] for value in found], found[0].get("strides")
+        parts = [value["vision_features"] for value in found]
         features = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if strides is None or features.stride() == tuple(strides):
+        longest = max(found, key=lambda value: len(value["vision_features"]))
+        strides = _strides_of(longest.get("strides"), len(longest["vision_features"]), len(features))
+        if strides is None or features.stride() == strides:
             return features
         # A linear layer may round otherwise for another order in memory.
         return torch.empty_strided(features.shape, strides, dtype=features.dtype).copy_(features)
@@ -172,7 +182,8 @@ class Request:
     ) -> None:
         self._cache, self._keys, self._features, self._is_echo = cache, keys, features, is_echo
         self._statistics = statistics
-        self._gave_stand_in, self._was_asked = False, False
+        self._gave_stand_in = False
+        self._images: Any = None  # what the tower was called on
 
     @property
     def is_hit(self) -> bool:
@@ -203,9 +214,10 @@ class Request:
 
     def answer(self, *args: Any, **options: Any) -> Any:
         """Return what the tower is to return for this call."""
-        self._was_asked = True
         tower = self._cache.tower
         images = tower.images_of(*args, **options)
+        if self._keys:
+            self._require_same(images)
         if self._features is None:
             live = self._live(*args, **options)
             if self._keys and self._cache.stored.on_miss == "keep":
@@ -223,12 +235,21 @@ class Request:
         Raises:
             CacheBypassed: it has not.
         """
-        if self._gave_stand_in and not self._was_asked:
+        if self._gave_stand_in and self._images is None:
             named = ", ".join(key.video_id for key in self._keys)
             raise CacheBypassed(
                 f"{named}: stand-in pixels were handed out, and the vision tower was never called in this thread; what "
                 "the model answered is not about the video"
             )
+
+    def _require_same(self, images: Any) -> None:
+        if self._images is not None and not _are_equal(images, self._images):
+            named = ", ".join(key.video_id for key in self._keys)
+            raise EvaluationError(
+                f"{named}: the vision tower is called on other images than before in one request; give each video a "
+                "request of its own, and ask about an image and a video together without the cache"
+            )
+        self._images = images
 
     def _keep(self, features: torch.Tensor) -> None:
         if len(self._keys) != 1:
@@ -258,6 +279,25 @@ def _signature_in_config(model: Any) -> str:
             "cache_store.model_signature(<its name>, <layer>)"
         )
     return signature_of(str(tower), int(layer))
+
+
+def _strides_of(strides: Sequence[int] | None, rows: int, wanted: int) -> tuple[int, ...] | None:
+    """Return the strides of `wanted` rows where those of `rows` are known; None where they are not, as of a single row.
+
+    What has the rows within it in memory is further apart as there are more of them.
+    """
+    if strides is None or rows == wanted:
+        return None if strides is None else tuple(strides)
+    if rows == 1:
+        return None
+    return tuple(one * wanted // rows if one > strides[0] else one for one in strides)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one is other or (one.shape == other.shape and torch.equal(one, other.to(one.device, one.dtype)))
+    is_both = isinstance(one, list) and isinstance(other, list) and len(one) == len(other)
+    return is_both and all(map(_are_equal, one, other))
 
 
 def require_echo(echo: float, on_difference: OnDifference) -> None:

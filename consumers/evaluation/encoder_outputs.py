@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +92,13 @@ class CachedEncoderOutputs:
         self._device = next(module.parameters()).device
         self.stored = StoredFeatures(
             store,
-            TowerIdentity(lambda: _encoder_state(model), _facts(module), preprocess=preprocess, sampling=sampling),
+            TowerIdentity(
+                lambda: _without_language_model(_inner(model).state_dict().items()),
+                lambda: _without_language_model(_named_tensors(_inner(model))).values(),
+                lambda: _facts(module, modality),
+                preprocess=preprocess,
+                sampling=sampling,
+            ),
             dataset=dataset,
             nframe=nframe,
             model_signature=model_signature,
@@ -178,13 +184,22 @@ def _encoder_of(model: Any) -> torch.nn.Module:
     raise NoVisionTower(f"{type(model).__name__} has no visual, vision_tower or vision_model")
 
 
-def _encoder_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return everything but the language model: projection and newline tokens are in the features too."""
-    inner = getattr(model, "model", model)
-    return {name: value for name, value in inner.state_dict().items() if not name.startswith("language_model.")}
+def _inner(model: Any) -> torch.nn.Module:
+    inner: torch.nn.Module = getattr(model, "model", model)
+    return inner
 
 
-def _facts(module: Any) -> TowerFacts:
+def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _without_language_model(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return all others: projection and newline tokens are in the features too."""
+    return {name: tensor for name, tensor in named if not name.startswith("language_model.")}
+
+
+def _facts(module: Any, modality: Modality) -> TowerFacts:
     return TowerFacts(
         dtype=next(module.parameters()).dtype,
         layer=None,
@@ -194,5 +209,5 @@ def _facts(module: Any) -> TowerFacts:
         tokens=None,
         width=None,
         dimensions=2,
-        tap_point="encoder_output",
+        tap_point="encoder_output" if modality == "video" else f"{modality}_encoder_output",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,35 @@ logger = logging.getLogger("consumers.evaluation")
 
 
 class TowerIdentity:
-    """What tells one tower from another: facts, and the digest of its weights, which is computed when first asked for.
+    """What tells one tower from another: facts, and the digest of its weights, which is computed when first asked for
+    and again when they have changed.
 
-    `state` gives the weights. `checkpoint` is the folder from which the model was loaded: a recipe has the digest of
-    the tensors as they were on disk, so a model that was loaded in another dtype can only be told by that folder.
-    `preprocess` and `sampling` are compared where they are given.
+    `state` gives the weights by name, `tensors` what shows whether they changed, `facts` those of now. `checkpoint` is
+    the folder from which the model was loaded: a recipe has the digest of the tensors as they were on disk, so a model
+    that was loaded in another dtype can only be told by that folder, until its weights change. `preprocess` and
+    `sampling` are compared where they are given.
     """
 
     def __init__(
         self,
         state: Callable[[], Mapping[str, torch.Tensor]],
-        facts: TowerFacts,
+        tensors: Callable[[], Iterable[torch.Tensor]],
+        facts: Callable[[], TowerFacts],
         *,
         checkpoint: Path | None = None,
         preprocess: Mapping[str, Any] | None = None,
         sampling: str | None = None,
     ) -> None:
-        self.facts, self._state, self._checkpoint = facts, state, checkpoint
+        self._facts, self._state, self._tensors, self._checkpoint = facts, state, tensors, checkpoint
         self._preprocess, self._sampling = preprocess, sampling
+        self._known: tuple[list[object], str] | None = None  # the tensors' marks, and the digest of the weights
+        self._is_as_loaded = True
         self._told: set[str] = set()
+
+    @property
+    def facts(self) -> TowerFacts:
+        """The tower's facts as they are now."""
+        return self._facts()
 
     def recipe(self, nframe: int) -> dict[str, Any]:
         """Return the recipe of what this tower computes itself."""
@@ -48,7 +58,7 @@ class TowerIdentity:
         encoder = {
             "family": "live",
             "tap_point": facts.tap_point,
-            "weights_sha256": self._digest_in_memory,
+            "weights_sha256": self._digest_in_memory(),
             "layer": facts.layer,
             "feature": facts.feature,
             "dtype": _name(facts.dtype),
@@ -71,7 +81,7 @@ class TowerIdentity:
             wanted["dtype"] = _name(facts.dtype)
         if "weights_sha256" in encoder:
             stored = encoder["weights_sha256"]
-            wanted["weights_sha256"] = stored if stored in self._digests() else self._digest_in_memory
+            wanted["weights_sha256"] = stored if stored in self._digests() else self._digest_in_memory()
         known = {name: value for name, value in wanted.items() if value is not None}
         found = {"encoder": {name: encoder[name] for name in known if encoder.get(name) is not None}}
         asked = {"encoder": {name: known[name] for name in found["encoder"]}}
@@ -83,13 +93,19 @@ class TowerIdentity:
         return lines
 
     def _digests(self) -> Iterator[str]:
-        yield self._digest_in_memory
-        if self._digest_on_disk is not None:
+        yield self._digest_in_memory()
+        if self._is_as_loaded and self._digest_on_disk is not None:
             yield self._digest_on_disk
 
-    @cached_property
     def _digest_in_memory(self) -> str:
-        return weights_digest((_bare(name), tensor.cpu()) for name, tensor in self._state().items() if _counts(name))
+        marks = [_mark(tensor) for tensor in self._tensors()]
+        if self._known is None or marks != self._known[0]:
+            state = self._state().items()
+            digest = weights_digest((_bare(name), tensor.cpu()) for name, tensor in state if _counts(name))
+            # Moved to another device they are elsewhere, and the same.
+            self._is_as_loaded &= self._known is None or digest == self._known[1]
+            self._known = marks, digest
+        return self._known[1]
 
     @cached_property
     def _digest_on_disk(self) -> str | None:
@@ -115,6 +131,11 @@ class TowerIdentity:
             if note not in self._told:
                 self._told.add(note)
                 logger.warning("cached features may differ from live ones in their last bits: %s", note)
+
+
+def _mark(tensor: torch.Tensor) -> object:
+    """Return what is another after the tensor was written to or replaced."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _name(dtype: torch.dtype) -> str:

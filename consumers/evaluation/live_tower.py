@@ -42,7 +42,9 @@ class LiveTower(Protocol):
     def module(self) -> torch.nn.Module: ...
 
     @property
-    def facts(self) -> TowerFacts: ...
+    def facts(self) -> TowerFacts:
+        """What is known of it now: a model may be moved to another dtype."""
+        ...
 
     def images_of(self, *args: Any, **options: Any) -> Any:
         """Return the images among the arguments of a call."""
@@ -66,7 +68,12 @@ class FeatureTower:
     """
 
     module: torch.nn.Module
-    facts: TowerFacts
+    layer: int | None
+    feature: str | None
+
+    @property
+    def facts(self) -> TowerFacts:
+        return _facts(self.module, self.layer, self.feature)
 
     def images_of(self, images: Any) -> Any:
         return images
@@ -87,7 +94,12 @@ class StatesTower:
     """A tower of transformers: the model reads `hidden_states[layer]` of what its forward returns."""
 
     module: torch.nn.Module
-    facts: TowerFacts
+    layer: int
+    feature: str | None
+
+    @property
+    def facts(self) -> TowerFacts:
+        return _facts(self.module, self.layer, self.feature)
 
     def images_of(self, pixel_values: Any, **options: Any) -> Any:
         return pixel_values
@@ -97,11 +109,10 @@ class StatesTower:
 
         check_rows(features, len(images))
         states = _states(features, self.facts, images.device)
-        assert self.facts.layer is not None
-        return BaseModelOutputWithPooling(last_hidden_state=states, hidden_states=_OneLayer(self.facts.layer, states))
+        return BaseModelOutputWithPooling(last_hidden_state=states, hidden_states=_OneLayer(self.layer, states))
 
     def features_in(self, answer: Any) -> torch.Tensor:
-        states: torch.Tensor = answer.hidden_states[self.facts.layer]
+        states: torch.Tensor = answer.hidden_states[self.layer]
         return states[:, 1:] if self.facts.drops_class_token else states
 
 
@@ -139,13 +150,13 @@ def find_tower(model: Any) -> LiveTower:
     if not list(module.parameters()):
         raise NoVisionTower(f"the vision tower of {type(model).__name__} is not loaded")
     if hasattr(module, "select_layer") or not hasattr(_config_of(model), "vision_feature_layer"):
-        return FeatureTower(module, _facts(module, getattr(module, "select_layer", None), _feature_of(module)))
+        return FeatureTower(module, getattr(module, "select_layer", None), _feature_of(module))
     config = _config_of(model)
     layer = config.vision_feature_layer
     if not isinstance(layer, int):
         raise NoVisionTower(f"{type(model).__name__} joins the layers {layer} of its tower; features hold one layer")
     feature = "patch" if config.vision_feature_select_strategy == "default" else _whole_feature(module)
-    return StatesTower(module, _facts(module, layer, feature))
+    return StatesTower(module, layer, feature)
 
 
 def check_rows(features: torch.Tensor, wanted: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from cache_store import (
 from consumers.evaluation.errors import EvaluationError, FeatureMissing, FeatureUnfit
 from consumers.evaluation.fitting import Recipe, TowerIdentity
 from consumers.words import require_one_of
+from pipeline.sources import clip_suffix
 from pipeline.sources import video_id as id_of
 
 OnMiss = Literal["live", "raise", "keep"]
@@ -67,6 +68,7 @@ class StoredFeatures:
         self.store, self.identity = open_store(store, on_miss), identity
         self.dataset, self.nframe, self.model_signature = dataset, nframe, model_signature
         self.on_miss, self._recipe, self._on_stale, self._cast = on_miss, recipe, on_stale, cast
+        self.found_ids: dict[Hashable, str] = {}  # by what `find_video_id` was asked; it takes a look for each folder
 
     def key(self, video_id: str, *, dataset: str | None = None, nframe: int | None = None) -> VideoKey:
         """Return the key under which a build files a video; `dataset` may be any known alias."""
@@ -108,7 +110,8 @@ class StoredFeatures:
     def _fitting(self, key: VideoKey) -> object | None:
         exact = not self._cast
         if self._recipe is not None:
-            return self.store.get(key, recipe=self._recipe, on_stale=self._on_stale, exact=exact)
+            recipe = self._kept_recipe(key) or self._recipe
+            return self.store.get(key, recipe=recipe, on_stale=self._on_stale, exact=exact)
         stale: tuple[Recipe, list[str]] | None = None
         for record in self.store.records_of(key):
             if record.recipe is None:
@@ -122,6 +125,16 @@ class StoredFeatures:
         if stale is not None and self._on_stale == "miss":
             return None
         return self.store.get(key, exact=exact)
+
+    def _kept_recipe(self, key: VideoKey) -> Recipe | None:
+        """Return the recipe of what a miss has left here, where that is what there is instead of the one asked for."""
+        assert self._recipe is not None
+        if self.on_miss != "keep":
+            return None
+        kept = self.identity.recipe(key.nframe)
+        there = [recipe_fingerprint(record.recipe) for record in self.store.records_of(key) if record.recipe]
+        is_kept = recipe_fingerprint(kept) in there and recipe_fingerprint(self._recipe) not in there
+        return kept if is_kept else None
 
     def _mismatch(self, key: VideoKey, recipe: Recipe, lines: list[str]) -> RecipeMismatch:
         return RecipeMismatch(
@@ -157,20 +170,26 @@ class StoredFeatures:
 
 
 def find_video_id(stored: StoredFeatures | None, item: Mapping[str, Any], dataset: str) -> str:
-    """Return the id of a video's item: its own `video_id`, else that of its path and bounds in the store.
+    """Return the id of a video's item: its own `video_id`, else that of its path in the store; with bounds a clip's.
 
-    Where stems repeat in a data set its ids are relative paths, so ever more of the path is tried; without any in
-    the store it is the stem.
+    Where stems repeat in a data set its ids are relative paths, so that of the path which names most folders is taken;
+    without any in the store it is the stem.
     """
+    start_s, end_s = item.get("start"), item.get("end")
     if item.get("video_id") is not None:
-        return str(item["video_id"])
-    path, start_s, end_s = PurePath(item["value"]), item.get("start"), item.get("end")
+        named, bounds = str(item["video_id"]), clip_suffix(start_s, end_s)
+        return named if named.endswith(bounds) else named + bounds
+    path = PurePath(item["value"])
     stem = id_of(path.name, start_s=start_s, end_s=end_s)
     if stored is None:
         return stem
-    for depth in range(1, min(len(path.parts), 6)):
-        repeated = frozenset() if depth == 1 else frozenset([id_of(path.name)])
-        found = id_of("/".join(path.parts[-depth:]), repeated=repeated, start_s=start_s, end_s=end_s)
-        if any(True for _ in stored.store.records_of(stored.key(found, dataset=dataset))):
-            return found
-    return stem
+    asked = (dataset, path, start_s, end_s)
+    if asked not in stored.found_ids:
+        # The longest first: `b/a/001` may be there beside the `a/001` with which its path ends, too.
+        for depth in range(len(path.relative_to(path.anchor).parts), 0, -1):
+            repeated = frozenset() if depth == 1 else frozenset([id_of(path.name)])
+            found = id_of("/".join(path.parts[-depth:]), repeated=repeated, start_s=start_s, end_s=end_s)
+            if any(True for _ in stored.store.records_of(stored.key(found, dataset=dataset))):
+                stored.found_ids[asked] = found
+                break
+    return stored.found_ids.get(asked, stem)

@@ -21,7 +21,7 @@ from pipeline.sources.samples import (
 )
 from pipeline.sources.step_batches import StepBatches
 from pipeline.sources.video_folder import VideoFolder
-from pipeline.sources.video_ids import video_id
+from pipeline.sources.video_ids import clip_suffix, video_id
 from pipeline.sources.vla_episodes import VLAEpisodes
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "VideoSample",
     "ViewImage",
     "absolute",
+    "clip_suffix",
     "data_set_name",
     "lerobot_episode_name",
     "localise",

@@ -55,15 +55,19 @@ def video_id(
     """Return the id of a video from its POSIX path relative to the data folder.
 
     The file's stem; where `repeated` (see `repeated_stems`) holds the stem, the path without extension. What is no
-    known video extension belongs to the name: a folder of images may have dots in it. A clip appends `@<start>-<end>`
-    in seconds, each as the shortest decimal that reads back as the same float, without `.0`; a bound that is None
-    stays empty.
+    known video extension belongs to the name: a folder of images may have dots in it. A clip appends its bounds.
     """
     path = _without_extension(PurePosixPath(relative_path))
-    name = str(path) if path.name in repeated else path.name
-    if start_s is None and end_s is None:
-        return name
-    return f"{name}@{_seconds(start_s)}-{_seconds(end_s)}"
+    return (str(path) if path.name in repeated else path.name) + clip_suffix(start_s, end_s)
+
+
+def clip_suffix(start_s: float | None, end_s: float | None) -> str:
+    """Return what a clip's bounds add to its video's id; nothing without bounds.
+
+    `@<start>-<end>` in seconds, each as the shortest decimal that reads back as the same float, without `.0`; a bound
+    that is None stays empty.
+    """
+    return "" if start_s is None and end_s is None else f"@{_seconds(start_s)}-{_seconds(end_s)}"
 
 
 def _without_extension(path: PurePosixPath) -> PurePosixPath:

@@ -67,9 +67,11 @@ class LongVACached(LongVA):  # type: ignore[misc]  # lmms-eval has no types
             return str(super().generate_until([request])[0])
         video_id = find_video_id(self._cache.stored, {"value": visuals[0]}, task)
         self._failure = None
-        with self._cache.request(video_id, dataset=task) as self._request:
-            (answer,) = super().generate_until([request])
-        self._request = None
+        try:
+            with self._cache.request(video_id, dataset=task) as self._request:
+                (answer,) = super().generate_until([request])
+        finally:
+            self._request = None
         if self._failure is not None:
             # lmms-eval logs it, and asks the model without the video.
             raise EvaluationError(f"{visuals[0]} cannot be read") from self._failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -101,6 +102,51 @@ def test_several_videos_of_a_batch_come_one_after_another(cache, model):
     assert torch.equal(found, torch.cat([first, second]))
 
 
+class PermutedTower(torch.nn.Module):
+    """Computes with the tokens before the images, as OpenCLIP does, so that the strides depend on their number."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.select_layer = torch.nn.Linear(12, 8), -2
+
+    def forward(self, images):
+        tokens = images.reshape(len(images), 3, 2, 2, 2, 2).permute(2, 4, 0, 1, 3, 5).reshape(4, len(images), 12)
+        return self.linear(tokens).permute(1, 0, 2)
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (3, 2), (1, 3), (1, 1)])
+def test_a_batch_of_videos_has_the_strides_of_its_own_length(tmp_path, counts):
+    model = Model(PermutedTower().eval().requires_grad_(False))
+    cache = make_cache(model, tmp_path / "store", on_miss="keep")
+    videos = [pictures(count, side=4, seed=count) for count in counts]
+    for name, images in zip("ab", videos, strict=True):
+        fill(cache, model, name, images)
+    live = model.tower(torch.cat(videos))
+    with cache.request("a", "b") as request:
+        found = model.tower(request.pixels(lambda: pytest.fail("decoded")))
+    assert torch.equal(found, live)
+    if counts != (1, 1):  # of one row nobody can tell
+        assert found.stride() == live.stride()
+
+
+@pytest.mark.parametrize("on_miss", ["live", "keep", "raise"])
+def test_other_images_in_one_request_are_refused(cache, model, tmp_path, on_miss):
+    video, image = pictures(4, side=SIDE), pictures(4, side=SIDE, seed=1)
+    if on_miss == "raise":
+        fill(cache, model, "a", video)
+    with make_cache(model, tmp_path / "store", on_miss=on_miss).request("a") as request:
+        pixels = request.pixels(lambda: video)
+        model.tower(pixels)
+        model.tower(pixels.clone())
+        with pytest.raises(EvaluationError, match="a: the vision tower is called on other images"):
+            model.tower(image)
+
+
+def test_a_request_names_a_video(cache):
+    with pytest.raises(EvaluationError, match="at least one video"), cache.request():
+        pass
+
+
 def test_another_number_of_rows_is_refused(cache, model):
     fill(cache, model, "a", pictures(4, side=SIDE))
     with pytest.raises(FeatureUnfit, match=r"5 images.* 4 rows"), cache.request("a"):
@@ -169,6 +215,56 @@ class TestTheForwardComesBack:
         assert "forward" not in vars(model.tower)
         assert torch.equal(model.tower(images), live)
 
+    def test_of_two_requests_in_one_thread_in_any_order(self, cache, model):
+        images = pictures(4, side=SIDE)
+        fill(cache, model, "a", images)
+        second = fill(cache, model, "b", pictures(4, side=SIDE, seed=1))
+        one, two = cache.request("a"), cache.request("b")
+        one.__enter__()
+        two.__enter__()
+        model.tower(images)
+        one.__exit__(None, None, None)
+        assert torch.equal(model.tower(images), second)
+        two.__exit__(None, None, None)
+        assert "forward" not in vars(model.tower)
+
+
+def test_each_asyncio_task_gets_the_answers_of_its_own_request(cache, model):
+    live = {name: fill(cache, model, name, pictures(4, side=SIDE, seed=seed)) for seed, name in enumerate("abc")}
+
+    async def chat(name):
+        with cache.request(name) as request:
+            pixels = request.pixels(lambda: pytest.fail("decoded"))
+            for _ in range(3):
+                assert torch.equal(model.tower(pixels), live[name])
+                await asyncio.sleep(0)
+
+    async def all_of_them():
+        with cache.request("a") as outer:
+            model.tower(outer.pixels(lambda: pytest.fail("decoded")))
+            chats = [asyncio.ensure_future(chat(name)) for name in "abc"]
+        await asyncio.gather(*chats)
+
+    asyncio.run(all_of_them())
+    assert "forward" not in vars(model.tower)
+
+
+def test_a_request_that_ended_does_not_answer_the_tasks_that_it_started(cache, model):
+    fill(cache, model, "a", pictures(4, side=SIDE))
+    other = pictures(2, side=SIDE, seed=5)
+
+    async def ask():
+        return model.tower(other)
+
+    async def all_of_them():
+        with cache.request("a") as outer:
+            model.tower(outer.pixels(lambda: pytest.fail("decoded")))
+            asked = asyncio.ensure_future(ask())
+        with cache.request("a"):  # so that the tower's own forward is not back yet
+            return await asked
+
+    assert torch.equal(asyncio.run(all_of_them()), model.tower(other))
+
 
 def test_a_thread_without_a_request_gets_the_live_tower(cache, model):
     images = pictures(4, side=SIDE)
@@ -221,6 +317,36 @@ class TestKeeping:
         with third.request("a"):
             assert torch.equal(model.tower(images), live)
         assert third.statistics.hits == 1
+
+    def test_weights_that_change_later_are_another_tower(self, cache, model):
+        images, before = pictures(4, side=SIDE), {k: v.clone() for k, v in model.tower.state_dict().items()}
+        live = fill(cache, model, "a", images)
+        model.tower.load_state_dict({name: value + 1 for name, value in before.items()})
+        with pytest.raises(RecipeMismatch, match="weights_sha256"), cache.request("a"):
+            pass
+        fill(cache, model, "b", images)
+        model.tower.load_state_dict(before)
+        with cache.request("a"):
+            assert torch.equal(model.tower(images), live)
+        with pytest.raises(RecipeMismatch, match="weights_sha256"), cache.request("b"):
+            pass
+
+    def test_another_dtype_later_is_another_tower(self, cache, model):
+        fill(cache, model, "a", pictures(4, side=SIDE))
+        model.to(torch.bfloat16)
+        with pytest.raises(RecipeMismatch, match="dtype"), cache.request("a"):
+            pass
+
+    def test_what_is_kept_beside_a_recipe_of_ones_own_is_found_again(self, model, tmp_path):
+        images, options = pictures(4, side=SIDE), {"recipe": {"made": "elsewhere"}, "on_miss": "keep"}
+        live = fill(make_cache(model, tmp_path / "store", **options), model, "a", images)
+        again = make_cache(model, tmp_path / "store", **options)
+        with again.request("a"):
+            assert torch.equal(model.tower(images), live)
+        assert again.statistics.hits == 1
+        stored = again.stored.store
+        stored.put(again.stored.key("a"), stored.get(again.stored.key("a")) | {"extra": 1}, recipe=options["recipe"])
+        assert again.stored.read(again.stored.key("a"))["extra"] == 1
 
     def test_an_alias_keeps_under_the_canonical_name(self, cache, model):
         with cache.request("a", dataset="videomme"):
@@ -277,7 +403,14 @@ def test_the_weights_of_the_checkpoint_count_where_the_model_runs_in_another_dty
     named = make_cache(model, tmp_path / "store", cast=True, checkpoint=tmp_path / "checkpoint")
     with named.request("a"):
         model.tower(images.half())
-    assert named.statistics.hits == 1
+    model.tower.load_state_dict({name: value.clone() for name, value in model.tower.state_dict().items()})
+    with named.request("a"):
+        model.tower(images.half())
+    assert named.statistics.hits == 2
+    with torch.no_grad():
+        next(model.tower.parameters()).add_(1)
+    with pytest.raises(RecipeMismatch, match="weights"), named.request("a"):
+        pass
 
 
 def test_a_model_without_a_tower_is_refused(tmp_path):

@@ -109,6 +109,19 @@ def test_other_families_that_take_them_work_the_same_way(tmp_path):
     assert encoded.is_hit
 
 
+def test_an_image_and_a_video_of_one_name_are_not_one_feature(qwen, tmp_path):
+    make_cache(qwen, tmp_path).encoded("same", qwen_media)
+    images = {"pixel_values": qwen_media()["pixel_values_videos"][:16], "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    with pytest.raises(RecipeMismatch, match="tap_point"):
+        make_cache(qwen, tmp_path, modality="image").encoded("same", lambda: images)
+    apart = {"modality": "image", "on_stale": "miss"}
+    assert not make_cache(qwen, tmp_path, **apart).encoded("same", lambda: images).is_hit
+    image = make_cache(qwen, tmp_path, modality="image", on_miss="raise").encoded("same", lambda: images)
+    assert image.inputs["image_grid_thw"].tolist() == [[1, 4, 4]]
+    video = make_cache(qwen, tmp_path, on_miss="raise").encoded("same", qwen_media)
+    assert video.inputs["video_grid_thw"].tolist() == [[2, 4, 4]]
+
+
 def test_a_model_that_takes_none_is_refused(tmp_path):
     with pytest.raises(NoVisionTower, match="takes no mm_encoder_outputs"):
         make_cache(torch.nn.Linear(1, 1), tmp_path)

@@ -126,6 +126,26 @@ def test_a_video_whose_stem_repeats_is_found_by_its_path(videos, tmp_path):
     assert longva.statistics.hit_rate == 1.0
 
 
+def test_of_ids_that_end_alike_the_one_with_most_of_the_path_is_taken(plain, videos, tmp_path):
+    root, path = tmp_path / "store", tmp_path / "data" / "b" / "a" / "long.mp4"
+    build(root, {"a/long": videos["short"], "b/a/long": videos["long"]})
+    path.parent.mkdir(parents=True)
+    path.symlink_to(videos["long"][0])
+    question = [{"type": "video", "value": path}, {"type": "text", "value": "What happens?"}]
+    longva = cached(root, on_miss="raise", echo=1.0)
+    assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(question, LETTERS))
+    assert longva.statistics.echoes == 1
+
+
+def test_a_clip_may_have_its_videos_id(plain, filled, videos):
+    item, text = message(videos, "long@0.5-1.5")
+    for named in ("long", "long@0.5-1.5"):
+        longva = cached(filled, on_miss="raise")
+        question = [{**item, "video_id": named}, text]
+        assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(question, LETTERS))
+        assert longva.statistics.hit_rate == 1.0
+
+
 class TestMisses:
     def test_a_miss_is_computed_live_and_counted(self, plain, filled, videos):
         longva = cached(filled)

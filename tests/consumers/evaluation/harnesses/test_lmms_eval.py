@@ -128,10 +128,12 @@ def test_features_of_another_sampling_rule_are_refused(make, filled, videos):
 def test_a_video_that_cannot_be_read_is_an_error_and_no_answer(make, videos, tmp_path):
     (tmp_path / "empty").mkdir()
     (asked, _) = requests(videos)
+    longva = make(cache_dir=str(tmp_path / "empty"))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     broken = SimpleNamespace(args=(*asked.args[:2], lambda doc: [str(tmp_path / "broken.mp4")], *asked.args[3:]))
     with pytest.raises(EvaluationError, match=r"broken\.mp4 cannot be read"):
-        make(cache_dir=str(tmp_path / "empty")).generate_until([broken])
+        longva.generate_until([broken])
+    assert longva._request is None
 
 
 def test_another_decoder_is_refused(harness, built):
