@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,53 @@ def read_tensors(files: dict[str, Path], names: Iterable[str]) -> Iterator[tuple
         # safetensors, zipfile and pickle have error types of their own.
         except Exception as exc:
             raise EncoderError(f"{file} cannot be read: {str(exc).splitlines()[0][:200]}") from exc
+
+
+class DigestedWeights:
+    """What specs whose weights lie in a folder have in common: their digest, and that what is loaded later has it."""
+
+    folder: Path | None  # None: weights that come from a seed
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors that features depend on, as stored."""
+        raise NotImplementedError
+
+    @property
+    def _weights_digest(self) -> str:
+        return self._digested[0]
+
+    @cached_property
+    def _digested(self) -> tuple[str, object]:
+        marks = weight_marks(self.folder)  # before, so that a file that changes meanwhile is looked at again
+        return weights_digest(self._tensors()), marks
+
+    @contextmanager
+    def _as_digested(self) -> Iterator[None]:
+        """Check around a loading that the weights are those of the recipe, if that was asked for before.
+
+        Raises:
+            EncoderError: they are not, or they changed meanwhile.
+        """
+        before = weight_marks(self.folder)
+        yield
+        now = weight_marks(self.folder)
+        digest, marks = self.__dict__.get("_digested", (None, now))
+        # Elsewhere the same files may have other marks.
+        if now != before or (now != marks and weights_digest(self._tensors()) != digest):
+            raise EncoderError(f"the weights in {self.folder} have changed since they were read for the recipe")
+
+
+def weight_marks(folder: Path | None) -> object:
+    """Return what is another where a weight file was replaced or written to.
+
+    Raises:
+        EncoderError: a file cannot be asked for it.
+    """
+    try:
+        found = [(file.name, file.stat()) for file in ([] if folder is None else _weight_files(folder))]
+    except OSError as exc:
+        raise EncoderError(f"the weights in {folder} cannot be read: {exc}") from exc
+    return [(name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in found]
 
 
 def weights_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pipeline.encoders import small_models
 from pipeline.encoders.base import Json
 from pipeline.encoders.checkpoint import (
     DTYPES,
+    DigestedWeights,
     checked_dtype,
     find_checkpoint,
     quiet_transformers,
@@ -23,7 +23,6 @@ from pipeline.encoders.checkpoint import (
     read_tensors,
     stored_dtype,
     tensor_files,
-    weights_digest,
 )
 from pipeline.encoders.vision_tower import (
     ATTENTION,
@@ -62,7 +61,7 @@ BEHIND_THE_FEATURE = (
 
 
 @dataclass(frozen=True)
-class HuggingfaceSpec:
+class HuggingfaceSpec(DigestedWeights):
     """See `pipeline.encoders.base.VideoEncoderSpec`. Made by `huggingface_spec`."""
 
     family: str
@@ -75,10 +74,6 @@ class HuggingfaceSpec:
     frames_per_forward: int | None
     is_compiled: bool
     folder: Path | None  # None for the small model
-
-    @cached_property
-    def _weights_digest(self) -> str:
-        return weights_digest(self._tensors())
 
     def recipe(self) -> Mapping[str, Json]:
         """Return everything about the model that changes the numbers, the weights' digest included.
@@ -111,10 +106,11 @@ class HuggingfaceSpec:
         """Load the tower on `device`, in evaluation mode.
 
         Raises:
-            EncoderError: tensors are missing or of another shape.
+            EncoderError: tensors are missing, of another shape, or not those of the recipe.
         """
         quiet_transformers()
-        tower = _small_tower(self.dtype) if self.folder is None else _load_tower(self.folder, self.dtype)
+        with self._as_digested():
+            tower = _small_tower(self.dtype) if self.folder is None else _load_tower(self.folder, self.dtype)
         return TowerEncoder(
             tower,
             device=device,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +15,13 @@ from pipeline.encoders import small_models
 from pipeline.encoders.base import Json
 from pipeline.encoders.checkpoint import (
     DTYPES,
+    DigestedWeights,
     checked_dtype,
     find_checkpoint,
     quiet_transformers,
     read_json,
     read_tensors,
     tensor_files,
-    weights_digest,
 )
 from pipeline.encoders.vision_tower import (
     ATTENTION,
@@ -81,7 +80,7 @@ class _Tower:
 
 
 @dataclass(frozen=True)
-class LongvaSpec:
+class LongvaSpec(DigestedWeights):
     """See `pipeline.encoders.base.VideoEncoderSpec`. Made by `longva_spec`."""
 
     family: str
@@ -95,10 +94,6 @@ class LongvaSpec:
     is_compiled: bool
     folder: Path | None
     prefix: str
-
-    @cached_property
-    def _weights_digest(self) -> str:
-        return weights_digest(self._tensors())
 
     def recipe(self) -> Mapping[str, Json]:
         """Return everything about the model that changes the numbers, the weights' digest included.
@@ -133,7 +128,7 @@ class LongvaSpec:
         """Load the tower on `device`, in evaluation mode.
 
         Raises:
-            EncoderError: tensors are missing, of another shape, or unknown to the architecture.
+            EncoderError: tensors are missing, of another shape, unknown to the architecture or not those of the recipe.
         """
         quiet_transformers()
         from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -142,15 +137,16 @@ class LongvaSpec:
         if self.folder is None:
             tower = _small_tower(config, self.dtype)
         else:
-            tower, info = CLIPVisionModel.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(self._tensors()),
-                dtype=DTYPES[self.dtype],
-                attn_implementation=ATTENTION,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported, and refused below by name
-            )
+            with self._as_digested():
+                tower, info = CLIPVisionModel.from_pretrained(
+                    None,
+                    config=config,
+                    state_dict=dict(self._tensors()),
+                    dtype=DTYPES[self.dtype],
+                    attn_implementation=ATTENTION,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported, and refused below by name
+                )
             check_complete(f"the vision tower in {self.folder}", info)
             if info["unexpected_keys"]:
                 named = ", ".join(sorted(info["unexpected_keys"])[:5])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pipeline.encoders import small_models
 from pipeline.encoders.base import Json, StepInput, StepOnDevice
 from pipeline.encoders.checkpoint import (
     DTYPES,
+    DigestedWeights,
     checked_dtype,
     find_checkpoint,
     quiet_transformers,
@@ -22,7 +22,6 @@ from pipeline.encoders.checkpoint import (
     read_tensors,
     stored_dtype,
     tensor_files,
-    weights_digest,
 )
 from pipeline.encoders.vision_tower import ATTENTION, load_complete
 from pipeline.errors import EncoderError
@@ -32,7 +31,7 @@ IMAGE_PLACEHOLDER = "<|image_pad|>"
 
 
 @dataclass(frozen=True)
-class Qwen25VlSpec:
+class Qwen25VlSpec(DigestedWeights):
     """See `pipeline.encoders.base.StepEncoderSpec`. Made by `qwen2_5_vl_spec`."""
 
     family: str
@@ -42,10 +41,6 @@ class Qwen25VlSpec:
     chat_template: str
     folder: Path | None  # None for the small model
     micro_batch: int | None = None  # steps in one forward; None: one
-
-    @cached_property
-    def _weights_digest(self) -> str:
-        return weights_digest(self._tensors())
 
     def recipe(self) -> Mapping[str, Json]:
         """Return everything about the model that changes the numbers, the weights' digest included.
@@ -78,13 +73,14 @@ class Qwen25VlSpec:
         """Load the model on `device`, in evaluation mode.
 
         Raises:
-            EncoderError: tensors are missing or of another shape, or the tokenizer does not fit.
+            EncoderError: tensors are missing, of another shape, or not those of the recipe; the tokenizer does not fit.
         """
         quiet_transformers()
         if self.folder is None:
             model, tokenizer = _small_model(self.dtype), small_models.byte_tokenizer()
         else:
-            model, tokenizer = _load_model(self.folder, self.dtype), load_tokenizer(self.folder)
+            with self._as_digested():
+                model, tokenizer = _load_model(self.folder, self.dtype), load_tokenizer(self.folder)
         return Qwen25VlEncoder(model, tokenizer, spec=self, device=device)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from pipeline.encoders import StepInput, load_spec
+from pipeline.errors import EncoderError
 from tests.pipeline.encoders import checkpoints
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -219,3 +221,38 @@ def test_loading_prints_nothing_and_importing_is_cheap():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+def test_weights_that_changed_after_the_recipe_was_made_are_not_loaded(family, folder, tmp_path):
+    spec = load_spec(family.family, str(folder))
+    spec.recipe()
+    sent = pickle.dumps(spec)
+    checkpoints.change_one_weight(folder)
+    with pytest.raises(EncoderError, match="have changed since"):
+        pickle.loads(sent).load("cpu")
+
+
+def test_a_copy_of_the_weights_under_the_same_path_is_loaded(family, folder, tmp_path):
+    spec = load_spec(family.family, str(folder))
+    spec.recipe()
+    sent = pickle.dumps(spec)
+    shutil.copytree(folder, tmp_path / "copy")  # other inodes and times, as on another node
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    pickle.loads(sent).load("cpu")
+
+
+def test_weights_that_change_while_they_are_loaded_are_refused(family, folder, monkeypatch):
+    spec = load_spec(family.family, str(folder))
+    name = "_load_model" if spec.family == "qwen2_5_vl" else "_load_tower"
+    target = sys.modules[type(spec).__module__] if hasattr(sys.modules[type(spec).__module__], name) else type(spec)
+    name = name if target is not type(spec) else "_tensors"
+    read = getattr(target, name)
+
+    def changing(*args):
+        checkpoints.change_one_weight(folder)
+        return read(*args)
+
+    monkeypatch.setattr(target, name, changing)
+    with pytest.raises(EncoderError, match="have changed since"):
+        spec.load("cpu")
