@@ -56,12 +56,15 @@ def publish(buffers: Iterable[Bytes], path: str | Path, *, create_only: bool = F
         raise StoreWriteError(str(path), exc) from exc
 
 
-def publish_many(files: Sequence[tuple[Iterable[Bytes], str]], *, published: Callable[[int], None]) -> None:
+def publish_many(
+    files: Sequence[tuple[Iterable[Bytes], str]], *, published: Callable[[int], None], create_only: bool = False
+) -> None:
     """Publish files with one flush for all contents, then the renames, then one flush for each folder.
 
     `published(position)` is called after each rename. On an error files not yet renamed are removed.
 
     Raises:
+        EntryExists: with `create_only`, when a name is taken; files before it are published.
         StoreWriteError: the operating system refused; what `published` was not called for is as it was.
     """
     temps: list[tuple[str, int]] = []
@@ -73,17 +76,22 @@ def publish_many(files: Sequence[tuple[Iterable[Bytes], str]], *, published: Cal
             _write_all(temps[-1][1], buffers)
         _flush_all([fd for _, fd in temps])
         for (temp, _), (_, path) in zip(temps, files, strict=True):
-            os.replace(temp, path)
+            if create_only:
+                os.link(temp, path)
+            else:
+                os.replace(temp, path)
             done += 1
             published(done - 1)
         for path in sorted({os.path.dirname(path) for _, path in files}):
             flush_folder(path)
+    except FileExistsError as exc:
+        raise EntryExists(path) from exc
     except OSError as exc:
         raise StoreWriteError(path, exc) from exc
     finally:
         for _, fd in temps:
             os.close(fd)
-        for temp, _ in temps[done:]:
+        for temp, _ in temps if create_only else temps[done:]:
             _remove_quietly(temp)
 
 

@@ -95,16 +95,22 @@ class Books:
             publish(file.buffers, self._prefix + file.name, create_only=create_only)
             published.add(file.name)
 
-    def publish_many(self, files: Sequence[NewFile]) -> None:
+    def publish_many(self, files: Sequence[NewFile], *, create_only: bool = False) -> None:
         """As `publish` for several files with one flush to the disk; in an error's case some may be published.
 
         Raises:
+            EntryExists: with `create_only`, when a name is taken, perhaps after some of the files.
             StoreFull: nothing was published.
             StoreWriteError: the disk failed, perhaps after some of the files.
         """
         with self._published(files) as published:
+            taken = next((one.name for one in files if create_only and opening.is_packed(self._root, one.name)), None)
+            if taken is not None:
+                raise EntryExists(self._prefix + taken)
             targets = [(file.buffers, self._prefix + file.name) for file in files]
-            publish_many(targets, published=lambda position: published.add(files[position].name))
+            publish_many(
+                targets, published=lambda position: published.add(files[position].name), create_only=create_only
+            )
 
     def publish_copy(self, file: NewFile, written_ns: int) -> None:
         """Publish a copy of what lies elsewhere, with that one's time of writing, unless the name is taken.

@@ -159,18 +159,19 @@ class FeatureStore(Upkeep):
         self._books.publish(file, create_only=create_only)
         return self.root / file.name
 
-    def put_many(self, items: Iterable[PutItem]) -> list[Path]:
+    def put_many(self, items: Iterable[PutItem], *, create_only: bool = False) -> list[Path]:
         """Store several features with one flush to the disk, each as `put` would; returns their files in order.
 
         All are in memory at once. Of several items with one key the last one counts.
 
         Raises:
             InvalidKey, TypeError, ValueError, StoreFull: nothing was published.
+            EntryExists: with `create_only`, when a file is there already; some others may be published.
             StoreWriteError: the disk failed; some may be published, all others are as they were.
         """
         self._begin()
         files = {file.name: file for file in map(self._new_file, items)}
-        self._books.publish_many(list(files.values()))
+        self._books.publish_many(list(files.values()), create_only=create_only)
         return [self.root / name for name in files]
 
     def bytes_at(self, path: Path) -> int:

@@ -2,6 +2,7 @@
 
 PipelineError
 ├── SourceError      the input cannot be enumerated: missing folder, wrong annotations, two files under one name
+│   └── SourceChanged    it gives other samples than when it was planned
 ├── MediaError       one media file gives no frames; the unit fails, the build goes on
 ├── EncoderError     the model cannot be loaded, or is not what the encoder needs
 └── BuildRefused     the build may not start as asked
@@ -16,6 +17,13 @@ class PipelineError(Exception):
 
 class SourceError(PipelineError):
     """The input cannot be enumerated."""
+
+
+class SourceChanged(SourceError):
+    """The input gives other samples than when it was planned."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the source has changed: {what}")
 
 
 class MediaError(PipelineError):

@@ -89,7 +89,7 @@ def probe_units(plan: Plan, *, count: int, device: str, cpu_threads: int, limit_
 
 def _spread(plan: Plan, count: int) -> list[Unit]:
     places = {(2 * number + 1) * plan.todo // (2 * count) for number in range(count)}
-    todo = (sample for sample, decision in zip(plan.source, plan.decisions, strict=True) if decision == Decision.TODO)
+    todo = (sample for sample, decision in plan.planned() if decision == Decision.TODO)
     task = plan.task
     return [Unit(unit_name(sample), task.key(sample), sample) for place, sample in enumerate(todo) if place in places]
 

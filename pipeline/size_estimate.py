@@ -43,7 +43,7 @@ def by_length(plan: Plan, store: Lookup) -> SizeEstimate:
     """
     stored_bytes = new_bytes = features = 0
     is_upper_bound = False
-    for sample, decision in zip(plan.source, plan.decisions, strict=True):
+    for sample, decision in plan.planned():
         if decision == Decision.FAILED:
             continue
         features += 1

@@ -1,20 +1,23 @@
 """The plan: samples minus what the store holds, in the source's order, cut into shards.
 
-Of a planned sample one byte is kept, so that a plan of a million units costs a megabyte.
+Of a planned sample five bytes are kept, so that a plan of a million units costs five megabytes. The source is read
+again for the build itself: a mark of each sample tells whether it still gives what was planned.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
+from zlib import crc32
 
 from cache_store import FeatureKey, FeatureStore, InvalidKey, Lookup, StepKey, VideoKey, recipe_fingerprint
 from pipeline.encoders.base import EncoderSpec, Json, SpecOfDecoders, StepEncoderSpec, VideoEncoderSpec
-from pipeline.errors import BuildRefused
+from pipeline.errors import BuildRefused, SourceChanged
 from pipeline.recipe import StoreDtype, step_recipe, video_recipe
 from pipeline.sources import FETCH_LIMIT_BYTES, Sample, Source, StepSample, VideoFrame, VideoSample
 from pipeline.vision import PartialFrames, SamplingRule
@@ -138,12 +141,13 @@ class Decision(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is to be done with each sample of a source, one byte a sample."""
+    """What is to be done with each sample of a source, five bytes a sample."""
 
     source: Source
     task: BuildTask
     overwrite: bool
     decisions: bytearray  # a `Decision` for each sample, in the source's order
+    marks: array[int]  # of each sample, so that the source can be read again
     problems: list[tuple[str, str]]  # (name, reason) of the samples that the source calls impossible
 
     @property
@@ -158,9 +162,23 @@ class Plan:
 
     def wanted(self) -> Iterator[tuple[FeatureKey, dict[str, Json]]]:
         """Yield key and recipe of every sample that can be built or is there, in the source's order."""
-        for sample, decision in zip(self.source, self.decisions, strict=True):
+        for sample, decision in self.planned():
             if decision != Decision.FAILED:
                 yield self.task.key(sample), self.task.recipe(sample)
+
+    def planned(self) -> Iterator[tuple[Sample, int]]:
+        """Yield each sample and its `Decision`, in the source's order. What came behind the last one is left out.
+
+        Raises:
+            SourceChanged: the source gives other samples than when it was planned.
+        """
+        mark, places = _marker(), iter(range(len(self.decisions)))
+        for sample, place in zip(self.source, places, strict=False):
+            if mark(sample) != self.marks[place]:
+                raise SourceChanged(f"{unit_name(sample)} is not what was planned here; start the build again")
+            yield sample, self.decisions[place]
+        if next(places, None) is not None:
+            raise SourceChanged("fewer samples are there than were planned; start the build again")
 
     def units(self) -> Iterator[Unit]:
         """Yield the units to build, lazily and in the source's order."""
@@ -168,10 +186,20 @@ class Plan:
             yield from shard.units
 
     def shards(self, *, size: int = SHARD_UNITS) -> Iterator[Shard]:
-        """Yield the units to build in shards, lazily; shards are cut and named by all samples, whatever is done."""
-        decisions = iter(self.decisions)
-        for whole in shards((_unit(sample, self.task) for sample in self.source), size=size):
-            wanted = [unit for unit in whole if next(decisions) == Decision.TODO]
+        """Yield the units to build in shards, lazily; shards are cut and named by all samples, whatever is done.
+
+        Raises:
+            SourceChanged: as `planned`.
+        """
+        decisions: deque[int] = deque()
+
+        def units() -> Iterator[Unit]:
+            for sample, decision in self.planned():
+                decisions.append(decision)
+                yield _unit(sample, self.task)
+
+        for whole in shards(units(), size=size):
+            wanted = [unit for unit in whole if decisions.popleft() == Decision.TODO]
             if wanted:
                 yield Shard(self._shard_name(whole), wanted)
 
@@ -191,15 +219,16 @@ def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: boo
     Raises:
         BuildRefused: the store holds a sample under another recipe and `overwrite` is not set.
     """
-    plan = Plan(source, task, overwrite, bytearray(), [])
+    plan = Plan(source, task, overwrite, bytearray(), array("I"), [])
     kept: list[FeatureKey] = []
     waiting: deque[tuple[int, Sample]] = deque()  # asked about, their states still to come
-    problem_of_name = _problems_of_names(task, store)
+    problem_of_name, mark = _problems_of_names(task, store), _marker()
 
     def asked() -> Iterator[tuple[FeatureKey, dict[str, Json]]]:
         for sample in source:
             problem = sample.problem or problem_of_name(sample)
             plan.decisions.append(Decision.TODO if problem is None else Decision.FAILED)
+            plan.marks.append(mark(sample))
             if problem is None:
                 waiting.append((len(plan.decisions) - 1, sample))
                 yield task.key(sample), task.recipe(sample)
@@ -222,6 +251,25 @@ def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: boo
     if kept and isinstance(store, FeatureStore):
         store.protect(kept)
     return plan
+
+
+def _marker() -> Callable[[Sample], int]:
+    """Return what gives a sample's mark: four bytes of its name, an episode's digested once for all of its steps."""
+    last, digest = "", 0
+
+    def mark(sample: Sample) -> int:
+        nonlocal last, digest
+        if isinstance(sample, VideoSample):
+            return _crc(sample.video_id)
+        if sample.dataset is not last:
+            last, digest = sample.dataset, _crc(sample.dataset)
+        return (digest + sample.vlm_idx) % 2**32
+
+    return mark
+
+
+def _crc(name: str) -> int:
+    return crc32(name.encode("utf-8", "surrogatepass"))
 
 
 def _problems_of_names(task: BuildTask, store: Lookup) -> Callable[[Sample], str | None]:

@@ -103,7 +103,7 @@ def _publish_nothing() -> None:
     def put(self: FeatureStore, *_: Any, **__: Any) -> Path:
         return self.root
 
-    def put_many(self: FeatureStore, items: Iterable[PutItem]) -> list[Path]:
+    def put_many(self: FeatureStore, items: Iterable[PutItem], *, create_only: bool = False) -> list[Path]:
         return [self.root for _ in items]
 
     FeatureStore.put = put  # type: ignore[method-assign]

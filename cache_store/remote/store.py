@@ -74,15 +74,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         self._upload(name, content, create_only=create_only)
         return self.root / name
 
-    def put_many(self, items: Iterable[PutItem]) -> list[Path]:
+    def put_many(self, items: Iterable[PutItem], *, create_only: bool = False) -> list[Path]:
         """Store several features, several requests at a time; returns where copies will lie, in order.
 
         Raises:
             InvalidKey, TypeError, ValueError: nothing was published.
+            EntryExists: with `create_only`, when an object is there already; some others may be published.
             StoreReadError, StoreWriteError: the service failed; some may be published, all others are as they were.
         """
         contents = dict(self._encoded(item) for item in items)
-        for _ in self._pool().map(lambda pair: self._upload(*pair), contents.items()):
+        for _ in self._pool().map(lambda pair: self._upload(*pair, create_only=create_only), contents.items()):
             pass
         return [self.root / name for name in contents]
 

@@ -162,7 +162,7 @@ def shape_lanes(
     )
 
 
-def start_encoder(task: BuildTask, shape: LaneShape, limits: TimeLimits) -> Any:
+def start_encoder(task: BuildTask, shape: LaneShape, limits: TimeLimits, *, replaces: bool) -> Any:
     """Start one encoder process; Ray restarts it wherever it dies, and never repeats a call by itself."""
     from pipeline.lanes.encoder_process import EncoderProcess  # not above: decoders import this module, and no torch
 
@@ -175,7 +175,7 @@ def start_encoder(task: BuildTask, shape: LaneShape, limits: TimeLimits) -> Any:
             max_task_retries=0,
             max_concurrency=ENCODER_DEPTH_SMALL + 1,  # one more for ready() and close()
         )
-        .remote(task, shape.cpu_threads, limits)
+        .remote(task, shape.cpu_threads, limits, replaces=replaces)
     )
 
 

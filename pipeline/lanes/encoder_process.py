@@ -29,8 +29,8 @@ class EncoderProcess:
     Called by several threads at once: while one call's unit is on the device others come, leave it, or are written.
     """
 
-    def __init__(self, task: BuildTask, cpu_threads: int, limits: TimeLimits) -> None:
-        self._task, self._cpu_threads, self._limits = task, cpu_threads, limits
+    def __init__(self, task: BuildTask, cpu_threads: int, limits: TimeLimits, *, replaces: bool) -> None:
+        self._task, self._cpu_threads, self._limits, self._replaces = task, cpu_threads, limits, replaces
         self._loading = threading.Lock()
         self._is_loaded = False
         self._device = "cuda:0" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
@@ -50,7 +50,7 @@ class EncoderProcess:
         name = torch.cuda.get_device_name(self._device) if self._device != "cpu" else "cpu"
         sizes = BatchSizes(self._store.root / BATCH_SIZES, self._task.spec.recipe(), device_name=name)
         self._stage = DeviceStage(encoder, self._device, sizes, limit_s=self._limits.encode_s)
-        self._writer = Writer(self._task, self._store, limit_s=self._limits.write_s)
+        self._writer = Writer(self._task, self._store, limit_s=self._limits.write_s, replaces=self._replaces)
         self._is_loaded = True
 
     def encode(

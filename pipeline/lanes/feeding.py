@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.errors import SourceError
 from pipeline.lanes.claims import ASK_AGAIN_S, Claims
 from pipeline.lanes.cluster import ENCODER_DEPTH
 from pipeline.lanes.lane import Lane
@@ -37,6 +38,7 @@ class Feeding:
         self._ask_after = 0.0  # on the monotonic clock
         self._unfinished: Counter[str] = Counter()  # units by shard
         self._is_exhausted = False
+        self.problem: str | None = None  # why the source gave no more
         self._largest_bytes: int | None = None  # of a decoded unit so far
         self._unit_s = {"decode": CALL_S, "encode": CALL_S}  # of the last call's units, in each stage
 
@@ -166,7 +168,10 @@ class Feeding:
                 self._held_by_others.append(shard)
             self._ask_after = time.monotonic() + ASK_AGAIN_S
         while not self._is_exhausted:
-            next_shard = next(self._shards, None)
+            try:
+                next_shard = next(self._shards, None)
+            except SourceError as exc:
+                next_shard, self.problem = None, str(exc)
             if next_shard is None:
                 self._is_exhausted = True
             elif self._is_free(next_shard):

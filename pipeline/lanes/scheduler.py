@@ -77,6 +77,7 @@ class Scheduler:
             self._start_lanes()
             while self._step(feed=report.stopped is None) and time.monotonic() < self._outcomes.drain_until:
                 report.stopped = report.stopped or self._should_stop()
+            report.stopped = report.stopped or self._feeding.problem  # what was handed out before has been finished
         finally:
             self._close()
         return report
@@ -85,7 +86,7 @@ class Scheduler:
 
     def _start_lanes(self) -> None:
         for number in range(self._shape.lanes):
-            actor = start_encoder(self._task, self._shape, self._limits)
+            actor = start_encoder(self._task, self._shape, self._limits, replaces=self._plan.overwrite)
             lane = Lane(f"lane {number}", Worker(actor, "encode", ENCODER_DEPTH, ENCODER_DEPTH_SMALL))
             self._lanes.append(lane)
             self._ask_ready(lane, lane.encoder)

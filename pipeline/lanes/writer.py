@@ -10,11 +10,12 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from cache_store import FeatureStore
+from cache_store import EntryExists, FeatureKey, FeatureStore, StepKey
 from pipeline.encode_unit import EncodedUnit, put_item
 from pipeline.failures import ErrorClass, UnitFailure, failure_of
-from pipeline.unit_done import UnitDone
+from pipeline.unit_done import UnitDone, published
 from pipeline.work_plan import BuildTask
 
 WRITERS = 2  # while one waits for the disk the other one computes checksums
@@ -36,10 +37,14 @@ class Publishing:
 
 
 class Writer:
-    """Threads that gather finished units and publish them. A unit is done when its feature has its final name."""
+    """Threads that gather finished units and publish them. A unit is done when its feature has its final name.
 
-    def __init__(self, task: BuildTask, store: FeatureStore, *, limit_s: float) -> None:
-        self._task, self._store, self._limit_s = task, store, limit_s
+    Steps have one name whatever their recipe. Unless `replaces`, one that another build has published meanwhile stays:
+    of this recipe it is the unit's feature, of another the unit fails.
+    """
+
+    def __init__(self, task: BuildTask, store: FeatureStore, *, limit_s: float, replaces: bool = False) -> None:
+        self._task, self._store, self._limit_s, self._replaces = task, store, limit_s, replaces
         self._queue: deque[Publishing] = deque()
         self._queued_bytes = 0
         self._coming = 0  # units in the process that are not in the queue yet
@@ -112,18 +117,35 @@ class Writer:
     def _published(self, group: list[Publishing]) -> list[UnitDone | UnitFailure]:
         if len(group) > 1:
             try:
-                paths = self._store.put_many([put_item(waiting.encoded, self._task) for waiting in group])
+                items = [put_item(waiting.encoded, self._task) for waiting in group]
+                paths = self._store.put_many(items, create_only=self._leaves(items[0].key))
                 return [self._done(waiting, path) for waiting, path in zip(group, paths, strict=True)]
             except Exception as exc:  # noqa: BLE001 - which of them is to blame shows when each is put alone
                 logger.info("a group of %d features is put one by one: %s", len(group), exc)
         return [self._put(waiting) for waiting in group]
 
     def _put(self, waiting: Publishing) -> UnitDone | UnitFailure:
+        name = waiting.encoded.unit.name
         try:
             key, value, recipe, provenance = put_item(waiting.encoded, self._task)
-            return self._done(waiting, self._store.put(key, value, recipe=recipe, provenance=provenance))
+            how: dict[str, Any] = {"recipe": recipe, "provenance": provenance}
+            try:
+                return self._done(waiting, self._store.put(key, value, **how, create_only=self._leaves(key)))
+            except EntryExists:
+                there = published(waiting.encoded.unit, self._task, self._store)
+                if there is not None:
+                    return there
+            mismatch = self._store.mismatch_of(key, recipe=recipe or {})
+            if mismatch is not None:
+                reason = f"another build has published it meanwhile: {mismatch}; pass --overwrite, or another --store"
+                return UnitFailure(name, "write", reason, ErrorClass.EXCEPTION)
+            return self._done(waiting, self._store.put(key, value, **how))  # what is there is damaged, or gone again
         except Exception as exc:  # noqa: BLE001 - the unit is named in the report
-            return failure_of(exc, key=waiting.encoded.unit.name, stage="write")
+            return failure_of(exc, key=name, stage="write")
+
+    def _leaves(self, key: FeatureKey) -> bool:
+        """Whether what is there under the key by now is to stay. Videos of other recipes have other names."""
+        return isinstance(key, StepKey) and not self._replaces
 
     def _done(self, waiting: Publishing, path: Path) -> UnitDone:
         encoded = waiting.encoded

@@ -223,6 +223,19 @@ def test_a_batch_is_read_back_like_single_puts(backend):
         assert list(store.states((key, RECIPE) for key in KEYS)) == ["present"] * len(KEYS)
 
 
+def test_a_batch_that_only_creates_replaces_nothing(backend):
+    with backend.open() as store:
+        store.put(OTHER, tensor(1))
+        backend.disturb()
+        with pytest.raises(EntryExists):
+            store.put_many([PutItem(STEP, tensor(2)), PutItem(OTHER, tensor(3))], create_only=True)
+        assert same(store.get(OTHER), tensor(1))
+        store.delete(STEP)
+        store.put_many([PutItem(STEP, tensor(4))], create_only=True)
+        assert same(store.get(STEP), tensor(4))
+        assert store.verify().problems == []
+
+
 def test_a_deleted_feature_is_gone_and_the_others_stay(backend):
     with backend.open() as store:
         store.put(STEP, tensor(1))

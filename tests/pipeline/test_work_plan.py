@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cache_store import FeatureStore, InvalidKey, StepKey, VideoKey
 from pipeline.encoders import load_spec
-from pipeline.errors import BuildRefused
+from pipeline.errors import BuildRefused, SourceChanged
 from pipeline.sources import ImageFile, StepSample, VideoSample
 from pipeline.work_plan import BuildTask, Decision, Unit, plan_build, shards
 
@@ -64,6 +64,31 @@ def test_a_step_of_another_instruction_refuses_the_build_and_names_the_differenc
     with pytest.raises(BuildRefused, match=r"episode_1_vlm0.*instruction_sha256.*--overwrite"):
         plan_build(Listed(step(0)), steps, store, overwrite=False)
     assert plan_build(Listed(step(0)), steps, store, overwrite=True).todo == 1
+
+
+def test_a_source_that_changes_stops_what_reads_it_again(store, steps):
+    planned = [step(0), step(3), replace(step(0), dataset="episode_2"), replace(step(3), dataset="episode_2")]
+    grown = [*planned[:2], step(6), *planned[2:]]
+    for changed in (planned[:-1], planned[1:], [step(0, problem="torn"), *planned[2:]], grown):
+        source = Listed(*planned)
+        plan = plan_build(source, steps, store, overwrite=False)
+        source.samples = changed
+        with pytest.raises(SourceChanged, match="start the build again"):
+            list(plan.wanted())
+        with pytest.raises(SourceChanged):
+            list(plan.units())
+    clips = Listed(video("a"), video("b"))
+    plan = plan_build(clips, BuildTask(load_spec("longva", "small"), str(store.root), None), store, overwrite=False)
+    clips.samples = (video("a"), video("c"))
+    with pytest.raises(SourceChanged, match="c is not what was planned"):
+        list(plan.units())
+
+
+def test_what_comes_behind_the_last_sample_is_the_next_builds(store, steps):
+    source = Listed(step(0))
+    plan = plan_build(source, steps, store, overwrite=False)
+    source.samples = (step(0), step(3))
+    assert [unit.name for unit in plan.units()] == ["episode_1_vlm0"]
 
 
 def test_an_episode_whose_name_cannot_be_a_files_fails_alone(store, steps):

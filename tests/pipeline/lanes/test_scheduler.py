@@ -14,7 +14,7 @@ from cache_store import FeatureStore, StepKey
 from cache_store.naming import JOURNALS
 from pipeline.errors import EncoderError
 from pipeline.lanes import BuildReport, run_build
-from pipeline.work_plan import BuildTask, plan_build
+from pipeline.work_plan import SHARD_UNITS, BuildTask, plan_build
 from tests.pipeline.lanes.faulty_encoder import (
     ENCODER_WAITS_TO_BE_KILLED,
     GOOD,
@@ -118,6 +118,33 @@ def test_a_full_store_stops_the_build_and_counts_the_rest_as_not_started(bench):
     assert report.done + len(report.failed) + report.not_started + report.skipped == 30
     assert report.not_started > 0
     assert made_store.contains(StepKey("episode_1", 0))
+
+
+class Torn:
+    """A source that lacks one of its samples when it is read again."""
+
+    def __init__(self, source: FaultySource, missing: int) -> None:
+        self._samples, self._missing, self._readings = list(source), missing, 0
+
+    def __iter__(self):
+        self._readings += 1
+        return (one for number, one in enumerate(self._samples) if self._readings == 1 or number != self._missing)
+
+    def ignored(self):
+        return []
+
+
+def test_a_source_that_changes_under_way_stops_the_build_and_the_next_one_goes_on(bench):
+    made = bench([])
+    whole = FaultySource(made.marks.parent / "whole", [GOOD] * 200, episode_steps=8)
+    made.source = Torn(whole, missing=120)
+    report = made.build()
+    assert "episode_16_vlm121 is not what was planned" in report.stopped
+    # The shard in which it shows is not begun.
+    assert (report.done, report.failed, report.not_started, report.exit_status) == (SHARD_UNITS, [], 136, 1)
+    made.source = whole
+    report = made.build()
+    assert (report.done, report.skipped) == (136, SHARD_UNITS)
 
 
 def test_a_stop_asked_for_finishes_what_is_in_flight_and_counts_the_rest(bench):

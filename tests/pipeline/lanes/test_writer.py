@@ -20,6 +20,8 @@ from pipeline.work_plan import Unit
 class Task:
     """The part of a task that the writer asks for."""
 
+    run_id = None
+
     def recipe(self, sample: StepSample) -> dict[str, str]:
         return {"family": "test"}
 
@@ -38,11 +40,11 @@ class CountingStore(FeatureStore):
         self.calls.append(1)
         return super().put(key, value, **options)
 
-    def put_many(self, items):
+    def put_many(self, items, **options):
         self.gate.wait()
         items = list(items)
         self.calls.append(len(items))
-        return super().put_many(items)
+        return super().put_many(items, **options)
 
 
 @pytest.fixture
@@ -85,6 +87,27 @@ def test_a_single_unit_does_not_wait_for_others(store):
     writer = Writer(Task(), store, limit_s=30)
     writer.expect()
     assert isinstance(writer.result(writer.publish(unit(0))), UnitDone)
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_what_another_build_published_meanwhile_stays(store, count):
+    for number in range(0, count, 3):
+        recipe = {"family": "other"} if number % 2 else {"family": "test"}
+        store.put(StepKey("episode", number), torch.full((1, 1, 4), -1, dtype=torch.float16), recipe=recipe)
+    damaged = store.path_of(StepKey("episode", 6))
+    if count > 6:
+        damaged.write_bytes(damaged.read_bytes()[:-40])
+    outcomes = publish_all(Writer(Task(), store, limit_s=30), [unit(number) for number in range(count)])
+    failed = {outcome.key: outcome for outcome in outcomes if isinstance(outcome, UnitFailure)}
+    assert list(failed) == [f"episode_vlm{number}" for number in (3, 9) if number < count]
+    for one in failed.values():
+        assert (one.stage, one.error, one.stops_build) == ("write", ErrorClass.EXCEPTION, False)
+        assert '"other"' in one.reason
+        assert "--overwrite" in one.reason
+    values = [store.get(StepKey("episode", number)).flatten()[0].item() for number in range(count)]
+    assert values == [-1 if number % 3 == 0 and number != 6 else number for number in range(count)]
+    publish_all(Writer(Task(), store, limit_s=30, replaces=True), [unit(number) for number in range(count)])
+    assert [store.get(StepKey("episode", number)).flatten()[0].item() for number in range(count)] == [*range(count)]
 
 
 class Unstorable(torch.Tensor):
