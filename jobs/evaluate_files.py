@@ -13,7 +13,9 @@ from typing import Any
 import openpyxl
 from openpyxl.cell import WriteOnlyCell
 
+from cache_store.atomic import publish
 from consumers.evaluation.comparison import Answer
+from jobs.evaluate_summary import fault_of
 from pipeline.errors import BuildRefused
 from pipeline.sources import Question
 
@@ -59,7 +61,7 @@ class ResultsFolder:
 
     @classmethod
     def at(cls, path: Path, *, fields: Collection[str]) -> ResultsFolder:
-        """Open the folder of an evaluation that was broken off; a torn last line is asked again.
+        """Open the folder of an evaluation; what was wrong in it is asked again, as is a torn last line.
 
         Raises:
             BuildRefused: it is none.
@@ -78,19 +80,22 @@ class ResultsFolder:
             except (ValueError, TypeError):
                 continue
             answers[answer.model, answer.row] = answer
-        # What failed is asked again: a video may have been fetched meanwhile.
-        return cls(path, asked, [answer for answer in answers.values() if answer.problem is None])
+        # A video may have been fetched meanwhile, a feature built, and a damaged one replaced.
+        return cls(path, asked, [answer for answer in answers.values() if fault_of(answer) is None])
 
     def keep_answers_to(self, questions: Mapping[int, Question]) -> None:
-        """Forget the answers to rows that are now another question, or none.
+        """Forget the answers to rows that are now another question, or none; on disk too, all at once or not at all.
 
         Raises:
-            BuildRefused: it cannot be written.
+            StoreWriteError: it cannot be written; then the file is as it was.
         """
         self.answers = [
             answer for answer in self.answers if answer.row in questions and answer.is_to(questions[answer.row])
         ]
-        self._write("".join(map(_line, self.answers)), mode="w")
+        kept, path = "".join(map(_line, self.answers)), self.path / ANSWERS
+        # A torn last line makes a difference too: the next answer would be glued to it.
+        if kept != (path.read_text(encoding="utf-8") if path.exists() else ""):
+            publish([kept.encode()], path)
 
     def note(self, answer: Answer) -> None:
         """Keep an answer, on disk too.
@@ -99,12 +104,9 @@ class ResultsFolder:
             BuildRefused: it cannot be written.
         """
         self.answers.append(answer)
-        self._write(_line(answer), mode="a")
-
-    def _write(self, lines: str, *, mode: str) -> None:
         try:
-            with open(self.path / ANSWERS, mode, encoding="utf-8") as file:
-                file.write(lines)
+            with open(self.path / ANSWERS, "a", encoding="utf-8") as file:
+                file.write(_line(answer))
         except OSError as exc:
             raise BuildRefused(f"{self.path / ANSWERS} cannot be written: {exc.strerror or exc}") from exc
 

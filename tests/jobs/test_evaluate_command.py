@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import openpyxl
@@ -12,10 +14,11 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, StoreWriteError
 from cache_store.copying import copy
 from jobs.__main__ import main
 from jobs.evaluate_files import ResultsFolder
+from pipeline.sources import BENCHMARKS, Benchmark
 from pipeline.vision.cuts import Cut
 from tests.consumers.evaluation.conftest import NFRAME, build, one_thread  # noqa: F401 - a fixture
 from tests.media import write_video
@@ -198,6 +201,71 @@ def test_an_answer_to_what_is_another_question_by_now_is_asked_again(run, tmp_pa
     assert (status, report["models"][0]["questions"]) == (0, 2)
     assert after[0] == before[0]
     assert (after[1]["question"], after[1]["answer"]) == ("Who is it?", "B")
+
+
+@pytest.mark.parametrize("fault", ["missing", "other bits"])
+def test_what_was_wrong_is_asked_again_once_it_is_mended(run, tmp_path, fault):
+    with FeatureStore(tmp_path / "store") as store:
+        key = next(key for key in store.keys() if key.video_id == "second")
+        record, value = store.record_of(key), store.get(key)
+        if fault == "missing":
+            store.delete(key)
+        else:
+            store.put(key, {**value, "vision_features": value["vision_features"].flip(0)}, recipe=record.recipe)
+    status, report, _ = run("--model", "small")
+    assert (status, len(report["failed"])) == (1, 2)
+    with FeatureStore(tmp_path / "store") as store:
+        store.put(key, value, recipe=record.recipe)
+    folder = tmp_path / report["results"]
+    before = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    status, report, _ = run("--resume", folder, fresh=False)
+    assert (status, report["failed"], report["models"][0]["hits"]) == (0, [], 6)
+    after = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert after[:4] == [answer for answer in before if answer["video_id"] != "second"]
+    assert "second" in (folder / "evaluate.log").read_text().partition("WARNING")[2].splitlines()[0]
+
+
+class TestTheAnswersSoFar:
+    @pytest.fixture
+    def folder(self, run, tmp_path):
+        return tmp_path / run("--model", "small", "--first", "3")[1]["results"]
+
+    @staticmethod
+    def keep(folder, data, *rows):
+        asked = dict(enumerate(Benchmark(BENCHMARKS["video-mme"], data).questions()))
+        ResultsFolder.at(folder, fields=()).keep_answers_to({row: asked[row] for row in rows})
+
+    def test_they_stay_when_the_disk_is_full_as_some_are_dropped(self, folder, tmp_path):
+        before = (folder / "answers.jsonl").read_bytes()
+        with pytest.raises(StoreWriteError, match="answers.jsonl"), files_of_at_most(len(before) // 3):
+            self.keep(folder, tmp_path / "data", 0, 1)
+        assert (folder / "answers.jsonl").read_bytes() == before
+        self.keep(folder, tmp_path / "data", 0, 1)
+        assert (folder / "answers.jsonl").read_bytes() == b"".join(before.splitlines(keepends=True)[:2])
+        assert not list(folder.glob(".*"))
+
+    def test_they_are_not_written_again_when_none_is_dropped(self, folder, tmp_path):
+        before = (folder / "answers.jsonl").stat()
+        self.keep(folder, tmp_path / "data", 0, 1, 2)
+        after = (folder / "answers.jsonl").stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+    def test_a_torn_last_line_is_gone_before_the_next_is_written(self, folder, tmp_path):
+        before = (folder / "answers.jsonl").read_bytes()
+        (folder / "answers.jsonl").write_bytes(before + before[:20])
+        self.keep(folder, tmp_path / "data", 0, 1, 2)
+        assert (folder / "answers.jsonl").read_bytes() == before
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A disk on which no file may grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_folders_that_are_called_alike_get_tables_of_their_own(run, tmp_path):
