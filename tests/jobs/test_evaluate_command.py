@@ -237,7 +237,7 @@ class TestTheAnswersSoFar:
 
     def test_they_stay_when_the_disk_is_full_as_some_are_dropped(self, folder, tmp_path):
         before = (folder / "answers.jsonl").read_bytes()
-        with pytest.raises(StoreWriteError, match="answers.jsonl"), files_of_at_most(len(before) // 3):
+        with pytest.raises(StoreWriteError, match=r"answers\.jsonl"), files_of_at_most(len(before) // 3):
             self.keep(folder, tmp_path / "data", 0, 1)
         assert (folder / "answers.jsonl").read_bytes() == before
         self.keep(folder, tmp_path / "data", 0, 1)
@@ -309,6 +309,7 @@ def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
         (["--model", "small", "--store", "nowhere"], "no folder"),
         (["--model", "small", "--store", "nonsense://nowhere"], "nonsense"),
         (["--model", "lmms-lab/LongVA-7B"], "package longva"),
+        (["--model", "small:99999999999999999999"], "18 digits"),
         (["--resume", "nowhere"], "holds no evaluation"),
         (["--resume", "foreign"], "holds no evaluation"),
     ],
