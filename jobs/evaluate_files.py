@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ ASKED, ANSWERS, TABLE, PAGE, REPORT, LOG = (
 )
 # As VLMEvalKit names them in the tables that it writes.
 _XLSX_COLUMNS = ("index", "video", "video_path", "duration", "domain", "task_type", "question", "candidates", "answer")
+# What a sheet cannot hold, by the production Char of XML 1.0.
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class ResultsFolder:
@@ -159,13 +162,16 @@ def _write_xlsx(path: Path, answers: Sequence[Answer], ways: str) -> None:
         values = (answer.row, answer.video_id, answer.video_path, answer.duration, answer.domain, answer.task)
         asked = (answer.question, str(answer.options), answer.answer, getattr(answer, ways))
         sheet.append([_cell(sheet, value) for value in (*values, *asked)])
-    book.save(path)
+    # Not into the file itself: where that fails, openpyxl prints tracebacks of what it had open.
+    whole = BytesIO()
+    book.save(whole)
+    path.write_bytes(whole.getvalue())
 
 
 def _cell(sheet: Any, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    # A sheet holds no control characters, and a text that begins with "=" would be taken for a formula.
-    cell = WriteOnlyCell(sheet, openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE.sub("", value)[:32767])
+    # A text that begins with "=" would be taken for a formula.
+    cell = WriteOnlyCell(sheet, _NOT_IN_XML.sub("", value)[:32767])
     cell.data_type = "s"
     return cell

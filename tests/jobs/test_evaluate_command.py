@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import resource
 import shutil
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -287,14 +289,17 @@ def test_folders_that_are_called_alike_get_tables_of_their_own(run, tmp_path):
 def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
     file = tmp_path / "data" / "questions.json"
     row = json.loads(file.read_text())[0] | {
-        "question": "\ud800 \x1b[31m \x00 \u2028 犬",
+        "question": "\ud800 \x1b[31m \x00 \u2028 \ufffe\uffff 犬",
         "options": ["\udfff", "🎬", "C"],
     }
     file.write_text(json.dumps([row], ensure_ascii=True))
     status, report, said = run("--model", "small")
     assert (status, report["failed"]) == (0, []), said
     (written,) = pyarrow.parquet.read_table(tmp_path / report["results"] / "results.parquet").to_pylist()
-    assert (written["question"], written["options"]) == ("? \x1b[31m \x00 \u2028 犬", ["?", "🎬", "C"])
+    asked = "? \x1b[31m \x00 \u2028 \ufffe\uffff 犬"
+    assert (written["question"], written["options"]) == (asked, ["?", "🎬", "C"])
+    sheet = openpyxl.load_workbook(tmp_path / report["results"] / "small_Video-MME.xlsx").active
+    assert sheet.cell(2, 7).value == "? [31m  \u2028  犬"
 
 
 @pytest.mark.parametrize(
@@ -324,3 +329,14 @@ def test_what_cannot_work_is_refused(run, arguments, said, tmp_path):
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "results").exists()
+
+
+def test_a_table_that_cannot_be_written_is_told_without_a_traceback(run, tmp_path, monkeypatch):
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    _, report, _ = run("--model", "small", "--first", "1")
+    (tmp_path / report["results"] / "small_Video-MME.xlsx").unlink()
+    (tmp_path / report["results"] / "small_Video-MME.xlsx").mkdir()
+    status, _, said = run("--resume", report["results"], fresh=False)
+    gc.collect()
+    assert (status, "cannot be written" in said, "Traceback" in said, ignored) == (2, True, False, [])
