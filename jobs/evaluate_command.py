@@ -19,6 +19,7 @@ from cache_store import ReadOnlyStore, RecipeMismatch, StoreReadError, absolute_
 from consumers.evaluation import EvaluationError, LongVA_Cached
 from consumers.evaluation.comparison import Answer, compare
 from consumers.evaluation.longva_backends import require_backend
+from jobs.build_request import check_name
 from jobs.evaluate_files import LOG, PAGE, REPORT, ResultsFolder
 from jobs.evaluate_page import evaluation_page
 from jobs.evaluate_summary import ModelSummary, fault_of, percent, summary_of
@@ -81,6 +82,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BuildRefused: something is missing, or cannot work.
         StoreFormatError: the store is none, or its URL leads nowhere.
+        InvalidKey: the data set's name cannot be part of a file's name.
     """
     missing = [f"--{name}" for name in ("source", "data", "model", "store") if getattr(args, name) is None]
     if missing:
@@ -89,7 +91,8 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
         raise BuildRefused(f"{args.data}: the uncached way decodes every video, so they must lie here")
     if not is_root(args.store):
         raise BuildRefused(f"{args.store} is no folder; --store names the root of a feature store")
-    ReadOnlyStore(args.store)  # a URL that leads nowhere is told before a folder of results is made
+    # Opened, so that a URL that leads nowhere is told before a folder of results is made.
+    check_name(args, ReadOnlyStore(args.store))
     try:
         SamplingRule.parse(args.sampling)
     except ValueError as exc:

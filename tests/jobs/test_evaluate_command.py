@@ -314,6 +314,7 @@ def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
         (["--model", "small", "--store", "nowhere"], "no folder"),
         (["--model", "small", "--store", "nonsense://nowhere"], "nonsense"),
         (["--model", "lmms-lab/LongVA-7B"], "package longva"),
+        (["--model", "small", "--dataset", "a/b"], "dataset 'a/b'"),
         (["--model", "small:99999999999999999999"], "18 digits"),
         (["--resume", "nowhere"], "holds no evaluation"),
         (["--resume", "foreign"], "holds no evaluation"),
