@@ -20,6 +20,7 @@ from consumers.evaluation import EvaluationError, LongVA_Cached
 from consumers.evaluation.comparison import Answer, compare
 from consumers.evaluation.longva_backends import require_backend
 from jobs.build_request import check_name
+from jobs.evaluate_arguments import DEFAULTS
 from jobs.evaluate_files import LOG, PAGE, REPORT, ResultsFolder
 from jobs.evaluate_page import evaluation_page
 from jobs.evaluate_summary import ModelSummary, fault_of, percent, summary_of
@@ -55,12 +56,21 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _begun(args: argparse.Namespace) -> tuple[ResultsFolder, list[tuple[int, Question]], int]:
-    """Return the folder, the questions with their rows, and how many others there are; see `_questions`."""
+    """Return the folder, the questions with their rows, and how many others there are; see `_questions`.
+
+    Raises:
+        BuildRefused: options beside --resume, which would be ignored.
+    """
+    given = [name for name in (*_ASKED, "store", "results") if getattr(args, name) is not None]
     if args.resume is None:
+        vars(args).update({name: value for name, value in DEFAULTS.items() if name not in given})
         # Before a folder is made: nothing is left of what is refused.
         asked = _asked(args)
         questions, left_out = _questions(asked)
         return ResultsFolder.new(args.results, asked), questions, left_out
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise BuildRefused(f"{named}: --resume goes on with what {args.resume} was started with; leave them out")
     folder = ResultsFolder.at(args.resume, fields=[name for name in _ASKED if name != "model"])
     questions, left_out = _questions(folder.asked)
     folder.keep_answers_to(dict(questions))

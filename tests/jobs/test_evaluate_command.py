@@ -10,6 +10,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import openpyxl
 import pyarrow.parquet
@@ -308,7 +309,6 @@ def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
         ([], "--model must be given"),
         (["--model", "small", "--model", "small:x"], "small:<number>"),
         (["--model", "small", "--model", "lmms-lab/LongVA-7B"], "package longva"),
-        (["--resume", "older"], "holds no evaluation"),
         (["--model", "small", "--sampling", "some"], "--sampling"),
         (["--model", "small", "--model", "small"], "named twice"),
         (["--model", "small", "--store", "nowhere"], "no folder"),
@@ -316,20 +316,45 @@ def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
         (["--model", "lmms-lab/LongVA-7B"], "package longva"),
         (["--model", "small", "--dataset", "a/b"], "dataset 'a/b'"),
         (["--model", "small:99999999999999999999"], "18 digits"),
-        (["--resume", "nowhere"], "holds no evaluation"),
-        (["--resume", "foreign"], "holds no evaluation"),
     ],
 )
 def test_what_cannot_work_is_refused(run, arguments, said, tmp_path):
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/evaluate.json").write_text("[1]")
-    (tmp_path / "older").mkdir()
-    (tmp_path / "older/evaluate.json").write_text('{"models": []}')
     status, _, error = run(*arguments)
     assert status == 2
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("content", [None, "[1]", '{"models": []}'])
+def test_what_holds_no_evaluation_is_not_gone_on_with(run, content, tmp_path):
+    (tmp_path / "older").mkdir()
+    if content is not None:
+        (tmp_path / "older/evaluate.json").write_text(content)
+    status, _, error = run("--resume", "older", fresh=False)
+    assert status == 2
+    assert "holds no evaluation" in error
+    assert "Traceback" not in error
+
+
+def test_going_on_takes_no_options_that_it_would_ignore(run, tmp_path):
+    _, report, _ = run("--model", "small", "--first", "1")
+    options = [
+        "--store",
+        "elsewhere",
+        "--model",
+        "small:7",
+        "--first",
+        "1",
+        "--dtype",
+        "float16",
+        "--results",
+        "results",
+    ]
+    status, _, said = run("--resume", report["results"], *options, "--nframe", NFRAME, fresh=False)
+    assert status == 2
+    assert "--first, --model, --nframe, --dtype, --store, --results" in said
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [Path(report["results"]).name]
 
 
 def test_a_table_that_cannot_be_written_is_told_without_a_traceback(run, tmp_path, monkeypatch):
