@@ -151,7 +151,7 @@ def _row(answer: Answer) -> dict[str, Any]:
     for ways in ("cached", "live"):
         stages = fields.pop(f"{ways}_stages") or nothing
         fields |= {f"{ways}_{name}": stages[name] for name in nothing}
-    return {**fields, "agrees": answer.agrees, "is_right": answer.is_right}
+    return {**fields, "is_right": answer.is_right}
 
 
 def _write_xlsx(path: Path, answers: Sequence[Answer], ways: str) -> None:

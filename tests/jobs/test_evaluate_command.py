@@ -19,6 +19,7 @@ import torch
 
 from cache_store import FeatureStore, StoreWriteError
 from cache_store.copying import copy
+from consumers.evaluation import LongVA_Cached
 from jobs.__main__ import main
 from jobs.evaluate_files import ResultsFolder
 from pipeline.sources import BENCHMARKS, Benchmark
@@ -271,6 +272,24 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_logits_that_are_no_numbers_are_compared_and_reported_in_json_that_every_parser_reads(
+    run, tmp_path, monkeypatch
+):
+    numbers = LongVA_Cached.letter_logits
+
+    def no_numbers(*args, **options):
+        return numbers(*args, **options) * torch.tensor([float("nan"), float("inf"), -0.0])
+
+    monkeypatch.setattr(LongVA_Cached, "letter_logits", no_numbers)
+    status, report, said = run("--model", "small", "--first", "2")
+    assert (status, report["failed"]) == (0, []), said
+    folder = tmp_path / report["results"]
+    assert json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail) == report
+    before = (folder / "answers.jsonl").read_bytes()
+    assert run("--resume", folder, fresh=False)[0] == 0
+    assert (folder / "answers.jsonl").read_bytes() == before
+
+
 def test_folders_that_are_called_alike_get_tables_of_their_own(run, tmp_path):
     _, report, _ = run("--model", "small", "--first", "1")
     folder = ResultsFolder.at(tmp_path / report["results"], fields=())
@@ -339,19 +358,9 @@ def test_what_holds_no_evaluation_is_not_gone_on_with(run, content, tmp_path):
 
 def test_going_on_takes_no_options_that_it_would_ignore(run, tmp_path):
     _, report, _ = run("--model", "small", "--first", "1")
-    options = [
-        "--store",
-        "elsewhere",
-        "--model",
-        "small:7",
-        "--first",
-        "1",
-        "--dtype",
-        "float16",
-        "--results",
-        "results",
-    ]
-    status, _, said = run("--resume", report["results"], *options, "--nframe", NFRAME, fresh=False)
+    where = ["--store", "elsewhere", "--results", "results"]
+    options = [*where, "--model", "small:7", "--first", "1", "--dtype", "float16", "--nframe", NFRAME]
+    status, _, said = run("--resume", report["results"], *options, fresh=False)
     assert status == 2
     assert "--first, --model, --nframe, --dtype, --store, --results" in said
     assert [path.name for path in (tmp_path / "results").iterdir()] == [Path(report["results"]).name]
