@@ -21,7 +21,7 @@ from consumers.evaluation.comparison import Answer, compare
 from consumers.evaluation.longva_backends import require_backend
 from jobs.build_request import check_name
 from jobs.evaluate_arguments import DEFAULTS
-from jobs.evaluate_files import LOG, PAGE, REPORT, ResultsFolder
+from jobs.evaluate_files import LOG, PAGE, REPORT, LogFile, ResultsFolder
 from jobs.evaluate_page import evaluation_page
 from jobs.evaluate_summary import ModelSummary, fault_of, percent, summary_of
 from jobs.printing import notes, print_json, printable, results, table
@@ -292,7 +292,7 @@ def _progress(model: str, total: int, done: int) -> Iterator[Any]:
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Write what is logged by this project into a file too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     names = ("jobs.evaluate", "consumers.evaluation", "cache_store")
     try:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -129,6 +132,23 @@ class ResultsFolder:
             for suffix, ways in (("", "cached"), ("-uncached", "live")):
                 dataset = answers[0].dataset if answers else "none"
                 _write_xlsx(self.path / f"{name}{suffix}_{dataset}.xlsx", answers, ways)
+
+
+class LogFile(logging.FileHandler):
+    """The log. What it cannot write is told once, in a line, where logging would print a traceback for each record."""
+
+    _is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Tell of the first failure."""
+        if not self._is_told:
+            self._is_told = True
+            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the file; what it still holds and cannot write has been told of."""
+        with suppress(OSError):
+            super().close()
 
 
 def _file_names(models: Sequence[str]) -> dict[str, str]:

@@ -260,6 +260,16 @@ class TestTheAnswersSoFar:
         self.keep(folder, tmp_path / "data", 0, 1, 2)
         assert (folder / "answers.jsonl").read_bytes() == before
 
+    def test_a_disk_that_fills_up_meanwhile_is_told_in_words(self, folder, run):
+        whole = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "answers.jsonl").write_bytes(whole[0])
+        with files_of_at_most(len(whole[0]) + 100):
+            status, report, said = run("--resume", folder, fresh=False)
+        assert (status, report, "Traceback" in said) == (2, None, False)
+        assert "evaluate.log cannot be written" in said
+        assert "answers.jsonl cannot be written" in said
+        assert run("--resume", folder, fresh=False)[1]["models"][0]["agreeing"] == 3
+
 
 @contextmanager
 def files_of_at_most(size):
