@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from jobs.parsers import Commands, add_command, add_json, store_root
 from jobs.sizes import positive_int
 from pipeline.sources import BENCHMARKS, parse_media_path
+
+# Not given to argparse, which would hide whether an option was given: beside --resume none may be.
+DEFAULTS: dict[str, Any] = {
+    "nframe": 128,
+    "sampling": "source",
+    "dtype": "float16",
+    "device_map": "auto",
+    "results": Path("results"),
+}
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -43,13 +53,15 @@ def add_evaluate(commands: Commands) -> None:
     where.add_argument(
         "--results",
         type=Path,
-        default=Path("results"),
         metavar="DIR",
         help="gets a folder longva_cached_<YYYYmmdd_HHMMSS> with results.parquet, an xlsx for each model, report.html, "
-        "report.json and evaluate.log",
+        f"report.json and evaluate.log (default: {DEFAULTS['results']})",
     )
     where.add_argument(
-        "--resume", type=Path, metavar="DIR", help="go on in this results folder, with what it was started with"
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on in this results folder, with what it was started with: no other option but --json",
     )
 
 
@@ -62,9 +74,10 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="a LongVA checkpoint, which needs the package longva, or the built-in random model: small, or "
         "small:<seed>; may be given several times",
     )
-    whom.add_argument("--nframe", type=positive_int, default=128, metavar="N", help="as the build was told")
-    whom.add_argument("--sampling", default="source", metavar="RULE", help="as the build was told")
+    said = {name: f"(default: {value})" for name, value in DEFAULTS.items()}
+    whom.add_argument("--nframe", type=positive_int, metavar="N", help=f"as the build was told {said['nframe']}")
+    whom.add_argument("--sampling", metavar="RULE", help=f"as the build was told {said['sampling']}")
+    whom.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help=f"of the small model {said['dtype']}")
     whom.add_argument(
-        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="of the small model"
+        "--device-map", metavar="MAP", help=f"of a checkpoint, as transformers takes it {said['device_map']}"
     )
-    whom.add_argument("--device-map", default="auto", metavar="MAP", help="of a checkpoint, as transformers takes it")

@@ -19,7 +19,9 @@ from cache_store import ReadOnlyStore, RecipeMismatch, StoreReadError, absolute_
 from consumers.evaluation import EvaluationError, LongVA_Cached
 from consumers.evaluation.comparison import Answer, compare
 from consumers.evaluation.longva_backends import require_backend
-from jobs.evaluate_files import LOG, PAGE, REPORT, ResultsFolder
+from jobs.build_request import check_name
+from jobs.evaluate_arguments import DEFAULTS
+from jobs.evaluate_files import LOG, PAGE, REPORT, LogFile, ResultsFolder
 from jobs.evaluate_page import evaluation_page
 from jobs.evaluate_summary import ModelSummary, fault_of, percent, summary_of
 from jobs.printing import notes, print_json, printable, results, table
@@ -54,12 +56,21 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _begun(args: argparse.Namespace) -> tuple[ResultsFolder, list[tuple[int, Question]], int]:
-    """Return the folder, the questions with their rows, and how many others there are; see `_questions`."""
+    """Return the folder, the questions with their rows, and how many others there are; see `_questions`.
+
+    Raises:
+        BuildRefused: options beside --resume, which would be ignored.
+    """
+    given = [name for name in (*_ASKED, "store", "results") if getattr(args, name) is not None]
     if args.resume is None:
+        vars(args).update({name: value for name, value in DEFAULTS.items() if name not in given})
         # Before a folder is made: nothing is left of what is refused.
         asked = _asked(args)
         questions, left_out = _questions(asked)
         return ResultsFolder.new(args.results, asked), questions, left_out
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise BuildRefused(f"{named}: --resume goes on with what {args.resume} was started with; leave them out")
     folder = ResultsFolder.at(args.resume, fields=[name for name in _ASKED if name != "model"])
     questions, left_out = _questions(folder.asked)
     folder.keep_answers_to(dict(questions))
@@ -81,6 +92,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BuildRefused: something is missing, or cannot work.
         StoreFormatError: the store is none, or its URL leads nowhere.
+        InvalidKey: the data set's name cannot be part of a file's name.
     """
     missing = [f"--{name}" for name in ("source", "data", "model", "store") if getattr(args, name) is None]
     if missing:
@@ -89,7 +101,8 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
         raise BuildRefused(f"{args.data}: the uncached way decodes every video, so they must lie here")
     if not is_root(args.store):
         raise BuildRefused(f"{args.store} is no folder; --store names the root of a feature store")
-    ReadOnlyStore(args.store)  # a URL that leads nowhere is told before a folder of results is made
+    # Opened, so that a URL that leads nowhere is told before a folder of results is made.
+    check_name(args, ReadOnlyStore(args.store))
     try:
         SamplingRule.parse(args.sampling)
     except ValueError as exc:
@@ -279,7 +292,7 @@ def _progress(model: str, total: int, done: int) -> Iterator[Any]:
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Write what is logged by this project into a file too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     names = ("jobs.evaluate", "consumers.evaluation", "cache_store")
     try:

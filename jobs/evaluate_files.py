@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import openpyxl
 from openpyxl.cell import WriteOnlyCell
 
+from cache_store.atomic import publish
 from consumers.evaluation.comparison import Answer
+from jobs.evaluate_summary import fault_of
 from pipeline.errors import BuildRefused
 from pipeline.sources import Question
 
@@ -27,6 +33,8 @@ ASKED, ANSWERS, TABLE, PAGE, REPORT, LOG = (
 )
 # As VLMEvalKit names them in the tables that it writes.
 _XLSX_COLUMNS = ("index", "video", "video_path", "duration", "domain", "task_type", "question", "candidates", "answer")
+# What a sheet cannot hold, by the production Char of XML 1.0.
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class ResultsFolder:
@@ -59,7 +67,7 @@ class ResultsFolder:
 
     @classmethod
     def at(cls, path: Path, *, fields: Collection[str]) -> ResultsFolder:
-        """Open the folder of an evaluation that was broken off; a torn last line is asked again.
+        """Open the folder of an evaluation; what was wrong in it is asked again, as is a torn last line.
 
         Raises:
             BuildRefused: it is none.
@@ -78,19 +86,22 @@ class ResultsFolder:
             except (ValueError, TypeError):
                 continue
             answers[answer.model, answer.row] = answer
-        # What failed is asked again: a video may have been fetched meanwhile.
-        return cls(path, asked, [answer for answer in answers.values() if answer.problem is None])
+        # A video may have been fetched meanwhile, a feature built, and a damaged one replaced.
+        return cls(path, asked, [answer for answer in answers.values() if fault_of(answer) is None])
 
     def keep_answers_to(self, questions: Mapping[int, Question]) -> None:
-        """Forget the answers to rows that are now another question, or none.
+        """Forget the answers to rows that are now another question, or none; on disk too, all at once or not at all.
 
         Raises:
-            BuildRefused: it cannot be written.
+            StoreWriteError: it cannot be written; then the file is as it was.
         """
         self.answers = [
             answer for answer in self.answers if answer.row in questions and answer.is_to(questions[answer.row])
         ]
-        self._write("".join(map(_line, self.answers)), mode="w")
+        kept, path = "".join(map(_line, self.answers)), self.path / ANSWERS
+        # A torn last line makes a difference too: the next answer would be glued to it.
+        if kept != (path.read_text(encoding="utf-8") if path.exists() else ""):
+            publish([kept.encode()], path)
 
     def note(self, answer: Answer) -> None:
         """Keep an answer, on disk too.
@@ -99,12 +110,9 @@ class ResultsFolder:
             BuildRefused: it cannot be written.
         """
         self.answers.append(answer)
-        self._write(_line(answer), mode="a")
-
-    def _write(self, lines: str, *, mode: str) -> None:
         try:
-            with open(self.path / ANSWERS, mode, encoding="utf-8") as file:
-                file.write(lines)
+            with open(self.path / ANSWERS, "a", encoding="utf-8") as file:
+                file.write(_line(answer))
         except OSError as exc:
             raise BuildRefused(f"{self.path / ANSWERS} cannot be written: {exc.strerror or exc}") from exc
 
@@ -124,6 +132,23 @@ class ResultsFolder:
             for suffix, ways in (("", "cached"), ("-uncached", "live")):
                 dataset = answers[0].dataset if answers else "none"
                 _write_xlsx(self.path / f"{name}{suffix}_{dataset}.xlsx", answers, ways)
+
+
+class LogFile(logging.FileHandler):
+    """The log. What it cannot write is told once, in a line, where logging would print a traceback for each record."""
+
+    _is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Tell of the first failure."""
+        if not self._is_told:
+            self._is_told = True
+            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the file; what it still holds and cannot write has been told of."""
+        with suppress(OSError):
+            super().close()
 
 
 def _file_names(models: Sequence[str]) -> dict[str, str]:
@@ -146,7 +171,7 @@ def _row(answer: Answer) -> dict[str, Any]:
     for ways in ("cached", "live"):
         stages = fields.pop(f"{ways}_stages") or nothing
         fields |= {f"{ways}_{name}": stages[name] for name in nothing}
-    return {**fields, "agrees": answer.agrees, "is_right": answer.is_right}
+    return {**fields, "is_right": answer.is_right}
 
 
 def _write_xlsx(path: Path, answers: Sequence[Answer], ways: str) -> None:
@@ -157,13 +182,16 @@ def _write_xlsx(path: Path, answers: Sequence[Answer], ways: str) -> None:
         values = (answer.row, answer.video_id, answer.video_path, answer.duration, answer.domain, answer.task)
         asked = (answer.question, str(answer.options), answer.answer, getattr(answer, ways))
         sheet.append([_cell(sheet, value) for value in (*values, *asked)])
-    book.save(path)
+    # Not into the file itself: where that fails, openpyxl prints tracebacks of what it had open.
+    whole = BytesIO()
+    book.save(whole)
+    path.write_bytes(whole.getvalue())
 
 
 def _cell(sheet: Any, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    # A sheet holds no control characters, and a text that begins with "=" would be taken for a formula.
-    cell = WriteOnlyCell(sheet, openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE.sub("", value)[:32767])
+    # A text that begins with "=" would be taken for a formula.
+    cell = WriteOnlyCell(sheet, _NOT_IN_XML.sub("", value)[:32767])
     cell.data_type = "s"
     return cell

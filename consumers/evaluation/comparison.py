@@ -54,15 +54,11 @@ class Answer:
     live: str | None
     cached_logits: list[float]
     live_logits: list[float]
+    agrees: bool  # whether both ways gave the same bits; the lists would not tell -0.0 and NaN apart
     is_hit: bool
     cached_stages: Stages | None
     live_stages: Stages | None
     problem: str | None = None  # why there is no answer
-
-    @property
-    def agrees(self) -> bool:
-        """Whether both ways gave the same bits."""
-        return self.problem is None and self.cached_logits == self.live_logits
 
     @property
     def is_right(self) -> bool:
@@ -149,6 +145,7 @@ def _asked_both_ways(longva: LongVA_Cached, row: int, question: Question) -> Ans
         live=letters[int(live.argmax())],
         cached_logits=cached.tolist(),
         live_logits=live.tolist(),
+        agrees=torch.equal(cached.view(torch.uint8), live.view(torch.uint8)),
         is_hit=longva.statistics.hits > hits,
         cached_stages=Stages(cached_s, **took),
         live_stages=Stages(live_s, **alone.seconds()),
@@ -160,6 +157,7 @@ def _answer(longva: LongVA_Cached, row: int, question: Question, **found: Any) -
         **dict.fromkeys(("cached", "live", "cached_stages", "live_stages")),
         "cached_logits": [],
         "live_logits": [],
+        "agrees": False,
         "is_hit": False,
     }
     return Answer(model=longva.model_path, row=row, **_facts(question), **{**nothing, **found})

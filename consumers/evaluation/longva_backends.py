@@ -15,6 +15,7 @@ from consumers.evaluation.fitting import Recipe
 from pipeline.vision import SamplingRule
 
 SMALL = "small"
+_MOST_DIGITS = 18  # of a seed: torch takes 64 bits, and makes several parts from one number
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ def require_backend(model_path: str) -> None:
         EvaluationError: there is not.
     """
     name, colon, seed = model_path.partition(":")
-    if name == SMALL and (seed.isdecimal() or not colon):
+    if name == SMALL and ((seed.isdecimal() and len(seed) <= _MOST_DIGITS) or not colon):
         return
     if name == SMALL:
-        raise EvaluationError(f"{model_path} is no model; the built-in ones are small and small:<number>")
+        raise EvaluationError(
+            f"{model_path} is no model; the built-in ones are small and small:<number> (at most {_MOST_DIGITS} digits)"
+        )
     try:
         for module in ("constants", "mm_utils", "model.builder"):
             importlib.import_module(f"longva.{module}")

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import SourceError
 from pipeline.sources.annotations import SUFFIXES, read_rows
 from pipeline.sources.archives import unpack_hint
-from pipeline.sources.choices import ANSWER_COLUMNS, OPTION_COLUMNS, choices_of
+from pipeline.sources.choices import ANSWER_COLUMNS, OPTION_COLUMNS, AnswerIs, choices_of
 from pipeline.sources.data_folder import DataFolder
 from pipeline.sources.media_path import MediaPath, absolute
 from pipeline.sources.samples import IgnoredFile, Question, VideoSample
@@ -76,6 +76,7 @@ class Layout:
     ]  # patterns in the data folder, parted by spaces: all files of the first that match are read
     video_columns: tuple[str, ...]  # each row has one of them
     places: Callable[[Row], Sequence[Place]]  # where the row's video is looked for, in this order
+    answer_is: AnswerIs  # how a multiple-choice question names the right option
     other_columns: tuple[str, ...] = ()  # that `places` and `task` look at
     annotation_folders: tuple[str, ...] = (".",)  # where a single file of any name is accepted if no pattern matches
     question_id: tuple[str, ...] = ("question_id", "id", "index")  # columns; without any the row's number
@@ -235,7 +236,7 @@ class Benchmark:
                 question=row.text("question"),
                 question_type=row.text(*self._layout.question_type),
                 sample=sample,
-                choices=choices_of(row.values),
+                choices=choices_of(row.values, answer_is=self._layout.answer_is),
                 duration=_duration_group(row),
                 domain=row.text(*DOMAIN_COLUMNS),
             )

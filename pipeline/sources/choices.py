@@ -6,10 +6,14 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+# What a benchmark's answers are: the option's index from 0, its letter, or its own text. Where options are numbers or
+# letters themselves, the same answer means another option by each of these rules.
+AnswerIs: TypeAlias = Literal["index", "letter", "text"]
 
 OPTION_COLUMNS = ("options", "candidates")
-ANSWER_COLUMNS = ("answer", "correct_choice")
+ANSWER_COLUMNS = ("answer", "correct_choice")  # the latter holds an index
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LABEL = re.compile(r"\(?([A-Z])[.):]\s*")
 
@@ -27,18 +31,21 @@ class Choices:
         return _LETTERS[: len(self.options)]
 
 
-def choices_of(values: Mapping[str, Any]) -> Choices | None:
+def choices_of(values: Mapping[str, Any], *, answer_is: AnswerIs) -> Choices | None:
     """Return a row's options and answer; None if it has none, or none that can be told from each other.
 
-    Options are a list, or the text of one (VLMEvalKit's TSV). The answer is an index, a letter, an option, or an option
-    with its letter.
+    Options are a list, or the text of one (VLMEvalKit's TSV). An index may also be given as a letter; where a letter is
+    expected, what is none is looked for among the options, with their letters or without.
     """
     listed = _listed(next((values[name] for name in OPTION_COLUMNS if name in values), None))
     if listed is None or not 2 <= len(listed) <= len(_LETTERS):
         return None
     options = _without_letters(listed)
-    answer = _index(next((values[name] for name in ANSWER_COLUMNS if name in values), None), listed, options)
-    return None if answer is None or len(set(options)) < len(options) else Choices(options, answer)
+    text = str(values.get("correct_choice" if answer_is == "index" else "answer", "")).strip()
+    answer = _index(text, answer_is, listed, options)
+    if answer is None or answer >= len(options) or len(set(options)) < len(options):
+        return None
+    return Choices(options, answer)
 
 
 def _listed(value: Any) -> list[str] | None:
@@ -47,8 +54,6 @@ def _listed(value: Any) -> list[str] | None:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    if isinstance(value, Mapping):
-        value = list(value.values())
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return None
     return [str(option).strip() for option in value]
@@ -62,14 +67,9 @@ def _without_letters(options: Sequence[str]) -> tuple[str, ...]:
     return tuple(options)
 
 
-def _index(answer: Any, listed: Sequence[str], options: Sequence[str]) -> int | None:
-    if answer is None:
-        return None
-    text = str(answer).strip()
-    # An option's own text first: "A" may be the third of them.
-    for known in (options, listed):
-        if text in known:
-            return known.index(text)
+def _index(text: str, answer_is: AnswerIs, listed: Sequence[str], options: Sequence[str]) -> int | None:
     letter = re.fullmatch(r"\(?([A-Za-z])[.):]?", text)
-    found = int(text) if text.isdecimal() else _LETTERS.find(letter[1].upper()) if letter else -1
-    return found if 0 <= found < len(options) else None
+    if letter and answer_is != "text":
+        return _LETTERS.index(letter[1].upper())
+    spellings = [[str(index) for index in range(len(options))]] if answer_is == "index" else [listed, options]
+    return next((known.index(text) for known in spellings if text in known), None)

@@ -25,6 +25,7 @@ LONG_VIDEO_BENCH = Layout(
     annotations=("lvb_val.json", "validation-*.parquet", "LongVideoBench.tsv"),
     video_columns=("video_path",),
     places=_places,
+    answer_is="index",
     question_id=("id", "index"),
     question_type=("question_category",),
 )

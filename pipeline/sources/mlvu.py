@@ -27,6 +27,7 @@ MLVU = Layout(
     video_columns=("video", "video_name"),
     other_columns=("prefix", "task_type"),
     places=_places,
+    answer_is="text",
     stems_repeat=True,
     question_id=("question_id", "index"),
     question_type=("question_type", "task_type"),

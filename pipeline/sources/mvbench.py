@@ -90,6 +90,7 @@ MVBENCH = Layout(
     video_columns=("video",),
     other_columns=("prefix", "data_type", "bound", "start", "end", "task_type"),
     places=_places,
+    answer_is="text",
     stems_repeat=True,
     question_id=("question_id", "index"),
     question_type=(),

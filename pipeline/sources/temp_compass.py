@@ -29,6 +29,7 @@ TEMP_COMPASS = Layout(
     video_columns=("video", "video_id"),
     other_columns=("prefix", "suffix", "task_type"),
     places=_places,
+    answer_is="text",
     question_id=("question_id", "index"),
     question_type=("dim",),
     task=_task,

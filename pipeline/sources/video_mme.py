@@ -41,6 +41,7 @@ VIDEO_MME = Layout(
     video_columns=_ID_COLUMNS,
     other_columns=("video_path",),
     places=lambda row: tuple(_places(row)),
+    answer_is="letter",
     name=_name,
     question_type=("task_type",),
 )

@@ -29,6 +29,7 @@ VIDEO_MMMU = Layout(
     video_columns=("video", "id"),
     other_columns=("category",),
     places=_places,
+    answer_is="letter",
     question_id=("id", "index"),
     question_type=("question_type",),
     task=lambda row: row.text("category") or row.folder or None,

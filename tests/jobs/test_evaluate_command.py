@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import resource
 import shutil
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import openpyxl
 import pyarrow.parquet
 import pytest
 import torch
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, StoreWriteError
 from cache_store.copying import copy
+from consumers.evaluation import LongVA_Cached
 from jobs.__main__ import main
 from jobs.evaluate_files import ResultsFolder
+from pipeline.sources import BENCHMARKS, Benchmark
 from pipeline.vision.cuts import Cut
 from tests.consumers.evaluation.conftest import NFRAME, build, one_thread  # noqa: F401 - a fixture
 from tests.media import write_video
@@ -200,6 +207,99 @@ def test_an_answer_to_what_is_another_question_by_now_is_asked_again(run, tmp_pa
     assert (after[1]["question"], after[1]["answer"]) == ("Who is it?", "B")
 
 
+@pytest.mark.parametrize("fault", ["missing", "other bits"])
+def test_what_was_wrong_is_asked_again_once_it_is_mended(run, tmp_path, fault):
+    with FeatureStore(tmp_path / "store") as store:
+        key = next(key for key in store.keys() if key.video_id == "second")
+        record, value = store.record_of(key), store.get(key)
+        if fault == "missing":
+            store.delete(key)
+        else:
+            store.put(key, {**value, "vision_features": value["vision_features"].flip(0)}, recipe=record.recipe)
+    status, report, _ = run("--model", "small")
+    assert (status, len(report["failed"])) == (1, 2)
+    with FeatureStore(tmp_path / "store") as store:
+        store.put(key, value, recipe=record.recipe)
+    folder = tmp_path / report["results"]
+    before = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    status, report, _ = run("--resume", folder, fresh=False)
+    assert (status, report["failed"], report["models"][0]["hits"]) == (0, [], 6)
+    after = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert after[:4] == [answer for answer in before if answer["video_id"] != "second"]
+    assert "second" in (folder / "evaluate.log").read_text().partition("WARNING")[2].splitlines()[0]
+
+
+class TestTheAnswersSoFar:
+    @pytest.fixture
+    def folder(self, run, tmp_path):
+        return tmp_path / run("--model", "small", "--first", "3")[1]["results"]
+
+    @staticmethod
+    def keep(folder, data, *rows):
+        asked = dict(enumerate(Benchmark(BENCHMARKS["video-mme"], data).questions()))
+        ResultsFolder.at(folder, fields=()).keep_answers_to({row: asked[row] for row in rows})
+
+    def test_they_stay_when_the_disk_is_full_as_some_are_dropped(self, folder, tmp_path):
+        before = (folder / "answers.jsonl").read_bytes()
+        with pytest.raises(StoreWriteError, match=r"answers\.jsonl"), files_of_at_most(len(before) // 3):
+            self.keep(folder, tmp_path / "data", 0, 1)
+        assert (folder / "answers.jsonl").read_bytes() == before
+        self.keep(folder, tmp_path / "data", 0, 1)
+        assert (folder / "answers.jsonl").read_bytes() == b"".join(before.splitlines(keepends=True)[:2])
+        assert not list(folder.glob(".*"))
+
+    def test_they_are_not_written_again_when_none_is_dropped(self, folder, tmp_path):
+        before = (folder / "answers.jsonl").stat()
+        self.keep(folder, tmp_path / "data", 0, 1, 2)
+        after = (folder / "answers.jsonl").stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+    def test_a_torn_last_line_is_gone_before_the_next_is_written(self, folder, tmp_path):
+        before = (folder / "answers.jsonl").read_bytes()
+        (folder / "answers.jsonl").write_bytes(before + before[:20])
+        self.keep(folder, tmp_path / "data", 0, 1, 2)
+        assert (folder / "answers.jsonl").read_bytes() == before
+
+    def test_a_disk_that_fills_up_meanwhile_is_told_in_words(self, folder, run):
+        whole = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "answers.jsonl").write_bytes(whole[0])
+        with files_of_at_most(len(whole[0]) + 100):
+            status, report, said = run("--resume", folder, fresh=False)
+        assert (status, report, "Traceback" in said) == (2, None, False)
+        assert "evaluate.log cannot be written" in said
+        assert "answers.jsonl cannot be written" in said
+        assert run("--resume", folder, fresh=False)[1]["models"][0]["agreeing"] == 3
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A disk on which no file may grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_logits_that_are_no_numbers_are_compared_and_reported_in_json_that_every_parser_reads(
+    run, tmp_path, monkeypatch
+):
+    numbers = LongVA_Cached.letter_logits
+
+    def no_numbers(*args, **options):
+        return numbers(*args, **options) * torch.tensor([float("nan"), float("inf"), -0.0])
+
+    monkeypatch.setattr(LongVA_Cached, "letter_logits", no_numbers)
+    status, report, said = run("--model", "small", "--first", "2")
+    assert (status, report["failed"]) == (0, []), said
+    folder = tmp_path / report["results"]
+    assert json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail) == report
+    before = (folder / "answers.jsonl").read_bytes()
+    assert run("--resume", folder, fresh=False)[0] == 0
+    assert (folder / "answers.jsonl").read_bytes() == before
+
+
 def test_folders_that_are_called_alike_get_tables_of_their_own(run, tmp_path):
     _, report, _ = run("--model", "small", "--first", "1")
     folder = ResultsFolder.at(tmp_path / report["results"], fields=())
@@ -219,14 +319,17 @@ def test_folders_that_are_called_alike_get_tables_of_their_own(run, tmp_path):
 def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
     file = tmp_path / "data" / "questions.json"
     row = json.loads(file.read_text())[0] | {
-        "question": "\ud800 \x1b[31m \x00 \u2028 犬",
+        "question": "\ud800 \x1b[31m \x00 \u2028 \ufffe\uffff 犬",
         "options": ["\udfff", "🎬", "C"],
     }
     file.write_text(json.dumps([row], ensure_ascii=True))
     status, report, said = run("--model", "small")
     assert (status, report["failed"]) == (0, []), said
     (written,) = pyarrow.parquet.read_table(tmp_path / report["results"] / "results.parquet").to_pylist()
-    assert (written["question"], written["options"]) == ("? \x1b[31m \x00 \u2028 犬", ["?", "🎬", "C"])
+    asked = "? \x1b[31m \x00 \u2028 \ufffe\uffff 犬"
+    assert (written["question"], written["options"]) == (asked, ["?", "🎬", "C"])
+    sheet = openpyxl.load_workbook(tmp_path / report["results"] / "small_Video-MME.xlsx").active
+    assert sheet.cell(2, 7).value == "? [31m  \u2028  犬"
 
 
 @pytest.mark.parametrize(
@@ -235,23 +338,50 @@ def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
         ([], "--model must be given"),
         (["--model", "small", "--model", "small:x"], "small:<number>"),
         (["--model", "small", "--model", "lmms-lab/LongVA-7B"], "package longva"),
-        (["--resume", "older"], "holds no evaluation"),
         (["--model", "small", "--sampling", "some"], "--sampling"),
         (["--model", "small", "--model", "small"], "named twice"),
         (["--model", "small", "--store", "nowhere"], "no folder"),
         (["--model", "small", "--store", "nonsense://nowhere"], "nonsense"),
         (["--model", "lmms-lab/LongVA-7B"], "package longva"),
-        (["--resume", "nowhere"], "holds no evaluation"),
-        (["--resume", "foreign"], "holds no evaluation"),
+        (["--model", "small", "--dataset", "a/b"], "dataset 'a/b'"),
+        (["--model", "small:99999999999999999999"], "18 digits"),
     ],
 )
 def test_what_cannot_work_is_refused(run, arguments, said, tmp_path):
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/evaluate.json").write_text("[1]")
-    (tmp_path / "older").mkdir()
-    (tmp_path / "older/evaluate.json").write_text('{"models": []}')
     status, _, error = run(*arguments)
     assert status == 2
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("content", [None, "[1]", '{"models": []}'])
+def test_what_holds_no_evaluation_is_not_gone_on_with(run, content, tmp_path):
+    (tmp_path / "older").mkdir()
+    if content is not None:
+        (tmp_path / "older/evaluate.json").write_text(content)
+    status, _, error = run("--resume", "older", fresh=False)
+    assert status == 2
+    assert "holds no evaluation" in error
+    assert "Traceback" not in error
+
+
+def test_going_on_takes_no_options_that_it_would_ignore(run, tmp_path):
+    _, report, _ = run("--model", "small", "--first", "1")
+    where = ["--store", "elsewhere", "--results", "results"]
+    options = [*where, "--model", "small:7", "--first", "1", "--dtype", "float16", "--nframe", NFRAME]
+    status, _, said = run("--resume", report["results"], *options, fresh=False)
+    assert status == 2
+    assert "--first, --model, --nframe, --dtype, --store, --results" in said
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [Path(report["results"]).name]
+
+
+def test_a_table_that_cannot_be_written_is_told_without_a_traceback(run, tmp_path, monkeypatch):
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    _, report, _ = run("--model", "small", "--first", "1")
+    (tmp_path / report["results"] / "small_Video-MME.xlsx").unlink()
+    (tmp_path / report["results"] / "small_Video-MME.xlsx").mkdir()
+    status, _, said = run("--resume", report["results"], fresh=False)
+    gc.collect()
+    assert (status, "cannot be written" in said, "Traceback" in said, ignored) == (2, True, False, [])

@@ -11,45 +11,89 @@ from tests.pipeline.sources.files import touch, write_rows
 PLAIN = ("a cat", "a dog", "neither")
 
 
+# Rows as VLMEvalKit and lmms-eval lay them out, also those whose options are numbers or letters themselves.
 @pytest.mark.parametrize(
-    "row",
+    ("source", "row", "options", "answer"),
     [
-        {"options": ["A. a cat", "B. a dog", "C. neither"], "answer": "B"},  # Video-MME
-        {"candidates": "['A. a cat', 'B. a dog', 'C. neither']", "answer": "B"},  # VLMEvalKit's TSV of it
-        {"candidates": list(PLAIN), "correct_choice": 1},  # LongVideoBench
-        {"candidates": list(PLAIN), "answer": "a dog"},  # MVBench, MLVU
-        {"candidates": str(list(PLAIN)), "answer": "a dog"},
-        {"options": list(PLAIN), "answer": "(B)"},
-        {"options": ["(A) a cat", "(B) a dog", "(C) neither"], "answer": "(B) a dog"},
-        {"options": ["A: a cat", "B: a dog", "C: neither"], "answer": "b."},
+        ("video-mme", {"options": ["A. a cat", "B. a dog", "C. neither"], "answer": "B"}, PLAIN, 1),
+        ("video-mme", {"candidates": "['A. a cat', 'B. a dog', 'C. neither']", "answer": "B"}, PLAIN, 1),
+        ("video-mme", {"options": ["A. 10.", "B. 1.", "C. 2."], "answer": "C"}, ("10.", "1.", "2."), 2),
+        ("video-mme", {"options": ["A. B", "B. A", "C. D", "D. C"], "answer": "A"}, ("B", "A", "D", "C"), 0),
+        ("long-video-bench", {"candidates": list(PLAIN), "correct_choice": 1}, PLAIN, 1),
+        ("long-video-bench", {"candidates": ["2", "3", "1", "4"], "correct_choice": 1}, ("2", "3", "1", "4"), 1),
+        ("long-video-bench", {"candidates": "['4', '0', '1']", "correct_choice": "0"}, ("4", "0", "1"), 0),
+        ("long-video-bench", {"candidates": [2, 0, 1], "correct_choice": 0}, ("2", "0", "1"), 0),
+        ("long-video-bench", {"candidates": ["B", "A"], "correct_choice": "A"}, ("B", "A"), 0),
+        ("video-mmmu", {"options": list(PLAIN), "answer": "B"}, PLAIN, 1),
+        ("video-mmmu", {"options": '["A. a cat", "B. a dog", "C. neither"]', "answer": "B"}, PLAIN, 1),
+        ("video-mmmu", {"options": ["C", "B", "A"], "answer": "A"}, ("C", "B", "A"), 0),
+        ("video-mmmu", {"options": list("9876543210"), "answer": "J"}, tuple("9876543210"), 9),
+        ("mvbench", {"candidates": list(PLAIN), "answer": "a dog"}, PLAIN, 1),
+        ("mvbench", {"candidates": str(list(PLAIN)), "answer": "a dog"}, PLAIN, 1),
+        ("mvbench", {"candidates": ["3", "0", "1"], "answer": "0"}, ("3", "0", "1"), 1),
+        ("mvbench", {"candidates": ["C", "B", "A"], "answer": "A"}, ("C", "B", "A"), 2),
+        ("mlvu", {"candidates": list(PLAIN), "answer": "a dog"}, PLAIN, 1),
+        ("mlvu", {"candidates": "['1', '2', '0']", "answer": "2"}, ("1", "2", "0"), 1),
+        ("temp-compass", {"candidates": "['A. a cat', 'B. a dog', 'C. neither']", "answer": "B. a dog"}, PLAIN, 1),
+        ("temp-compass", {"candidates": "['A. B', 'B. A']", "answer": "A. B"}, ("B", "A"), 0),
+        (
+            "temp-compass",
+            {"candidates": "['Option 1: a cat', 'Option 2: a dog']", "answer": "Option 2: a dog"},
+            ("Option 1: a cat", "Option 2: a dog"),
+            1,
+        ),
     ],
 )
-def test_every_spelling_gives_the_options_and_the_right_one(row):
-    assert choices_of(row) == Choices(PLAIN, 1)
-    assert choices_of(row).letters == "ABC"
-
-
-def test_an_options_own_text_comes_before_what_a_letter_would_mean():
-    assert choices_of({"options": ["C", "B", "A"], "answer": "A"}) == Choices(("C", "B", "A"), 2)
+def test_each_benchmarks_answer_is_read_by_its_own_rule(source, row, options, answer):
+    assert choices_of(row, answer_is=BENCHMARKS[source].answer_is) == Choices(options, answer)
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("options", "answer"),
     [
-        {},
-        {"question": "What is shown?", "answer": "a dog"},
-        {"options": list(PLAIN)},
-        {"options": list(PLAIN), "answer": "a horse"},
-        {"options": list(PLAIN), "answer": "D"},
-        {"options": list(PLAIN), "correct_choice": 3},
-        {"options": ["the only one"], "answer": "A"},
-        {"options": ["same", "same"], "answer": "A"},
-        {"options": "no list", "answer": "A"},
-        {"options": "__import__('os').system('true')", "answer": "A"},
+        (list(PLAIN), "(B)"),
+        (["A: a cat", "B: a dog", "C: neither"], "b."),
+        (["(A) a cat", "(B) a dog", "(C) neither"], "(B) a dog"),
+        (["A) a cat", "B) a dog", "C) neither"], "a dog"),
     ],
 )
-def test_what_is_no_multiple_choice_is_none(row):
-    assert choices_of(row) is None
+def test_every_spelling_of_a_letter_gives_the_right_option(options, answer):
+    found = choices_of({"options": options, "answer": answer}, answer_is="letter")
+    assert found == Choices(PLAIN, 1)
+    assert found.letters == "ABC"
+
+
+@pytest.mark.parametrize(
+    ("answer_is", "row"),
+    [
+        ("letter", {}),
+        ("letter", {"question": "What is shown?", "answer": "a dog"}),
+        ("letter", {"options": list(PLAIN)}),
+        ("letter", {"options": list(PLAIN), "answer": "a horse"}),
+        ("letter", {"options": list(PLAIN), "answer": "D"}),
+        ("letter", {"options": list(PLAIN), "answer": "1"}),
+        ("index", {"options": list(PLAIN), "correct_choice": 3}),
+        ("index", {"options": list(PLAIN), "correct_choice": -1}),
+        ("index", {"options": list(PLAIN), "correct_choice": "a dog"}),
+        ("text", {"candidates": list(PLAIN), "answer": "B"}),
+        ("text", {"candidates": ["4", "2", "3"], "answer": "1"}),
+        ("letter", {"options": ["the only one"], "answer": "A"}),
+        ("letter", {"options": ["same", "same"], "answer": "A"}),
+        ("letter", {"options": "no list", "answer": "A"}),
+        ("letter", {"options": {"B": "a cat", "A": "a dog"}, "answer": "A"}),
+        ("letter", {"options": "__import__('os').system('true')", "answer": "A"}),
+    ],
+)
+def test_what_is_no_multiple_choice_is_none(answer_is, row):
+    assert choices_of(row, answer_is=answer_is) is None
+
+
+def test_a_benchmarks_files_are_read_by_its_rule(tmp_path):
+    touch(tmp_path / "videos/x.mp4")
+    row = {"video_path": "./videos/x.mp4", "question": "How many?", "candidates": ["4", "0", "1"], "correct_choice": 0}
+    write_rows(tmp_path / "LongVideoBench.tsv", [row, {**row, "correct_choice": 2}])
+    questions = Benchmark(BENCHMARKS["long-video-bench"], tmp_path).questions()
+    assert [question.choices for question in questions] == [Choices(("4", "0", "1"), answer) for answer in (0, 2)]
 
 
 def test_questions_carry_them_with_duration_and_domain(tmp_path):
