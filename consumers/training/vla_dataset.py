@@ -228,7 +228,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def data(self) -> EpisodeData:
         """Return the episode's arrays, open in this process. Raises `MediaError`."""
-        return OF_THIS_PROCESS.get(self._token, lambda: data_of(self._episode()))
+        return OF_THIS_PROCESS.get(
+            self._token,
+            lambda: data_of(self._episode(), has_sensor=self.has_sensor, has_robot_states=self.has_robot_states),
+        )
 
     def _episode(self) -> Any:
         return opened_episode(

@@ -258,6 +258,26 @@ class TestOddInput:
             with pytest.raises(MediaError, match="a pose"):
                 found[sample]
 
+    def test_a_disabled_array_is_not_opened_and_may_be_damaged(self, tmp_path):
+        new, old = tmp_path / "episode_1", tmp_path / "recv_all_1"
+        write_new(new)
+        write_old(old, sensor=np.zeros((40, 3)))
+        for path in (new / "sensor_data_1762725445.npz", old / "robot_states.npz"):
+            path.write_bytes(path.read_bytes()[:1000])
+        for folder, said in ((new, "sensor_data_1762725445.npz"), (old, "sensor_data must be")):
+            with pytest.raises(MediaError, match=said):
+                UnifiedVLADataset(folder, use_cache=False)[0]
+        with pytest.raises(MediaError, match="robot_states"):
+            UnifiedVLADataset(old, use_cache=False, disable_sensor=True)[0]
+        fill(tmp_path / "cache", "episode_1", STEPS)
+        options = {"cache_root": tmp_path / "cache", "disable_sensor": True}
+        for found in (UnifiedVLADataset(new, **options), UnifiedVLADataset(old, disable_robot_state=True, **options)):
+            assert found.preflight().unreadable == ()
+            assert found[0]["has_sensor"] is False
+            assert found[0]["sensor_data"].shape == (65, 1026)
+            assert not found[0]["sensor_data"].any()
+        assert found[0]["has_robot_states"] is False
+
     def test_a_horizon_longer_than_the_episode_has_no_samples(self, tmp_path):
         write_old(tmp_path / "recv_all_1", rows=6)
         write_new(tmp_path / "episode_1", poses=19, sensor=None)
