@@ -25,6 +25,11 @@ class Steps:
     prompt_hash: str
     is_nested: bool
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """The folder of its features and their name."""
+        return self.prompt_hash, self.name
+
     def key(self, vlm_idx: int, *, nested: bool) -> StepKey:
         """Return the key of a step in one of the two places."""
         return StepKey(self.name, vlm_idx, self.prompt_hash if nested else None)
@@ -56,15 +61,16 @@ def coverage_of(root: Path | str, wanted: Sequence[Steps]) -> list[Coverage]:
         if not steps.is_nested
         for i in steps.indices[~found]
     ]
-    nested = {(steps.name, i) for (steps, i, _), there in zip(second, _found(store, second), strict=True) if there}
+    there = _found(store, second)
+    nested = {(*steps.place, i) for (steps, i, _), is_there in zip(second, there, strict=True) if is_there}
     places = [_places(steps, flat, nested) for steps, flat in zip(wanted, by_episode, strict=True)]
     recipes = iter(_recipes(store, [_first_key(steps, *at) for steps, at in zip(wanted, places, strict=True)]))
     return [Coverage(found, is_nested, next(recipes)) for found, is_nested in places]
 
 
-def _places(steps: Steps, flat: np.ndarray, nested: set[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _places(steps: Steps, flat: np.ndarray, nested: set[tuple[str, str, int]]) -> tuple[np.ndarray, np.ndarray]:
     """For each step whether it is there, and whether it lies under the prompt's hash."""
-    second = np.array([(steps.name, int(i)) in nested for i in steps.indices], bool) if nested else flat & False
+    second = np.array([(*steps.place, int(i)) in nested for i in steps.indices], bool) if nested else flat & False
     return flat | second, np.full(len(flat), True) if steps.is_nested else second
 
 

@@ -174,9 +174,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
             self.reader.prefetch((self.key_of(index), self.recipe) for index in indices)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
-        keys = [self.key_of(index) for index in indices]
-        features = self.reader.read(dict.fromkeys(keys, self.recipe)) if self.use_cache else dict.fromkeys(keys)
-        return [self.sample(index, features[key]) for index, key in zip(indices, keys, strict=True)]
+        features: list[Any] = [None] * len(indices)
+        if self.use_cache:
+            features = self.reader.read([(self.key_of(index), self.recipe) for index in indices])
+        return [self.sample(index, feature) for index, feature in zip(indices, features, strict=True)]
 
     def key_of(self, index: int) -> StepKey:
         """Return the key of the feature that a sample uses. Raises IndexError beyond the last sample."""
