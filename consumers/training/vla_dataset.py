@@ -47,9 +47,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     opening, the samples whose step is not cached then. `use_cache=False` always gives images.
 
     Features lie under their flat names, or, where those are not there, below the hash of the instruction;
-    `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature is noted at the
-    opening (`recipe`), with this data set's instruction in it; `on_stale` says what a feature of any other recipe means
-    later: an error, a miss, or use it.
+    `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature that has one is
+    noted at the opening (`recipe`), with this data set's instruction in it; `on_stale` says what a feature of any other
+    recipe means later: an error, a miss, or use it. Where thousands of files without a recipe come first, none is
+    noted, and nothing compared, before `preflight`.
 
     `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`). `cache_root`, a folder or
     a URL, is `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are float32: `sensor_data`
@@ -122,11 +123,19 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         """Note what of the episode the store holds; None: nothing is known, and nothing is counted as cached."""
         none = np.zeros(len(self.steps.indices), bool)
         self._found, self._nested = (none, none) if coverage is None else (coverage.found, coverage.nested)
-        found = None if coverage is None else coverage.recipe
-        self.recipe: Recipe | None = None if found is None else with_instruction(found, self.instruction)
+        self.compare_with(None if coverage is None else coverage.recipe)
         self._kept: np.ndarray | None = None  # the samples that the filter left; None: all
         if self._filter_by_cache and self.use_cache:
             self._kept = np.flatnonzero(self._found[np.searchsorted(self.steps.indices, self._vlm_of)])
+
+    def compare_with(self, found: Recipe | None) -> None:
+        """Note the recipe of a feature, with this data set's instruction in it, for every later read."""
+        self.recipe: Recipe | None = None if found is None else with_instruction(found, self.instruction)
+
+    @property
+    def needed_steps(self) -> np.ndarray:
+        """The steps that the samples need, ascending; without those whose samples the filter left out."""
+        return self.steps.indices if self._kept is None else self.steps.indices[self._found]
 
     @property
     def num_samples(self) -> int:

@@ -179,6 +179,7 @@ def test_preflight_of_a_set_names_episodes_of_another_model(data):
     report = make(data).dataset.preflight()
     assert [problem.name for problem in report.missing] == ["recv_all_2_vlm0"]
     assert [problem.name for problem in report.mismatched] == [f"episode_2_vlm{n}" for n in (0, 30, 60)]
+    assert make(data, on_stale="use").dataset.preflight().mismatched == ()
 
 
 def test_large_sets_ask_the_store_in_one_listing_with_the_same_answers(data, monkeypatch):

@@ -153,6 +153,29 @@ class TestRecipes:
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "old", instruction="Do it.")
         assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
 
+    def test_features_without_a_recipe_switch_no_check_off_whatever_their_number_and_place(self, episode, root):
+        fill(root, "episode_1", [180], recipe=recipe(encoder={"model": "large"}))
+        for step in (0, 30, 60, 90):
+            torch.save(feature_of("episode_1", step), root / f"episode_1_vlm{step}.pt")
+            found = UnifiedVLADataset(episode, cache_root=root)
+            assert found.recipe == recipe()
+            assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+            assert [problem.name for problem in found.preflight().mismatched] == ["episode_1_vlm180"]
+            with pytest.raises(RecipeMismatch, match="large"):
+                found[18]
+
+    def test_an_opening_reads_few_files_and_preflight_all_to_find_a_recipe(self, episode, root, monkeypatch):
+        monkeypatch.setattr("consumers.training.coverage.MOST_READ", 3)
+        for step in (0, 30, 60, 90):
+            torch.save(feature_of("episode_1", step), root / f"episode_1_vlm{step}.pt")
+        fill(root, "episode_1", [180], recipe=recipe(encoder={"model": "large"}))
+        found = UnifiedVLADataset(episode, cache_root=root)
+        assert found.recipe is None
+        assert [problem.name for problem in found.preflight().mismatched] == ["episode_1_vlm180"]
+        assert found.recipe == recipe()
+        with pytest.raises(RecipeMismatch, match="large"):
+            found[18]
+
     def test_the_instructions_folder_is_looked_in_where_the_flat_name_is_not(self, episode, tmp_path):
         digest = prompt_hash("Perform blue point insertion task.")
         fill(tmp_path / "c", "episode_1", [0, 30], prompt_hash=digest)
@@ -187,6 +210,23 @@ class TestPreflight:
         with pytest.raises(CacheIncomplete, match="VL Cache: 3/7") as caught:
             report.require()
         assert pickle.loads(pickle.dumps(caught.value)).report == report
+
+    def test_a_step_that_the_filter_left_out_is_not_needed(self, episode, root):
+        delete(root, 60)
+        found = UnifiedVLADataset(episode, cache_root=root, filter_by_cache=True)
+        assert str(found.preflight().require()) == "VL Cache: 6/6"
+        delete(root, 90)
+        assert [problem.name for problem in found.preflight().missing] == ["episode_1_vlm90"]
+
+    def test_what_is_used_in_any_recipe_is_no_mismatch(self, episode, root):
+        delete(root, 60)
+        fill(root, "episode_1", [90], recipe=recipe(encoder={"model": "large"}))
+        found = UnifiedVLADataset(episode, cache_root=root, instruction="Do it.", on_stale="use")
+        report = found.preflight()
+        assert report.mismatched == ()
+        assert [problem.name for problem in report.missing] == ["episode_1_vlm60"]
+        missed = UnifiedVLADataset(episode, cache_root=root, instruction="Do it.", on_stale="miss")
+        assert len(missed.preflight().mismatched) == 6
 
     def test_arrays_are_looked_at(self, episode, root):
         np.savez(episode / "robot_states.npz", robot_states=np.full((214, 12), np.nan))
