@@ -176,6 +176,22 @@ class TestRecipes:
         with pytest.raises(RecipeMismatch, match="large"):
             found[18]
 
+    def test_features_of_other_views_than_asked_for_are_another_recipes(self, episode, root):
+        for views in ([1], ["View1", "View2"], [3], ["View10", 1]):
+            found = UnifiedVLADataset(episode, cache_root=root, views_to_use=views)
+            with pytest.raises(RecipeMismatch, match=r"images\.views"):
+                found[0]
+            assert len(found.preflight().mismatched) == 7
+            used = UnifiedVLADataset(episode, cache_root=root, views_to_use=views, on_stale="use")
+            assert used[0]["vl_cache"] is not None
+        missing = UnifiedVLADataset(episode, cache_root=root, views_to_use=[1], on_stale="miss")[0]
+        assert missing["vl_cache"] is None
+        assert ["images/View1/" in path for path in missing["images"]] == [True]
+        for views in (None, [], [2, 1, 10], ["View2", "View10", "View1", 1]):
+            found = UnifiedVLADataset(episode, cache_root=root, views_to_use=views)
+            assert found.preflight().require().is_complete
+            assert found[0]["vl_cache"] is not None
+
     def test_the_instructions_folder_is_looked_in_where_the_flat_name_is_not(self, episode, tmp_path):
         digest = prompt_hash("Perform blue point insertion task.")
         fill(tmp_path / "c", "episode_1", [0, 30], prompt_hash=digest)
