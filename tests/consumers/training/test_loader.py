@@ -69,7 +69,7 @@ def test_tasks_episodes_and_patterns_are_found_alike(data):
 
 
 def test_weights_are_of_the_longest_path(data):
-    weights = [f"{data}/new/blue:0", f"{data}/new/blue/episode_2:2.5", f"{data}/old/*:0.5"]
+    weights = [f"{data}/new/blue/episode_2:2.5", f"{data}/new/*:3", f"{data}/new/blue:0", f"{data}/old/*:0.5"]
     loader = make(data, dataset_weights=weights)
     (episodes,) = {id(loader.dataset): loader.dataset}.values()
     weight_of = dict(zip((e.data_dir.name for e in episodes.episodes), episode_weights(loader), strict=True))
@@ -78,7 +78,7 @@ def test_weights_are_of_the_longest_path(data):
         "recv_all_2": 0.5,
         "episode_1": 0.0,
         "episode_2": 2.5,
-        "data_collection_3": 1.0,
+        "data_collection_3": 3.0,
     }
     assert "episode_1" not in names(loader)
 
