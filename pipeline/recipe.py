@@ -61,5 +61,21 @@ def with_instruction(recipe: Mapping[str, Json], instruction: str) -> dict[str, 
     return {**recipe, "prompt": _prompt(instruction)}
 
 
+def with_views(recipe: Mapping[str, Json], views: Sequence[str]) -> dict[str, Json]:
+    """Return a step's recipe as it would be of these views, in their order."""
+    return {**recipe, "images": {**_images(recipe), "views": list(views)}}
+
+
+def views_of(recipe: Mapping[str, Json]) -> list[str]:
+    """Return the views that a step's recipe names; none where it names none."""
+    views = _images(recipe).get("views")
+    return list(map(str, views)) if isinstance(views, list) else []
+
+
+def _images(recipe: Mapping[str, Json]) -> Mapping[str, Json]:
+    images = recipe.get("images")
+    return images if isinstance(images, Mapping) else {}
+
+
 def _prompt(instruction: str) -> Json:
     return {"instruction_sha256": hashlib.sha256(instruction.encode()).hexdigest()}

@@ -41,8 +41,8 @@ class FeatureDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         keys = [self._keys[index] for index in indices]
-        features = self._reader.read(dict.fromkeys(keys, self._recipe))
-        for key in keys:
-            if features[key] is None:
+        features = self._reader.read([(key, self._recipe) for key in keys])
+        for key, feature in zip(keys, features, strict=True):
+            if feature is None:
                 raise FeatureMissing(key, self._reader.root)
-        return [features[key] for key in keys]
+        return features

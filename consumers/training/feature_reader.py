@@ -1,8 +1,8 @@
-"""Reads features by key in whatever process it finds itself, each key of a batch once."""
+"""Reads features by key and recipe in whatever process it finds itself, each pair of a batch once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,11 +32,11 @@ class FeatureReader:
 
     def __init__(self, root: str | Path, *, on_stale: OnStale = "error") -> None:
         require_one_of(OnStale, on_stale=on_stale)
-        self.root, self._on_stale = str(root), on_stale
+        self.root, self.on_stale = str(root), on_stale
         self._store: FeatureStore | None = None
 
-    def read(self, wanted: Mapping[FeatureKey, Recipe | None]) -> dict[FeatureKey, Any]:
-        """Return the feature of each key, None where the store has none that fits.
+    def read(self, wanted: Sequence[tuple[FeatureKey, Recipe | None]]) -> list[Any]:
+        """Return the feature of each key, None where the store has none that fits; those of one key and one recipe object are one.
 
         Raises:
             RecipeMismatch: a feature was made otherwise than the recipe beside its key, and `on_stale` is "error".
@@ -44,9 +44,14 @@ class FeatureReader:
         """
         store = self._opened()
         if store is None:
-            return dict.fromkeys(wanted)
-        store.prefetch(wanted.items())
-        return {key: store.get(key, recipe=recipe, on_stale=self._on_stale) for key, recipe in wanted.items()}
+            return [None] * len(wanted)
+        store.prefetch(wanted)
+        pairs = [(key, id(recipe)) for key, recipe in wanted]
+        features = {
+            pair: store.get(pair[0], recipe=recipe, on_stale=self.on_stale)
+            for pair, (_, recipe) in dict(zip(pairs, wanted, strict=True)).items()
+        }
+        return [features[pair] for pair in pairs]
 
     def prefetch(self, wanted: Iterable[tuple[FeatureKey, Recipe | None]]) -> None:
         """Begin to download what is soon to be read, and return. Of a folder's features none is even looked at."""

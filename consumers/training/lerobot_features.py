@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
-from cache_store import FeatureKey, StepKey
+from cache_store import StepKey
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
 from consumers.words import require_one_of
 from pipeline.sources import data_set_name, lerobot_episode_name
@@ -32,11 +32,13 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
     last frame's, as LeRobot pads. `fps` and `episode_lengths` are taken from `dataset.meta` unless given.
 
     `cache_root` is a folder or a URL. A missing feature raises; with `on_miss="none"`, `vl_cache` is None. `recipe` is
-    compared as `FeatureStore.get` does: a recipe, or a function from an item to its recipe where instructions differ.
+    compared as `FeatureStore.get` does: a recipe, or a function from an item to its recipe where instructions differ;
+    every feature of an item is compared with that item's own.
 
     Raises:
-        ValueError: an offset is no multiple of 1 / fps, neither `dataset.meta` nor arguments tell what is needed, or
-            items have no `frame_index` (some sets of version 2.0: there it is the row's number in its episode).
+        ValueError: `vlm_reuse_count` is below 1, an offset is no multiple of 1 / fps, neither `dataset.meta` nor
+            arguments tell what is needed, or items have no `frame_index` (some sets of version 2.0: there it is the
+            row's number in its episode).
         FeatureMissing, RecipeMismatch, StoreReadError: from an item.
     """
 
@@ -55,6 +57,8 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
         on_stale: OnStale = "error",
     ) -> None:
         require_one_of(OnMiss, on_miss=on_miss)
+        if vlm_reuse_count < 1:
+            raise ValueError(f"vlm_reuse_count is {vlm_reuse_count}, and must be 1 or more")
         meta = getattr(dataset, "meta", None)
         if dataset_name is None:
             root = getattr(dataset, "root", None) or getattr(meta, "root", None)
@@ -89,12 +93,11 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
                 f"items without {' and '.join(sorted(unnamed))} tell no frame; they have {sorted(items[0])}"
             )
         placed = [self._frames(int(item["episode_index"]), int(item["frame_index"])) for item in items]
-        wanted: dict[FeatureKey, Recipe | None] = {}
-        for item, (keys, _) in zip(items, placed, strict=True):
-            wanted |= dict.fromkeys(keys, self._recipe(item) if callable(self._recipe) else self._recipe)
-        features = self._reader.read(wanted)
+        recipes = [self._recipe(item) if callable(self._recipe) else self._recipe for item in items]
+        wanted = [(key, recipe) for recipe, (keys, _) in zip(recipes, placed, strict=True) for key in keys]
+        features = iter(self._reader.read(wanted))
         for item, (keys, is_pad) in zip(items, placed, strict=True):
-            item["vl_cache"] = self._feature(keys, features)
+            item["vl_cache"] = self._feature(keys, [next(features) for _ in keys])
             if is_pad is not None:
                 item["vl_cache_is_pad"] = torch.tensor(is_pad)
         return items
@@ -113,13 +116,13 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
         vlm_idx = lerobot_vlm_idx(frame, vlm_reuse_count=self._vlm_reuse_count)
         return StepKey(lerobot_episode_name(self.dataset_name, episode), vlm_idx)
 
-    def _feature(self, keys: Sequence[StepKey], features: Mapping[FeatureKey, Any]) -> Any:
-        missing = next((key for key in keys if features[key] is None), None)
+    def _feature(self, keys: Sequence[StepKey], features: Sequence[Any]) -> Any:
+        missing = next((key for key, feature in zip(keys, features, strict=True) if feature is None), None)
         if missing is not None:
             if self._on_miss == "none":
                 return None
             raise FeatureMissing(missing, self._reader.root)
-        return features[keys[0]] if self._offsets is None else torch.stack([features[key] for key in keys])
+        return features[0] if self._offsets is None else torch.stack(list(features))
 
 
 def _offsets(delta_timestamps: Sequence[float], fps: float) -> list[int]:

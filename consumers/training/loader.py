@@ -48,9 +48,9 @@ def create_unified_dataloader(
     `old_dataset_patterns` are folders, or patterns of folders, with data.pkl. `new_dataset_paths` are episodes, tasks
     (folders of `episode_*` or `data_collection_*`), roots of tasks, or patterns of these. `dataset_weights` are
     `"path:weight"`: the weight of each sample of the episodes at or below the path or pattern, 1.0 without one; of
-    several paths the longest counts; without `shuffle` none does. `options` are those of `UnifiedVLADataset`. The
-    sampler is a `ResumableSampler`, so `loader.sampler.set_epoch` and its state work in all cases, and weights also
-    with `distributed`.
+    several paths the longest counts, of two statements on one path the last; without `shuffle` none does. `options` are
+    those of `UnifiedVLADataset`. The sampler is a `ResumableSampler`, so `loader.sampler.set_epoch` and its state work
+    in all cases, and weights also with `distributed`.
 
     Raises:
         SourceError: nothing is found where a path or a weight points, two episodes have one name, no episode has a

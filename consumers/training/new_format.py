@@ -15,15 +15,14 @@ from pipeline.sources.new_episode import NewEpisode
 class NewFormatData:
     """Windows of an episode's arrays, float32, by sample. Raises `MediaError` where a file or a shape is wrong."""
 
-    def __init__(self, episode: NewEpisode) -> None:
+    def __init__(self, episode: NewEpisode, *, has_sensor: bool) -> None:
         self.episode = episode
         robot = robot_states(episode.folder)
         if robot is None:
             raise MediaError("neither robot_states.npz nor robot_states.csv, of which the actions are made")
         self._robot = robot.states
         self._actions = pose_actions(robot.poses, interval=episode.interval, num_actions=episode.num_samples())
-        self._sensor = _sensor(episode)
-        self.has_sensor, self.has_robot_states = self._sensor is not None, True
+        self._sensor = _sensor(episode) if has_sensor else None
 
     @property
     def kept_bytes(self) -> int:

@@ -27,15 +27,15 @@ logger = logging.getLogger("consumers.training")
 class OldFormatData:
     """Windows of an episode's arrays, float32, by sample. Raises `MediaError` where a file or a shape is wrong."""
 
-    def __init__(self, episode: OldEpisode) -> None:
+    def __init__(self, episode: OldEpisode, *, has_sensor: bool, has_robot_states: bool) -> None:
         self.episode = episode
         if episode.actions.ndim != 2 or episode.actions.shape[1] != 7:
             raise MediaError(f"data.pkl: action must be [T, 7]; found {list(episode.actions.shape)}")
         self._actions = recorded_actions(episode.actions)
-        self._sensor = _sensor(episode)
-        robot = robot_states(episode.folder)
+        self._sensor = _sensor(episode) if has_sensor else None
+        episode.sensor_data = None  # held once, or not at all
+        robot = robot_states(episode.folder) if has_robot_states else None
         self._robot = None if robot is None else robot.states
-        self.has_sensor, self.has_robot_states = self._sensor is not None, self._robot is not None
 
     @property
     def kept_bytes(self) -> int:
@@ -77,7 +77,6 @@ def _sensor(episode: OldEpisode) -> Rows | None:
             )
         logger.warning("%s: sensor_data.npy is %s; data.pkl's sensor is taken", episode.name, list(rows.shape))
     recorded = episode.sensor_data
-    episode.sensor_data = None  # held once
     if recorded is None:
         return None
     try:

@@ -25,9 +25,6 @@ KEPT_BYTES = 256 << 20
 class EpisodeData(Protocol):
     """Windows of one episode by sample, as `OldFormatData` and `NewFormatData` describe them."""
 
-    has_sensor: bool
-    has_robot_states: bool
-
     @property
     def episode(self) -> Episode: ...
 
@@ -99,9 +96,17 @@ def has_robot_states(episode: OldEpisode | NewEpisode) -> bool:
     return any((episode.folder / f"robot_states.{suffix}").is_file() for suffix in ("npz", "csv"))
 
 
-def data_of(episode: OldEpisode | NewEpisode) -> EpisodeData:
-    """Return the windows of an episode. Raises `MediaError`, with the folder's name, for arrays of wrong shapes."""
+def data_of(episode: OldEpisode | NewEpisode, *, has_sensor: bool, has_robot_states: bool) -> EpisodeData:
+    """Return the windows of an episode, without those that it is not to have, which are not opened.
+
+    The new format's actions are made of its robot states, whatever is asked for.
+
+    Raises:
+        MediaError: arrays of wrong shapes, with the folder's name.
+    """
     try:
-        return OldFormatData(episode) if isinstance(episode, OldEpisode) else NewFormatData(episode)
+        if isinstance(episode, OldEpisode):
+            return OldFormatData(episode, has_sensor=has_sensor, has_robot_states=has_robot_states)
+        return NewFormatData(episode, has_sensor=has_sensor)
     except MediaError as exc:
         raise MediaError(f"episode {episode.folder}: {exc}") from exc

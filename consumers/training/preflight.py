@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cache_store import ReadOnlyStore
+from consumers.training.coverage import first_recipes
+from consumers.training.feature_reader import Recipe
 from pipeline.errors import MediaError
 
 if TYPE_CHECKING:
     from consumers.training.vla_dataset import UnifiedVLADataset
 
-# Features of one build differ in the same way from what is asked for: so many are told in full.
+# Features of one build differ in the same way from what is asked for, and each reason takes a read: so many are told.
 _MOST_REASONS = 20
 
 
@@ -71,15 +73,21 @@ class Preflight:
 def preflight(datasets: Sequence[UnifiedVLADataset]) -> Preflight:
     """Return what is missing, mismatched or unreadable in data sets of one cache.
 
-    The store is listed once; behind a URL the end of each feature is read too, which tells its recipe. A feature is
-    mismatched if its recipe is not that of its episode's first feature with the data set's instruction, and so are all
-    of an episode whose model is not that of the most episodes.
+    Steps of samples that a filter left out are not needed. The store is listed once; behind a URL, and of an episode
+    that has no recipe noted, the end of each feature is read too, which tells its recipe; what is found is noted. A
+    feature is mismatched if its recipe is not the one that its data set has noted, and so are all of an episode whose
+    model is not that of the most episodes; with `on_stale="use"` none is.
     """
     missing: list[Problem] = []
     mismatched: list[Problem] = []
     cached = [dataset for dataset in datasets if dataset.use_cache]
-    usual, names_of_model = _usual_model(cached)
     store = ReadOnlyStore(cached[0].cache_root) if cached else None
+    if store is not None:
+        unsure = [dataset for dataset in cached if dataset.recipe is None and dataset.reader.on_stale != "use"]
+        keys = [map(dataset.key_of_step, dataset.needed_steps.tolist()) for dataset in unsure]
+        for dataset, recipe in zip(unsure, first_recipes(store, keys), strict=True):
+            dataset.compare_with(recipe)
+    usual, names_of_model = _usual_model(cached)
     for dataset, vlm_idx, state in _states(store, cached):
         key = dataset.key_of_step(vlm_idx)
         name = f"{key.dataset}_vlm{vlm_idx}"
@@ -88,23 +96,29 @@ def preflight(datasets: Sequence[UnifiedVLADataset]) -> Preflight:
         elif state == "stale":
             told = len(mismatched) < _MOST_REASONS and dataset.recipe is not None
             found = store.mismatch_of(key, recipe=dataset.recipe or {}) if told and store is not None else None
-            mismatched.append(Problem(name, str(found) if found is not None else "another recipe, as above"))
+            untold = f"of another recipe (the first {_MOST_REASONS} mismatches are told in full)"
+            mismatched.append(Problem(name, untold if found is None else str(found)))
         elif _model(dataset) not in (None, usual):
             mismatched.append(Problem(name, f"of another model than {names_of_model} other episodes of this set"))
     unreadable = [problem for dataset in datasets for problem in _array_problems(dataset)]
-    needed = sum(len(dataset.steps.indices) for dataset in cached)
+    needed = sum(len(dataset.needed_steps) for dataset in cached)
     return Preflight(needed, tuple(missing), tuple(mismatched), tuple(unreadable))
 
 
 def _states(
     store: ReadOnlyStore | None, datasets: Sequence[UnifiedVLADataset]
 ) -> Iterator[tuple[UnifiedVLADataset, int, str]]:
-    steps = [(dataset, int(vlm_idx)) for dataset in datasets for vlm_idx in dataset.steps.indices]
+    steps = [(dataset, int(vlm_idx)) for dataset in datasets for vlm_idx in dataset.needed_steps]
     if store is None or not steps:
         return
-    asked = ((dataset.key_of_step(vlm_idx), dataset.recipe) for dataset, vlm_idx in steps)
+    asked = ((dataset.key_of_step(vlm_idx), _compared(dataset)) for dataset, vlm_idx in steps)
     for (dataset, vlm_idx), state in zip(steps, store.states(asked), strict=True):
         yield dataset, vlm_idx, state
+
+
+def _compared(dataset: UnifiedVLADataset) -> Recipe | None:
+    """The recipe that a feature must have to be served; None: any."""
+    return None if dataset.reader.on_stale == "use" else dataset.recipe
 
 
 def _usual_model(datasets: Sequence[UnifiedVLADataset]) -> tuple[str | None, int]:
@@ -114,9 +128,10 @@ def _usual_model(datasets: Sequence[UnifiedVLADataset]) -> tuple[str | None, int
 
 def _model(dataset: UnifiedVLADataset) -> str | None:
     """What the features of different episodes must have in common; each may have its own instruction and cameras."""
-    if dataset.recipe is None:
+    recipe = _compared(dataset)
+    if recipe is None:
         return None
-    of_model = {name: part for name, part in dataset.recipe.items() if name not in ("prompt", "images")}
+    of_model = {name: part for name, part in recipe.items() if name not in ("prompt", "images")}
     return json.dumps(of_model, sort_keys=True)
 
 

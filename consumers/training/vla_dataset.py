@@ -30,7 +30,7 @@ from consumers.training.preflight import Preflight, preflight
 from consumers.training.robot_states import STATE_WIDTH
 from consumers.words import require_one_of
 from pipeline.errors import MediaError
-from pipeline.recipe import with_instruction
+from pipeline.recipe import views_of, with_instruction, with_views
 from pipeline.sources.episode import Episode, chosen_views, instruction_of
 
 OnMiss = Literal["images", "raise", "skip"]
@@ -47,15 +47,17 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     opening, the samples whose step is not cached then. `use_cache=False` always gives images.
 
     Features lie under their flat names, or, where those are not there, below the hash of the instruction;
-    `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature is noted at the
-    opening (`recipe`), with this data set's instruction in it; `on_stale` says what a feature of any other recipe means
-    later: an error, a miss, or use it.
+    `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature that has one is
+    noted at the opening (`recipe`), with this data set's instruction in it and, where they are given, its
+    `views_to_use`; `on_stale` says what a feature of any other recipe means later: an error, a miss, or use it. Where
+    thousands of files without a recipe come first, none is noted, and nothing compared, before `preflight`.
 
-    `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`). `cache_root`, a folder or
-    a URL, is `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are float32: `sensor_data`
-    `[sensor_window_size, 1026]`, `robot_states` `[robot_window_size, 12]`, `actions` `[horizon, 7]`. `timestamp` (new
-    format) is the step's moment in the seconds of the image names. Nothing is opened before the first sample; copies go
-    to any kind of worker.
+    `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`); of a recipe, in the names
+    that it has. `cache_root`, a folder or a URL, is `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are
+    float32: `sensor_data` `[sensor_window_size, 1026]`, `robot_states` `[robot_window_size, 12]`, `actions`
+    `[horizon, 7]`. A disabled sensor or robot state is zeros and not read, but for the episode's beginning and the new
+    format's actions. `timestamp` (new format) is the step's moment in the seconds of the image names. Nothing is opened
+    before the first sample; copies go to any kind of worker.
 
     Raises:
         MediaError: the episode cannot be read; from a sample: its arrays are damaged, of wrong shapes, or not finite.
@@ -122,11 +124,22 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         """Note what of the episode the store holds; None: nothing is known, and nothing is counted as cached."""
         none = np.zeros(len(self.steps.indices), bool)
         self._found, self._nested = (none, none) if coverage is None else (coverage.found, coverage.nested)
-        found = None if coverage is None else coverage.recipe
-        self.recipe: Recipe | None = None if found is None else with_instruction(found, self.instruction)
+        self.compare_with(None if coverage is None else coverage.recipe)
         self._kept: np.ndarray | None = None  # the samples that the filter left; None: all
         if self._filter_by_cache and self.use_cache:
             self._kept = np.flatnonzero(self._found[np.searchsorted(self.steps.indices, self._vlm_of)])
+
+    def compare_with(self, found: Recipe | None) -> None:
+        """Note the recipe of a feature, with this data set's instruction and views in it, for every later read."""
+        self.recipe: Recipe | None = None if found is None else with_instruction(found, self.instruction)
+        if self.recipe is not None and self.views_to_use:
+            views = _named_views(views_of(self.recipe), self.views_to_use)
+            self.recipe = with_views(self.recipe, sorted(set(views)))
+
+    @property
+    def needed_steps(self) -> np.ndarray:
+        """The steps that the samples need, ascending; without those whose samples the filter left out."""
+        return self.steps.indices if self._kept is None else self.steps.indices[self._found]
 
     @property
     def num_samples(self) -> int:
@@ -174,9 +187,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
             self.reader.prefetch((self.key_of(index), self.recipe) for index in indices)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
-        keys = [self.key_of(index) for index in indices]
-        features = self.reader.read(dict.fromkeys(keys, self.recipe)) if self.use_cache else dict.fromkeys(keys)
-        return [self.sample(index, features[key]) for index, key in zip(indices, keys, strict=True)]
+        features: list[Any] = [None] * len(indices)
+        if self.use_cache:
+            features = self.reader.read([(self.key_of(index), self.recipe) for index in indices])
+        return [self.sample(index, feature) for index, feature in zip(indices, features, strict=True)]
 
     def key_of(self, index: int) -> StepKey:
         """Return the key of the feature that a sample uses. Raises IndexError beyond the last sample."""
@@ -228,7 +242,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def data(self) -> EpisodeData:
         """Return the episode's arrays, open in this process. Raises `MediaError`."""
-        return OF_THIS_PROCESS.get(self._token, lambda: data_of(self._episode()))
+        return OF_THIS_PROCESS.get(
+            self._token,
+            lambda: data_of(self._episode(), has_sensor=self.has_sensor, has_robot_states=self.has_robot_states),
+        )
 
     def _episode(self) -> Any:
         return opened_episode(
@@ -241,16 +258,16 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def _images(self, episode: Episode, vlm_idx: int) -> list[str]:
         try:
-            wanted = None if self.views_to_use is None else _named_views(episode, self.views_to_use)
+            wanted = None if self.views_to_use is None else _named_views(episode.views, self.views_to_use)
             return [str(episode.image(view, vlm_idx).path) for view in chosen_views(episode, wanted)]
         except MediaError as exc:
             raise MediaError(f"episode {self.data_dir}: no feature of step {vlm_idx}, and {exc}") from exc
 
 
-def _named_views(episode: Episode, wanted: Sequence[str | int]) -> list[str]:
-    """Names as they are; for a number every view whose name has it as a whole number."""
+def _named_views(views: Sequence[str], wanted: Sequence[str | int]) -> list[str]:
+    """Names as they are; for a number every one of `views` whose name has it as a whole number."""
     names: list[str] = []
     for view in wanted:
-        with_number = [name for name in episode.views if str(view) in re.findall(r"\d+", name)]
+        with_number = [name for name in views if str(view) in re.findall(r"\d+", name)]
         names += [view] if isinstance(view, str) else with_number or [f"with the number {view}"]
     return names

@@ -20,7 +20,7 @@ class VLAEpisodeSet(Dataset[Sample | None]):
 
     Raises:
         SourceError: two episodes have one name, which names their features.
-        ValueError: episodes of different caches.
+        ValueError: episodes of different caches, or that differ in `on_stale`.
     """
 
     def __init__(self, episodes: Iterable[UnifiedVLADataset]) -> None:
@@ -30,6 +30,11 @@ class VLAEpisodeSet(Dataset[Sample | None]):
         if len(roots) > 1:
             raise ValueError(f"episodes of one set read one cache; found {', '.join(sorted(map(str, roots)))}")
         cached = [episode for episode in self.episodes if episode.use_cache]
+        answers = {episode.reader.on_stale for episode in cached}
+        if len(answers) > 1:
+            raise ValueError(f"episodes of one set have one on_stale; found {', '.join(sorted(answers))}")
+        # One for all episodes: in each process it opens the store once.
+        self._reader = cached[0].reader if cached else None
         if cached:
             covered = coverage_of(cached[0].cache_root, [episode.steps for episode in cached])
             for episode, coverage in zip(cached, covered, strict=True):
@@ -68,14 +73,13 @@ class VLAEpisodeSet(Dataset[Sample | None]):
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to download the features that these samples need; for a sampler that knows what comes next."""
-        self.episodes[0].reader.prefetch(_wanted(map(self._place, indices)))
+        if self._reader is not None:
+            self._reader.prefetch(_wanted(map(self._place, indices)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         places = [self._place(index) for index in indices]
-        wanted = dict(_wanted(places))
-        # One reader for all episodes: in each process it opens the store once.
-        features = self.episodes[0].reader.read(wanted) if wanted else {}
-        return [episode.sample(index, features.get(episode.key_of(index))) for episode, index in places]
+        features = iter(self._reader.read(list(_wanted(places))) if self._reader is not None else ())
+        return [episode.sample(index, next(features) if episode.use_cache else None) for episode, index in places]
 
     def _place(self, index: int) -> tuple[UnifiedVLADataset, int]:
         if not -len(self) <= index < len(self):

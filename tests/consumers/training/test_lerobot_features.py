@@ -6,6 +6,7 @@ LeRobot itself is not installed: `Recording` offers what its `LeRobotDataset` do
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from types import SimpleNamespace
 
@@ -85,6 +86,9 @@ def test_offsets_are_clamped_to_the_episode_and_say_so(root, tmp_path, version):
 def test_offsets_off_the_frames_grid_and_missing_facts_are_refused(root, tmp_path):
     with pytest.raises(ValueError, match="no multiple of 1/10 s"):
         CachedLeRobot(Recording(tmp_path / "pick"), root, delta_timestamps=[0.05])
+    for count in (0, -3):
+        with pytest.raises(ValueError, match=f"vlm_reuse_count is {count}"):
+            CachedLeRobot(Recording(tmp_path / "pick"), root, vlm_reuse_count=count)
     with pytest.raises(ValueError, match="give dataset_name"):
         CachedLeRobot([], root)
     with pytest.raises(ValueError, match="fps and episode_lengths"):
@@ -115,6 +119,40 @@ def test_recipes_are_compared_where_they_are_given(root, tmp_path):
     assert by_item[0]["vl_cache"] is not None
     with pytest.raises(RecipeMismatch):
         by_item[8]
+
+
+@pytest.mark.parametrize("offsets", [None, [-0.3, 0.0]])
+def test_an_item_is_compared_with_its_own_recipe_whatever_else_is_in_the_batch(tmp_path, offsets):
+    for step, task in ((0, 0), (3, 1)):
+        fill(tmp_path / "cache", "pick_episode_000000", [step], recipe={"task": task})
+    # The task changes in the middle of the first step.
+    items = [{"episode_index": 0, "frame_index": frame, "task_index": int(frame >= 2)} for frame in range(6)]
+    options = {"delta_timestamps": offsets, "fps": 10, "episode_lengths": {0: 6}} if offsets else {}
+    cached = CachedLeRobot(items, tmp_path / "cache", dataset_name="pick", recipe=task_of_item, **options)
+    refused = {index for index in range(6) if is_refused(cached, [index])}
+    assert refused == ({2, 3, 4, 5} if offsets else {2})
+    for batch in itertools.permutations(range(6), 2):
+        assert is_refused(cached, batch) == bool(refused & {*batch})
+
+
+def is_refused(cached, batch):
+    try:
+        cached.__getitems__(list(batch))
+    except RecipeMismatch:
+        return True
+    return False
+
+
+def task_of_item(item):
+    return {"task": item["task_index"]}
+
+
+def test_a_step_is_read_once_for_all_items_of_one_recipe(root, tmp_path):
+    cached = CachedLeRobot(Recording(tmp_path / "pick"), root, recipe=recipe_of_item)
+    cached.__getitems__([0, 1, 2, 3])
+    cached._reader._store.close()
+    with FeatureStore(root) as store:
+        assert store.stats().hits == 2
 
 
 def recipe_of_item(item):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from cache_store import FeatureStore
+from cache_store import FeatureStore, RecipeMismatch, prompt_hash
 from consumers.training import VLAEpisodeSet, create_unified_dataloader, unified_collate_fn
+from consumers.training.coverage import coverage_of
 from consumers.training.open_episodes import MOST_OPEN, OF_THIS_PROCESS
 from consumers.training.vla_dataset import UnifiedVLADataset
 from pipeline.errors import SourceError
@@ -68,7 +69,7 @@ def test_tasks_episodes_and_patterns_are_found_alike(data):
 
 
 def test_weights_are_of_the_longest_path(data):
-    weights = [f"{data}/new/blue:0", f"{data}/new/blue/episode_2:2.5", f"{data}/old/*:0.5"]
+    weights = [f"{data}/new/blue/episode_2:2.5", f"{data}/new/*:3", f"{data}/new/blue:0", f"{data}/old/*:0.5"]
     loader = make(data, dataset_weights=weights)
     (episodes,) = {id(loader.dataset): loader.dataset}.values()
     weight_of = dict(zip((e.data_dir.name for e in episodes.episodes), episode_weights(loader), strict=True))
@@ -77,7 +78,7 @@ def test_weights_are_of_the_longest_path(data):
         "recv_all_2": 0.5,
         "episode_1": 0.0,
         "episode_2": 2.5,
-        "data_collection_3": 1.0,
+        "data_collection_3": 3.0,
     }
     assert "episode_1" not in names(loader)
 
@@ -178,6 +179,7 @@ def test_preflight_of_a_set_names_episodes_of_another_model(data):
     report = make(data).dataset.preflight()
     assert [problem.name for problem in report.missing] == ["recv_all_2_vlm0"]
     assert [problem.name for problem in report.mismatched] == [f"episode_2_vlm{n}" for n in (0, 30, 60)]
+    assert make(data, on_stale="use").dataset.preflight().mismatched == ()
 
 
 def test_large_sets_ask_the_store_in_one_listing_with_the_same_answers(data, monkeypatch):
@@ -209,6 +211,41 @@ def test_episodes_of_two_caches_are_no_set(data):
         VLAEpisodeSet(
             UnifiedVLADataset(data / "old" / name, cache_root=data / name) for name in ("recv_all_1", "recv_all_2")
         )
+
+
+def test_episodes_that_answer_another_recipe_in_two_ways_are_no_set(data):
+    folders = [data / "old" / "recv_all_1", data / "new" / "blue" / "episode_1"]
+    one, other = (
+        UnifiedVLADataset(folder, cache_root=data / "cache", on_stale=means)
+        for folder, means in zip(folders, ("use", "error"), strict=True)
+    )
+    with pytest.raises(ValueError, match="one on_stale; found error, use"):
+        VLAEpisodeSet([one, other])
+    without_cache = UnifiedVLADataset(folders[0], cache_root=data / "cache", on_stale="use", use_cache=False)
+    mixed = VLAEpisodeSet([without_cache, other])
+    fill(data / "cache", "episode_1", [0, 30], recipe=RECIPE)
+    other.covered_by(coverage_of(data / "cache", [other.steps])[0])
+    with pytest.raises(RecipeMismatch):
+        mixed[len(without_cache)]
+    assert mixed[0]["vl_cache"] is None
+
+
+def test_one_episode_under_two_instructions_keeps_both_apart(data):
+    folder, told = data / "new" / "blue" / "episode_1", ("Do it.", "Perform blue insertion task.")
+    fill(data / "cache", "episode_1", range(0, 200, 30), recipe=with_instruction(RECIPE, told[1]))
+    for order in ((0, 1), (1, 0)):
+        episodes = VLAEpisodeSet(UnifiedVLADataset(folder, cache_root=data / "cache", instruction=one) for one in told)
+        with pytest.raises(RecipeMismatch):
+            episodes.__getitems__([20 * number for number in order])
+    hashes = ("0" * 8, "1" * 8)
+    fill(data / "nested", "episode_1", [30], prompt_hash=hashes[0])
+    nested = VLAEpisodeSet(
+        UnifiedVLADataset(folder, cache_root=data / "nested", prompt_hash_override=one) for one in hashes
+    )
+    assert [episode.cache_found_count for episode in nested.episodes] == [1, 0]
+    fill(data / "nested", "episode_1", [60], prompt_hash=prompt_hash("Do it."))
+    hashed = VLAEpisodeSet(UnifiedVLADataset(folder, cache_root=data / "nested", instruction=one) for one in told)
+    assert [episode.cache_found_count for episode in hashed.episodes] == [1, 0]
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

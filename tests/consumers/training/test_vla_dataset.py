@@ -153,6 +153,45 @@ class TestRecipes:
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "old", instruction="Do it.")
         assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
 
+    def test_features_without_a_recipe_switch_no_check_off_whatever_their_number_and_place(self, episode, root):
+        fill(root, "episode_1", [180], recipe=recipe(encoder={"model": "large"}))
+        for step in (0, 30, 60, 90):
+            torch.save(feature_of("episode_1", step), root / f"episode_1_vlm{step}.pt")
+            found = UnifiedVLADataset(episode, cache_root=root)
+            assert found.recipe == recipe()
+            assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+            assert [problem.name for problem in found.preflight().mismatched] == ["episode_1_vlm180"]
+            with pytest.raises(RecipeMismatch, match="large"):
+                found[18]
+
+    def test_an_opening_reads_few_files_and_preflight_all_to_find_a_recipe(self, episode, root, monkeypatch):
+        monkeypatch.setattr("consumers.training.coverage.MOST_READ", 3)
+        for step in (0, 30, 60, 90):
+            torch.save(feature_of("episode_1", step), root / f"episode_1_vlm{step}.pt")
+        fill(root, "episode_1", [180], recipe=recipe(encoder={"model": "large"}))
+        found = UnifiedVLADataset(episode, cache_root=root)
+        assert found.recipe is None
+        assert [problem.name for problem in found.preflight().mismatched] == ["episode_1_vlm180"]
+        assert found.recipe == recipe()
+        with pytest.raises(RecipeMismatch, match="large"):
+            found[18]
+
+    def test_features_of_other_views_than_asked_for_are_another_recipes(self, episode, root):
+        for views in ([1], ["View1", "View2"], [3], ["View10", 1]):
+            found = UnifiedVLADataset(episode, cache_root=root, views_to_use=views)
+            with pytest.raises(RecipeMismatch, match=r"images\.views"):
+                found[0]
+            assert len(found.preflight().mismatched) == 7
+            used = UnifiedVLADataset(episode, cache_root=root, views_to_use=views, on_stale="use")
+            assert used[0]["vl_cache"] is not None
+        missing = UnifiedVLADataset(episode, cache_root=root, views_to_use=[1], on_stale="miss")[0]
+        assert missing["vl_cache"] is None
+        assert ["images/View1/" in path for path in missing["images"]] == [True]
+        for views in (None, [], [2, 1, 10], ["View2", "View10", "View1", 1]):
+            found = UnifiedVLADataset(episode, cache_root=root, views_to_use=views)
+            assert found.preflight().require().is_complete
+            assert found[0]["vl_cache"] is not None
+
     def test_the_instructions_folder_is_looked_in_where_the_flat_name_is_not(self, episode, tmp_path):
         digest = prompt_hash("Perform blue point insertion task.")
         fill(tmp_path / "c", "episode_1", [0, 30], prompt_hash=digest)
@@ -187,6 +226,23 @@ class TestPreflight:
         with pytest.raises(CacheIncomplete, match="VL Cache: 3/7") as caught:
             report.require()
         assert pickle.loads(pickle.dumps(caught.value)).report == report
+
+    def test_a_step_that_the_filter_left_out_is_not_needed(self, episode, root):
+        delete(root, 60)
+        found = UnifiedVLADataset(episode, cache_root=root, filter_by_cache=True)
+        assert str(found.preflight().require()) == "VL Cache: 6/6"
+        delete(root, 90)
+        assert [problem.name for problem in found.preflight().missing] == ["episode_1_vlm90"]
+
+    def test_what_is_used_in_any_recipe_is_no_mismatch(self, episode, root):
+        delete(root, 60)
+        fill(root, "episode_1", [90], recipe=recipe(encoder={"model": "large"}))
+        found = UnifiedVLADataset(episode, cache_root=root, instruction="Do it.", on_stale="use")
+        report = found.preflight()
+        assert report.mismatched == ()
+        assert [problem.name for problem in report.missing] == ["episode_1_vlm60"]
+        missed = UnifiedVLADataset(episode, cache_root=root, instruction="Do it.", on_stale="miss")
+        assert len(missed.preflight().mismatched) == 6
 
     def test_arrays_are_looked_at(self, episode, root):
         np.savez(episode / "robot_states.npz", robot_states=np.full((214, 12), np.nan))
@@ -257,6 +313,26 @@ class TestOddInput:
         for sample in (8, 9, 10):
             with pytest.raises(MediaError, match="a pose"):
                 found[sample]
+
+    def test_a_disabled_array_is_not_opened_and_may_be_damaged(self, tmp_path):
+        new, old = tmp_path / "episode_1", tmp_path / "recv_all_1"
+        write_new(new)
+        write_old(old, sensor=np.zeros((40, 3)))
+        for path in (new / "sensor_data_1762725445.npz", old / "robot_states.npz"):
+            path.write_bytes(path.read_bytes()[:1000])
+        for folder, said in ((new, "sensor_data_1762725445.npz"), (old, "sensor_data must be")):
+            with pytest.raises(MediaError, match=said):
+                UnifiedVLADataset(folder, use_cache=False)[0]
+        with pytest.raises(MediaError, match="robot_states"):
+            UnifiedVLADataset(old, use_cache=False, disable_sensor=True)[0]
+        fill(tmp_path / "cache", "episode_1", STEPS)
+        options = {"cache_root": tmp_path / "cache", "disable_sensor": True}
+        for found in (UnifiedVLADataset(new, **options), UnifiedVLADataset(old, disable_robot_state=True, **options)):
+            assert found.preflight().unreadable == ()
+            assert found[0]["has_sensor"] is False
+            assert found[0]["sensor_data"].shape == (65, 1026)
+            assert not found[0]["sensor_data"].any()
+        assert found[0]["has_robot_states"] is False
 
     def test_a_horizon_longer_than_the_episode_has_no_samples(self, tmp_path):
         write_old(tmp_path / "recv_all_1", rows=6)
