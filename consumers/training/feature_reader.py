@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cache_store import FeatureKey, FeatureStore, is_root
+from cache_store import FeatureKey, FeatureStore, is_root, recipe_fingerprint
 from consumers.words import require_one_of
 
 OnStale = Literal["error", "miss", "use"]
@@ -36,7 +36,7 @@ class FeatureReader:
         self._store: FeatureStore | None = None
 
     def read(self, wanted: Sequence[tuple[FeatureKey, Recipe | None]]) -> list[Any]:
-        """Return the feature of each key, None where the store has none that fits; those of one key and one recipe object are one.
+        """Return the feature of each key, None where the store has none that fits; those of equal pairs are one object.
 
         Raises:
             RecipeMismatch: a feature was made otherwise than the recipe beside its key, and `on_stale` is "error".
@@ -46,7 +46,9 @@ class FeatureReader:
         if store is None:
             return [None] * len(wanted)
         store.prefetch(wanted)
-        pairs = [(key, id(recipe)) for key, recipe in wanted]
+        distinct = {id(recipe): recipe for _, recipe in wanted if recipe is not None}
+        fingerprints = {id_: recipe_fingerprint(recipe) for id_, recipe in distinct.items()}
+        pairs = [(key, fingerprints.get(id(recipe))) for key, recipe in wanted]
         features = {
             pair: store.get(pair[0], recipe=recipe, on_stale=self.on_stale)
             for pair, (_, recipe) in dict(zip(pairs, wanted, strict=True)).items()
