@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from cache_store import naming
 from cache_store.atomic import publish
 
+_TITLE = b"title"
+
 
 def remember(root: Path, title: str, names: Iterable[str]) -> None:
     """Keep the relative paths that a build wants; a later build of the same title takes their place.
@@ -20,11 +22,24 @@ def remember(root: Path, title: str, names: Iterable[str]) -> None:
     Raises:
         StoreWriteError: the operating system refused.
     """
-    table = pa.table({"name": pa.array(names, pa.string())})
+    table = pa.table({"name": pa.array(names, pa.string())}, metadata={_TITLE: title.encode("utf-8", "surrogatepass")})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
     digest = hashlib.sha256(title.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     publish([memoryview(sink.getvalue())], root / naming.PLANS / f"{digest}.parquet")
+
+
+def titles(root: Path) -> list[str]:
+    """Return the titles of the plans that are kept; of damaged ones, and of those from before titles were, none."""
+    found = []
+    for path in _paths(root):
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+        except (OSError, pa.ArrowException):
+            continue
+        if _TITLE in metadata:
+            found.append(metadata[_TITLE].decode("utf-8", "surrogatepass"))
+    return found
 
 
 def coverage(root: Path, present: pa.ChunkedArray) -> dict[str, tuple[int, int]]:
@@ -47,11 +62,7 @@ def coverage(root: Path, present: pa.ChunkedArray) -> dict[str, tuple[int, int]]
 
 def _planned(root: Path) -> pa.Array:
     parts = []
-    try:
-        paths = sorted((root / naming.PLANS).glob("*.parquet"))
-    except OSError:
-        paths = []
-    for path in paths:
+    for path in _paths(root):
         try:
             parts.append(pq.read_table(path)["name"].cast(pa.string()))
         except (OSError, pa.ArrowException, KeyError):
@@ -60,3 +71,10 @@ def _planned(root: Path) -> pa.Array:
     return pc.unique(
         pa.concat_arrays([chunk for part in parts for chunk in part.chunks] or [pa.array([], pa.string())])
     )
+
+
+def _paths(root: Path) -> list[Path]:
+    try:
+        return sorted((root / naming.PLANS).glob("*.parquet"))
+    except OSError:
+        return []

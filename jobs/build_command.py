@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 
 from cache_store import FeatureStore
-from jobs.build_request import asked_for, check_name, set_limits, task_of
+from jobs.build_request import asked_for, check_name, plan_title, set_limits, task_of, tell_of_other_folders
 from jobs.build_room import check_one_feature, check_room
 from jobs.build_views import BuildView, print_report
 from jobs.failed_units import OnlyThese, check_recipes
@@ -19,7 +19,7 @@ from jobs.printing import print_json
 from jobs.run_files import FailedRun
 from jobs.run_folder import RunFolder
 from pipeline.lanes import TimeLimits, run_build
-from pipeline.sources import Benchmark, absolute, data_set_name
+from pipeline.sources import Benchmark, data_set_name
 from pipeline.work_plan import plan_build
 
 
@@ -47,7 +47,8 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             check_room(plan, store, store.limit_bytes, may_evict_own=args.allow_eviction)
         set_limits(args, store, remember=True)  # a refused build leaves the store as it was
         if only is None:
-            store.remember_plan(f"{args.source} {absolute(args.data)} {args.encoder}", plan.wanted())
+            tell_of_other_folders(args, store, skipped=plan.skipped)
+            store.remember_plan(plan_title(args), plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
         events = folder.begin(args, task.shared_recipe())
         if isinstance(source, Benchmark):

@@ -7,10 +7,19 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from cache_store import CacheStoreError, FeatureStore, Lookup, ReadOnlyStore, StepKey, canonical_dataset_name
+from cache_store import CacheStoreError, FeatureStore, Lookup, ReadOnlyStore, StepKey, canonical_dataset_name, plans
 from pipeline.encoders import EncoderSpec, load_spec
 from pipeline.errors import BuildRefused
-from pipeline.sources import BENCHMARKS, VIDEO_SOURCES, Source, StepBatches, data_set_name, open_source
+from pipeline.sources import (
+    BENCHMARKS,
+    VIDEO_SOURCES,
+    Source,
+    StepBatches,
+    absolute,
+    data_set_name,
+    open_source,
+    parse_media_path,
+)
 from pipeline.vision import PartialFrames, SamplingRule
 from pipeline.work_plan import BuildTask
 
@@ -57,6 +66,31 @@ def check_name(args: argparse.Namespace, store: Lookup) -> None:
     """
     if args.dataset is not None:
         store.path_of(StepKey(args.dataset, 0))
+
+
+def plan_title(args: argparse.Namespace) -> str:
+    """Return what tells this build's plan from others in its store."""
+    return f"{args.source} {absolute(args.data)} {args.encoder}"
+
+
+def tell_of_other_folders(args: argparse.Namespace, store: FeatureStore | ReadOnlyStore, *, skipped: int) -> None:
+    """Say on stderr if what the store has under the data set's name was built from another folder of that name.
+
+    Nothing else can tell the videos apart: a data set may as well have been moved.
+    """
+    if not skipped or args.source not in ("folder", "lerobot") or args.dataset is not None:
+        return
+    name, own = data_set_name(args.data), plan_title(args)
+    before, after = f"{args.source} ", f" {args.encoder}"
+    for title in plans.titles(store.root):
+        place = title.removeprefix(before).removesuffix(after)
+        is_other = title == before + place + after != own
+        if is_other and data_set_name(parse_media_path(place)) == name:
+            print(
+                f"note: {skipped:,} features of {name} are there already, and {place} was built under that name "
+                f"before; if {absolute(args.data)} holds other media of the same names, name it with --dataset",
+                file=sys.stderr,
+            )
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import pyarrow
 import torch
 
 from cache_store import Eviction, ReadOnlyStore
-from jobs.build_request import asked_for, check_name, set_limits, task_of
+from jobs.build_request import asked_for, check_name, set_limits, task_of, tell_of_other_folders
 from jobs.build_room import check_one_feature, check_whole, estimated
 from jobs.plan_report import DiskRoom, PlanReport, StoreRoom
 from jobs.plan_view import show
@@ -44,6 +44,7 @@ def plan(args: argparse.Namespace) -> int:
     check_name(args, store)
     task = task_of(args, spec, store.location, sampling, run_id=None)
     made = plan_build(source, task, store, overwrite=args.overwrite)
+    tell_of_other_folders(args, store, skipped=made.skipped)
     report = _reported(args, made, store)
     if args.json:
         print_json(report.to_json())

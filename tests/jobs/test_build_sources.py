@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import zipfile
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from cache_store import FeatureStore
 from jobs.__main__ import main
 from jobs.arguments import make_parser
+from jobs.build_request import plan_title, tell_of_other_folders
+from pipeline.sources import parse_media_path
 from tests.media import write_video
 from tests.pipeline.sources.files import write_rows
 
@@ -53,3 +57,27 @@ def test_clips_of_a_benchmark_behind_a_url(tmp_path, capsys):
 def test_a_benchmark_may_be_spelled_as_its_harness_does(spelled):
     arguments = ["build", "--source", spelled, "--data", "x", "--encoder", "longva", "--model", "small", "--store", "s"]
     assert make_parser().parse_args(arguments).source == "long-video-bench"
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "more", "is_told"),
+    [
+        ("folder", "/b/videos", {}, True),
+        ("folder", "s3://bucket/videos", {}, True),
+        ("folder", "/a/videos", {}, False),
+        ("folder", "/b/other", {}, False),
+        ("folder", "/b/videos", {"dataset": "videos"}, False),  # asked for by name
+        ("lerobot", "/b/videos", {}, False),  # its names are episodes'
+        ("video-mme", "/b/videos", {}, False),  # its name is the benchmark's
+    ],
+)
+def test_features_that_another_folder_of_the_same_name_made_are_told_of(tmp_path, capsys, source, data, more, is_told):
+    args = argparse.Namespace(source="folder", data=Path("/a/videos"), encoder="longva", dataset=None)
+    with FeatureStore(tmp_path / "store") as store:
+        store.remember_plan(plan_title(args), [])
+        vars(args).update({"source": source, "data": parse_media_path(data), **more})
+        tell_of_other_folders(args, store, skipped=0)
+        assert capsys.readouterr().err == ""
+        tell_of_other_folders(args, store, skipped=3)
+    told = capsys.readouterr().err
+    assert ("3 features of videos are there already, and /a/videos was built" in told) == is_told == bool(told)
