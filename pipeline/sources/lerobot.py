@@ -23,6 +23,7 @@ class LeRobot:
     """The steps of every episode, in episode order, named `<dataset>_episode_000007`.
 
     A step's images are the frames of the episode's videos at the step's row: timestamps of real sets are off by one.
+    An episode whose rows are not its frames 0, 1, 2, ... is one problem.
 
     Raises:
         SourceError: the folder is no LeRobot data set of a version that is read, no camera has files, or a view asked

@@ -156,6 +156,47 @@ def test_a_missing_parquet_of_version_2_is_one_problem(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (rows_of(0, 12)[:4], "5 rows by the meta files, and 4 in"),
+        (rows_of(0, 6), "5 rows by the meta files, and 6 in"),
+        ([{**row, "frame_index": row["frame_index"] + 5} for row in rows_of(0, 5)], "row 0 of episode 0 is frame 5"),
+        ([row for row in rows_of(0, 6) if row["frame_index"] != 2], "row 2 of episode 0 is frame 3"),
+        (rows_of(0, 5)[::-1], "row 0 of episode 0 is frame 4"),
+    ],
+)
+@pytest.mark.parametrize("write", [write_v2, write_v3])
+def test_rows_that_are_not_the_frames_of_the_episode_from_0_on_are_one_problem(tmp_path, write, rows, said):
+    """The build takes pictures by row, and readers find features by frame."""
+    lengths = (5, 7) if write is write_v2 else (5, 7, 4)
+    root = write(tmp_path / "set", lengths=lengths)
+    if write is write_v2:
+        write_rows(root / "data/chunk-000/episode_000000.parquet", rows)
+    else:
+        others = [row for index, length in list(enumerate(lengths))[1:] for row in rows_of(index, length)]
+        write_rows(root / "data/chunk-000/file-000.parquet", [*rows, *others])
+    samples = list(LeRobot(root, vlm_reuse_count=7))
+    assert [bool(s.problem) for s in samples] == [True, *[False] * (len(lengths) - 1)]
+    assert said in samples[0].problem
+
+
+@pytest.mark.parametrize(("write", "episodes"), [(write_v2, 1), (write_v3, 3)])
+def test_rows_without_tasks_are_one_problem_of_each_episode_in_their_file(tmp_path, write, episodes):
+    root = write(tmp_path / "set")
+    write_rows(next(iter(sorted((root / "data").rglob("*.parquet")))), [{"episode_index": 0, "frame_index": 0}])
+    problems = [sample.problem for sample in LeRobot(root) if sample.problem]
+    assert [problem.partition(".parquet has no column ")[2] for problem in problems] == ["task_index"] * episodes
+
+
+def test_a_set_that_counts_no_frames_has_its_rows_for_them(tmp_path):
+    """As real sets of version 2.0 are."""
+    root = write_v2(tmp_path / "set", version="v2.0", lengths=(5,))
+    rows = [{"task_index": row["task_index"]} for row in rows_of(0, 5)]
+    write_rows(root / "data/chunk-000/episode_000000.parquet", rows)
+    assert [(s.vlm_idx, s.problem) for s in LeRobot(root, vlm_reuse_count=2)] == [(0, None), (2, None), (4, None)]
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         # One frame too few in one camera's part of the file.
