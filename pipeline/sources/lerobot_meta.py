@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -47,6 +48,12 @@ class LeRobotInfo:
     video_path: str
     chunks_size: int
     features: dict[str, Any]
+    video_fps: dict[str, float]  # of the cameras that tell it
+
+    def is_rate(self, fps: float) -> bool:
+        """Return whether a camera's frames a second are the data set's, but for how they are written."""
+        # LeRobot writes a video's rate as a whole number; 29.97 stands for 30000 / 1001.
+        return fps == int(self.fps) or math.isclose(fps, self.fps, rel_tol=1e-5)
 
     def features_of(self, dtype: str) -> list[str]:
         """Return the names of the features of one kind ("video", "image"), sorted."""
@@ -69,14 +76,21 @@ def read_info(folder: DataFolder) -> LeRobotInfo:
             video_path=str(info.get("video_path") or ""),
             chunks_size=int(info["chunks_size"]),
             features=dict(info["features"]),
+            video_fps=_video_fps(info["features"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise SourceError(f"{folder.root} is no LeRobot data set: {path}: {exc!r}") from exc
     if found.version not in READ_VERSIONS:
         raise SourceError(
             f"{folder.root} is a LeRobot data set of version {found.version}; {', '.join(READ_VERSIONS)} are read"
         )
     return found
+
+
+def _video_fps(features: dict[str, Any]) -> dict[str, float]:
+    # The first sets say `video_info`.
+    told = ((view, kind.get(place) or {}) for view, kind in features.items() for place in ("video_info", "info"))
+    return {view: float(facts["video.fps"]) for view, facts in told if facts.get("video.fps") is not None}
 
 
 def read_columns(folder: DataFolder, path: str, required: Sequence[str], *, optional: Sequence[str] = ()) -> Any:

@@ -142,6 +142,52 @@ def test_cameras_without_files_and_stills_are_left_out_and_said(tmp_path):
         ]
 
 
+@pytest.mark.parametrize(
+    ("write", "files"),
+    [(write_v2, "cam.wrist/episode_000000.mp4"), (write_v3, "cam.front/chunk-000/file-000.mp4")],
+)
+def test_a_camera_that_the_first_episode_alone_lacks_is_kept(tmp_path, write, files):
+    root = write(tmp_path / "set")
+    (lacking,) = (path for path in (root / "videos").rglob("*.mp4") if path.as_posix().endswith(files))
+    lacking.unlink()
+    source = LeRobot(root)
+    assert {tuple(image.view for image in sample.images) for sample in source} == {CAMERAS}
+    assert [entry.path.name for entry in source.ignored()] == ["cam.ghost", "cam.still"]
+
+
+def say_rates(root: Path, place: str, *, fps: float, **rates: object) -> None:
+    """Let info.json say what each camera's videos were recorded with."""
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text()) | {"fps": fps}
+    for camera, rate in rates.items():
+        info["features"][f"cam.{camera}"][place] = {"video.fps": rate, "video.codec": "av1"}
+    path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("rate", [60, 15.0, 29.97, 0])
+@pytest.mark.parametrize(("write", "place"), [(write_v2, "video_info"), (write_v3, "info")])
+def test_a_camera_of_another_rate_is_refused_by_name_and_may_be_left_out(tmp_path, write, rate, place):
+    root = write(tmp_path / "set")
+    say_rates(root, place, fps=30, front=30, wrist=rate, ghost=5)
+    with pytest.raises(SourceError, match=rf"video\.fps.*{rate:g} for cam\.wrist.*30 .*--views"):
+        LeRobot(root)
+    assert {image.view for sample in LeRobot(root, views=["cam.front"]) for image in sample.images} <= {"cam.front"}
+
+
+@pytest.mark.parametrize(("fps", "rate"), [(30, 30.0), (29.97, 29), (29.97, 30000 / 1001), (30, None)])
+def test_a_rate_that_is_the_data_sets_but_for_how_it_is_written_is_no_other(tmp_path, fps, rate):
+    root = write_v2(tmp_path / "set")
+    say_rates(root, "info", fps=fps, wrist=rate)
+    assert [image.view for image in next(iter(LeRobot(root))).images] == list(CAMERAS)
+
+
+def test_a_rate_that_is_no_number_is_refused(tmp_path):
+    root = write_v2(tmp_path / "set")
+    say_rates(root, "info", fps=30, wrist="fast")
+    with pytest.raises(SourceError, match=r"info\.json.*fast"):
+        LeRobot(root)
+
+
 @pytest.mark.parametrize("version", ["v1.6", "v4.0"])
 def test_a_version_that_is_not_read_is_refused_with_those_that_are(tmp_path, version):
     with pytest.raises(SourceError, match=rf"{version}.*v2\.0, v2\.1, v3\.0"):
