@@ -18,17 +18,18 @@ from typing import Any
 
 from cache_store import recipe_fingerprint
 from cache_store.naming import RUNS
-from jobs.run_files import BUILD, EVENTS, FAILED, REPORT
+from jobs.run_files import BUILD, EVENTS, FAILED, PAGE, REPORT
 from pipeline.errors import BuildRefused
 from pipeline.failures import UnitFailure
 from pipeline.lanes import BuildReport, failure_to_json
 from pipeline.run_events import RunEvents
 from pipeline.sources import Question, absolute, write_questions
 from pipeline.sources.media_path import UrlPath
+from pipeline.sources.question_table import FILE_NAME as QUESTIONS
 from pipeline.version import NOT_INSTALLED, VERSION, version_of
 
 RUNS_KEPT = 100  # in a store; a folder that --report names is never removed
-_AT_WORK_S = 86400.0  # a build that writes nothing for a day has ended, whatever it left
+_AT_WORK_S = 86400.0  # a build that wrote nothing for a day is taken for ended
 NOT_ASKED_AGAIN = ("command", "json", "report")
 _LIBRARIES = ("torch", "transformers", "ray", "numpy", "pillow", "av", "decord")
 
@@ -82,8 +83,9 @@ class RunFolder:
         self._write(BUILD, json.dumps({**facts, "recipe": dict(recipe)}, indent=2, ensure_ascii=False) + "\n")
         for name in (FAILED, EVENTS):
             self._write(name, "")
-        with contextlib.suppress(OSError):
-            (self.folder / REPORT).unlink(missing_ok=True)
+        for name in (REPORT, PAGE, QUESTIONS):
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
         return RunEvents(lambda lines: self._write(EVENTS, lines, mode="a"), about=facts)
 
     def write_questions(self, questions: Iterable[Question]) -> None:

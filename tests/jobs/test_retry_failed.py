@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,12 @@ def test_the_run_used_last_is_kept_whenever_its_folder_was_made(tmp_path, monkey
         os.utime(folder, (folder_s, folder_s))
     run_folder.RunFolder.in_store(tmp_path, "f" * 32)
     assert [path.name[0] for path in (tmp_path / RUNS).iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_used_again_keeps_nothing_of_the_earlier_run(tmp_path):
+    written = ("build.json", "failed.jsonl", "run.jsonl", "report.json", "report.html", "questions.parquet")
+    for name in (*written, "notes.txt"):
+        (tmp_path / name).write_text("earlier")
+    run_folder.RunFolder.asked_for(tmp_path).begin(Namespace(model="small"), {"encoder": "x"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build.json", "failed.jsonl", "notes.txt", "run.jsonl"]
+    assert "earlier" not in "".join((tmp_path / name).read_text() for name in written[:3])
