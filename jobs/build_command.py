@@ -28,9 +28,8 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
 
     With `only`, the failed units of an earlier run of the same arguments and nothing else.
     """
-    source, spec, sampling = asked_for(args)
-    if only is not None:
-        source = OnlyThese(source, frozenset(only.recipes))
+    whole, spec, sampling = asked_for(args)
+    source = whole if only is None else OnlyThese(whole, frozenset(only.recipes))
     # Without a run's id nothing protects what the build writes: it may evict its own features.
     run = uuid.uuid4().hex
     run_id = None if args.allow_eviction else run
@@ -51,8 +50,8 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             store.remember_plan(plan_title(args), plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
         events = folder.begin(args, task.shared_recipe())
-        if isinstance(source, Benchmark):
-            folder.write_questions(source.questions())
+        if isinstance(whole, Benchmark):
+            folder.write_questions(whole.questions())
         # Ray tells of a process that died on stdout, which results have for themselves.
         with _stop_on_signal() as should_stop, redirect_stdout(sys.stderr), BuildView(title=_title(args)) as view:
             report = run_build(

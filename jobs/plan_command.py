@@ -144,7 +144,7 @@ def _disk_reason(disk: DiskRoom, size: SizeEstimate, root: Path) -> str:
 def _lanes(args: argparse.Namespace) -> LaneCount:
     """Return the lanes of the cluster that was named, else those that this host alone gives."""
     if args.address or os.environ.get("RAY_ADDRESS"):
-        # Late: Ray takes a second to import, and most plans are made without a cluster.
+        # Late: Ray takes a second to import, for which a plan that is refused need not wait.
         from pipeline.lanes.cluster import connection, shape_lanes
 
         with redirect_stdout(sys.stderr), connection(args.address):
@@ -154,8 +154,19 @@ def _lanes(args: argparse.Namespace) -> LaneCount:
     if args.device == "gpu":
         gpus = max(gpus, args.lanes or 1)
     return lanes_of_one_host(
-        lanes=args.lanes, decoders_per_lane=args.decoders_per_lane, gpus=gpus, cpus=os.cpu_count() or 1
+        lanes=args.lanes, decoders_per_lane=args.decoders_per_lane, gpus=gpus, cpus=_cpus_of_this_host()
     )
+
+
+def _cpus_of_this_host() -> int:
+    """Return how many CPUs Ray counts where a build starts it: in a container with a quota, fewer than the host has."""
+    try:
+        # Ray has no public function for it, and counts by a rule of its own: by quota and not by affinity.
+        from ray._private.utils import get_num_cpus
+
+        return int(get_num_cpus(override_docker_cpu_warning=True))
+    except (ImportError, AttributeError, TypeError):  # a Ray that keeps it elsewhere
+        return os.cpu_count() or 1
 
 
 def _probed(args: argparse.Namespace, made: Plan, lanes: LaneCount) -> Probe:

@@ -6,11 +6,9 @@ import argparse
 import sys
 
 from jobs.printing import print_json, printable, results
-from jobs.run_files import dead_letters
+from jobs.run_files import PAGE, dead_letters
 from jobs.run_summary import read_run
 from pipeline.errors import BuildRefused
-
-PAGE = "report.html"
 
 
 def report(args: argparse.Namespace) -> int:

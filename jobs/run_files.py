@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import BuildRefused
 
 BUILD, FAILED, EVENTS, REPORT = "build.json", "failed.jsonl", "run.jsonl", "report.json"
+PAGE = "report.html"  # drawn when somebody asks
 
 
 class FailedRun(NamedTuple):

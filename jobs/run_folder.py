@@ -11,22 +11,25 @@ import re
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cache_store import recipe_fingerprint
 from cache_store.naming import RUNS
-from jobs.run_files import BUILD, EVENTS, FAILED, REPORT
+from jobs.run_files import BUILD, EVENTS, FAILED, PAGE, REPORT
 from pipeline.errors import BuildRefused
 from pipeline.failures import UnitFailure
 from pipeline.lanes import BuildReport, failure_to_json
 from pipeline.run_events import RunEvents
 from pipeline.sources import Question, absolute, write_questions
 from pipeline.sources.media_path import UrlPath
+from pipeline.sources.question_table import FILE_NAME as QUESTIONS
 from pipeline.version import NOT_INSTALLED, VERSION, version_of
 
 RUNS_KEPT = 100  # in a store; a folder that --report names is never removed
+_AT_WORK_S = 86400.0  # a build that wrote nothing for a day is taken for ended
 NOT_ASKED_AGAIN = ("command", "json", "report")
 _LIBRARIES = ("torch", "transformers", "ray", "numpy", "pillow", "av", "decord")
 
@@ -55,7 +58,10 @@ class RunFolder:
 
     @classmethod
     def in_store(cls, store_root: Path, run: str) -> RunFolder:
-        """Return the folder of run `run` in a store, and forget its oldest runs."""
+        """Return the folder of run `run` in a store, and forget the runs that wrote longest ago.
+
+        One without a report may be at work: it is kept for a day after its last write, and counts among those kept.
+        """
         runs = store_root / RUNS
         _forget_oldest(runs)
         return cls(runs / run)
@@ -77,8 +83,9 @@ class RunFolder:
         self._write(BUILD, json.dumps({**facts, "recipe": dict(recipe)}, indent=2, ensure_ascii=False) + "\n")
         for name in (FAILED, EVENTS):
             self._write(name, "")
-        with contextlib.suppress(OSError):
-            (self.folder / REPORT).unlink(missing_ok=True)
+        for name in (REPORT, PAGE, QUESTIONS):
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
         return RunEvents(lambda lines: self._write(EVENTS, lines, mode="a"), about=facts)
 
     def write_questions(self, questions: Iterable[Question]) -> None:
@@ -126,8 +133,14 @@ def _versions() -> dict[str, str]:
 def _forget_oldest(runs: Path) -> None:
     try:
         made_here = [path for path in runs.iterdir() if re.fullmatch(r"[0-9a-f]{32}", path.name)]
-        by_age = sorted(made_here, key=lambda path: path.stat().st_mtime)
+        by_age = sorted((_written_s(path), path) for path in made_here)
     except OSError:
         return  # none yet, or another build forgets them right now
-    for path in by_age[: max(0, len(by_age) - RUNS_KEPT + 1)]:
-        shutil.rmtree(path, ignore_errors=True)
+    for written_s, path in by_age[: max(0, len(by_age) - RUNS_KEPT + 1)]:
+        if (path / REPORT).exists() or written_s < time.time() - _AT_WORK_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _written_s(folder: Path) -> float:
+    # What is appended to a file leaves its folder's time as it was.
+    return max(path.stat().st_mtime for path in (folder, *folder.glob("*")))

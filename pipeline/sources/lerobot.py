@@ -23,10 +23,11 @@ class LeRobot:
     """The steps of every episode, in episode order, named `<dataset>_episode_000007`.
 
     A step's images are the frames of the episode's videos at the step's row: timestamps of real sets are off by one.
+    An episode whose rows are not its frames 0, 1, 2, ... is one problem.
 
     Raises:
-        SourceError: the folder is no LeRobot data set of a version that is read, no camera has files, or a view asked
-            for is not there.
+        SourceError: the folder is no LeRobot data set of a version that is read, no camera has files, a view asked
+            for is not there, or a view's videos have another rate than the rows.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class LeRobot:
 
     def _choose_views(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
         cameras, stills = self._info.features_of("video"), self._info.features_of("image")
-        # The first episode decides: info.json of real sets lists cameras that were never recorded.
-        first = self._layout.episodes[0]
-        with_files = [view for view in cameras if self._layout.has_video(first, view)]
+        # info.json of real sets lists cameras that were never recorded; for all others the first episodes tell.
+        with_files = [
+            view for view in cameras if any(self._layout.has_video(episode, view) for episode in self._layout.episodes)
+        ]
         for view in sorted({*cameras, *stills} - {*with_files}):
             reason = (
                 "images inside parquet files are not read" if view in stills else "info.json lists it without files"
@@ -63,7 +65,19 @@ class LeRobot:
         if missing or not with_files:
             asked = f"no view {', '.join(missing)}" if missing else "no camera has video files"
             raise SourceError(f"{self._folder.root}: {asked}; there are {', '.join(with_files) or 'none'}")
-        return tuple(sorted(set(wanted))) if wanted else tuple(with_files)
+        views = tuple(sorted(set(wanted))) if wanted else tuple(with_files)
+        self._require_rate(views)
+        return views
+
+    def _require_rate(self, views: Sequence[str]) -> None:
+        rates = {view: fps for view, fps in self._info.video_fps.items() if view in views}
+        others = [f"{fps:g} for {view}" for view, fps in sorted(rates.items()) if not self._info.is_rate(fps)]
+        if others:
+            raise SourceError(
+                f"{self._folder.place('meta/info.json')}: video.fps is {', '.join(others)}, and the data set has "
+                f"{self._info.fps:g} rows a second: its rows are not the frames; leave such cameras out with --views, "
+                "or correct video.fps if their videos do have one frame for each row"
+            )
 
     def __iter__(self) -> Iterator[StepSample]:
         for episode in self._layout.episodes:

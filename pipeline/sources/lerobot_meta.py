@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.data_folder import DataFolder
+from pipeline.sources.media_path import MediaPath
 from pipeline.sources.samples import VideoFrame
 
 READ_VERSIONS = ("v2.0", "v2.1", "v3.0")
 
-Episode = dict[str, Any]  # as the data set's meta files describe it; `episode_index` at least
+Episode = dict[str, Any]  # as the data set's meta files describe it; `episode_index` and `length` at least
 
 
 class LeRobotLayout(Protocol):
@@ -31,7 +34,7 @@ class LeRobotLayout(Protocol):
         ...
 
     def task_indices(self, episode: Episode) -> list[int]:
-        """Return the task of each row of the episode. Raises `MediaError` if its rows cannot be read."""
+        """Return the task of each row of the episode. Raises `MediaError`, also if the rows are not its frames."""
         ...
 
 
@@ -45,6 +48,12 @@ class LeRobotInfo:
     video_path: str
     chunks_size: int
     features: dict[str, Any]
+    video_fps: dict[str, float]  # of the cameras that tell it
+
+    def is_rate(self, fps: float) -> bool:
+        """Return whether a camera's frames a second are the data set's, but for how they are written."""
+        # LeRobot writes a video's rate as a whole number; 29.97 stands for 30000 / 1001.
+        return fps == int(self.fps) or math.isclose(fps, self.fps, rel_tol=1e-5)
 
     def features_of(self, dtype: str) -> list[str]:
         """Return the names of the features of one kind ("video", "image"), sorted."""
@@ -67,8 +76,9 @@ def read_info(folder: DataFolder) -> LeRobotInfo:
             video_path=str(info.get("video_path") or ""),
             chunks_size=int(info["chunks_size"]),
             features=dict(info["features"]),
+            video_fps=_video_fps(info["features"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise SourceError(f"{folder.root} is no LeRobot data set: {path}: {exc!r}") from exc
     if found.version not in READ_VERSIONS:
         raise SourceError(
@@ -77,14 +87,44 @@ def read_info(folder: DataFolder) -> LeRobotInfo:
     return found
 
 
-def read_columns(folder: DataFolder, path: str, columns: list[str] | None = None) -> Any:
-    """Return a parquet file as a table, or those of `columns` that it has. Raises `MediaError`."""
+def _video_fps(features: dict[str, Any]) -> dict[str, float]:
+    # The first sets say `video_info`.
+    told = ((view, kind.get(place) or {}) for view, kind in features.items() for place in ("video_info", "info"))
+    return {view: float(facts["video.fps"]) for view, facts in told if facts.get("video.fps") is not None}
+
+
+def read_columns(folder: DataFolder, path: str, required: Sequence[str], *, optional: Sequence[str] = ()) -> Any:
+    """Return the columns of a parquet file as a table, those of `optional` that it has. Raises `MediaError`."""
     import pyarrow.parquet
 
     try:
         with folder.place(path).open("rb") as file:
             parquet = pyarrow.parquet.ParquetFile(file)
             names = parquet.schema_arrow.names
-            return parquet.read(columns=None if columns is None else [name for name in columns if name in names])
+            table = parquet.read(columns=[name for name in (*required, *optional) if name in names])
     except (OSError, ValueError, KeyError) as exc:
         raise MediaError(f"{folder.place(path)} cannot be read: {exc}") from exc
+    missing = sorted(set(required) - set(table.column_names))
+    if missing:
+        raise MediaError(f"{folder.place(path)} has no column {', '.join(missing)}")
+    return table
+
+
+def tasks_of_rows(episode: Episode, rows: Any, path: MediaPath) -> list[int]:
+    """Return the task of each of an episode's rows, which are a table of `task_index` and perhaps `frame_index`.
+
+    Raises:
+        MediaError: there are more or fewer than the meta files say, or row i is another frame than i: pictures are
+            taken by row, and features looked up by frame. Some sets of version 2.0 count no frames.
+    """
+    index = episode["episode_index"]
+    if rows.num_rows != episode["length"]:
+        raise MediaError(
+            f"episode {index} has {episode['length']} rows by the meta files, and {rows.num_rows} in {path}"
+        )
+    if "frame_index" in rows.column_names:
+        for row, frame in enumerate(rows["frame_index"].to_pylist()):
+            if frame != row:
+                raise MediaError(f"row {row} of episode {index} is frame {frame} by its frame_index in {path}")
+    tasks: list[int] = rows["task_index"].to_pylist()
+    return tasks

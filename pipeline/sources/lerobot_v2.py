@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import SourceError
 from pipeline.sources.data_folder import DataFolder
-from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, read_columns
+from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, read_columns, tasks_of_rows
 from pipeline.sources.samples import VideoFrame
 
 
@@ -25,7 +25,7 @@ class LeRobotV2:
             int(row["task_index"]): str(row["task"]) for row in self._lines("tasks.jsonl", "task_index", "task")
         }
         self.episodes = sorted(
-            self._lines("episodes.jsonl", "episode_index"), key=lambda episode: int(episode["episode_index"])
+            self._lines("episodes.jsonl", "episode_index", "length"), key=lambda episode: int(episode["episode_index"])
         )
 
     def _lines(self, name: str, *required: str) -> list[dict[str, Any]]:
@@ -53,5 +53,5 @@ class LeRobotV2:
 
     def task_indices(self, episode: Episode) -> list[int]:
         path = self._place(self._info.data_path, episode)
-        tasks: list[int] = read_columns(self._folder, path, ["task_index"])["task_index"].to_pylist()
-        return tasks
+        rows = read_columns(self._folder, path, ["task_index"], optional=["frame_index"])
+        return tasks_of_rows(episode, rows, self._folder.place(path))

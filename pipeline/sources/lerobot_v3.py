@@ -7,9 +7,13 @@ on from there. `meta/tasks.parquet` has `task_index` and, as pandas' index, the 
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.data_folder import DataFolder
-from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, read_columns
+from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, read_columns, tasks_of_rows
 from pipeline.sources.samples import VideoFrame
 
 _EPISODE_COLUMNS = ("episode_index", "length", "data/chunk_index", "data/file_index")
@@ -27,13 +31,14 @@ class LeRobotV3:
             self.episodes = self._read_episodes()
         except (MediaError, KeyError, TypeError, ValueError) as exc:
             raise SourceError(f"{folder.root}: {exc}") from exc
-        # The rows of the data file that was read last: neighbours share one.
-        self._rows_of: tuple[str, dict[int, list[int]]] = ("", {})
+        # The data file that was read last, its rows by episode: neighbours share one.
+        self._rows_of: tuple[str, Any] = ("", None)
 
     def _read_tasks(self) -> dict[int, str]:
-        table = read_columns(self._folder, "meta/tasks.parquet")
         # pandas names the index as its owner did, or not at all.
-        name = "task" if "task" in table.column_names else "__index_level_0__"
+        names = ("task", "__index_level_0__")
+        table = read_columns(self._folder, "meta/tasks.parquet", ["task_index"], optional=names)
+        name = names[0] if names[0] in table.column_names else names[1]
         pairs = zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True)
         return {int(index): str(task) for index, task in pairs}
 
@@ -42,11 +47,7 @@ class LeRobotV3:
         episodes = []
         for path in self._folder.glob("meta/episodes/*/*.parquet"):
             # Statistics fill many more columns.
-            table = read_columns(self._folder, path, [*_EPISODE_COLUMNS, *cameras])
-            missing = sorted(set(_EPISODE_COLUMNS) - set(table.column_names))
-            if missing:
-                raise MediaError(f"{self._folder.place(path)} has no column {', '.join(missing)}")
-            episodes += table.to_pylist()
+            episodes += read_columns(self._folder, path, _EPISODE_COLUMNS, optional=cameras).to_pylist()
         return sorted(episodes, key=lambda episode: int(episode["episode_index"]))
 
     def _video(self, episode: Episode, view: str) -> str | None:
@@ -78,18 +79,12 @@ class LeRobotV3:
         )
         if self._rows_of[0] != path:
             self._rows_of = (path, self._read_rows(path))
-        index = int(episode["episode_index"])
-        tasks = self._rows_of[1].get(index, [])
-        if len(tasks) != episode["length"]:
-            raise MediaError(
-                f"episode {index} has {episode['length']} rows by the meta files, and {len(tasks)} in "
-                f"{self._folder.place(path)}"
-            )
-        return tasks
+        rows, index = self._rows_of[1], int(episode["episode_index"])
+        begin, end = np.searchsorted(rows["episode_index"].to_numpy(), [index, index + 1])
+        return tasks_of_rows(episode, rows.slice(begin, end - begin), self._folder.place(path))
 
-    def _read_rows(self, path: str) -> dict[int, list[int]]:
-        table = read_columns(self._folder, path, ["episode_index", "task_index"])
-        rows: dict[int, list[int]] = {}
-        for episode, task in zip(table["episode_index"].to_pylist(), table["task_index"].to_pylist(), strict=True):
-            rows.setdefault(int(episode), []).append(int(task))
-        return rows
+    def _read_rows(self, path: str) -> Any:
+        import pyarrow.compute
+
+        table = read_columns(self._folder, path, ["episode_index", "task_index"], optional=["frame_index"])
+        return table.take(pyarrow.compute.sort_indices(table["episode_index"]))  # stable

@@ -346,6 +346,16 @@ def test_lanes_of_a_cluster_are_asked_of_it(steps, plan, local_ray):
     assert (found["lanes"]["lanes"], found["lanes"]["cpus_per_lane"]) == (1, 2)
 
 
+def test_the_cpus_of_this_host_are_those_that_ray_would_count(steps, plan, monkeypatch):
+    """In a container with a quota, fewer than the host has."""
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 3.0)
+    monkeypatch.delenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", raising=False)
+    assert plan("--device", "cpu")[1]["lanes"]["cpus_per_lane"] == 3
+    monkeypatch.delattr("ray._private.utils.get_num_cpus")
+    monkeypatch.setattr(plan_command.os, "cpu_count", lambda: 7)
+    assert plan("--device", "cpu")[1]["lanes"]["cpus_per_lane"] == 7
+
+
 def test_weights_read_in_a_process_of_its_own_are_the_same_and_refused_in_the_same_words(tmp_path, monkeypatch):
     monkeypatch.undo()
     argv = ["plan", "--source", "vla", "--data", "x", "--encoder", "qwen2_5_vl", "--store", "x", "--model"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,44 @@ def test_old_runs_are_forgotten_and_nothing_else(tmp_path, monkeypatch):
     (tmp_path / RUNS / "mine").mkdir()
     run_folder.RunFolder.in_store(tmp_path, "f" * 32)
     assert sorted(path.name[-4:] for path in (tmp_path / RUNS).iterdir()) == ["0003", "0004", "mine"]
+
+
+def test_a_run_whose_files_grew_lately_is_forgotten_only_with_its_report(tmp_path, monkeypatch):
+    """A build that is at work appends to its files, which leaves the folder's own time as it was."""
+    monkeypatch.setattr(run_folder, "RUNS_KEPT", 1)
+    now_s = time.time()
+    for name, names, age_s in (
+        ("a", ["build.json", "run.jsonl"], 3600),
+        ("b", ["build.json", "run.jsonl", "report.json"], 0),
+        ("c", ["build.json", "run.jsonl"], 3 * 86400),
+    ):
+        folder = tmp_path / RUNS / (name * 32)
+        folder.mkdir(parents=True)
+        for file in names:
+            (folder / file).touch()
+            os.utime(folder / file, (1, 1))
+        os.utime(folder / "run.jsonl", (now_s - age_s, now_s - age_s))
+        os.utime(folder, (1, 1))
+    run_folder.RunFolder.in_store(tmp_path, "f" * 32)
+    assert [path.name[0] for path in (tmp_path / RUNS).iterdir()] == ["a"]
+
+
+def test_the_run_used_last_is_kept_whenever_its_folder_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "RUNS_KEPT", 2)
+    for name, folder_s, file_s in (("a", 1, 9), ("b", 5, 5)):
+        folder = tmp_path / RUNS / (name * 32)
+        folder.mkdir(parents=True)
+        (folder / "report.json").touch()
+        os.utime(folder / "report.json", (file_s, file_s))
+        os.utime(folder, (folder_s, folder_s))
+    run_folder.RunFolder.in_store(tmp_path, "f" * 32)
+    assert [path.name[0] for path in (tmp_path / RUNS).iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_used_again_keeps_nothing_of_the_earlier_run(tmp_path):
+    written = ("build.json", "failed.jsonl", "run.jsonl", "report.json", "report.html", "questions.parquet")
+    for name in (*written, "notes.txt"):
+        (tmp_path / name).write_text("earlier")
+    run_folder.RunFolder.asked_for(tmp_path).begin(Namespace(model="small"), {"encoder": "x"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build.json", "failed.jsonl", "notes.txt", "run.jsonl"]
+    assert "earlier" not in "".join((tmp_path / name).read_text() for name in written[:3])

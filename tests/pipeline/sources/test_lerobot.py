@@ -142,6 +142,52 @@ def test_cameras_without_files_and_stills_are_left_out_and_said(tmp_path):
         ]
 
 
+@pytest.mark.parametrize(
+    ("write", "files"),
+    [(write_v2, "cam.wrist/episode_000000.mp4"), (write_v3, "cam.front/chunk-000/file-000.mp4")],
+)
+def test_a_camera_that_the_first_episode_alone_lacks_is_kept(tmp_path, write, files):
+    root = write(tmp_path / "set")
+    (lacking,) = (path for path in (root / "videos").rglob("*.mp4") if path.as_posix().endswith(files))
+    lacking.unlink()
+    source = LeRobot(root)
+    assert {tuple(image.view for image in sample.images) for sample in source} == {CAMERAS}
+    assert [entry.path.name for entry in source.ignored()] == ["cam.ghost", "cam.still"]
+
+
+def say_rates(root: Path, place: str, *, fps: float, **rates: object) -> None:
+    """Let info.json say what each camera's videos were recorded with."""
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text()) | {"fps": fps}
+    for camera, rate in rates.items():
+        info["features"][f"cam.{camera}"][place] = {"video.fps": rate, "video.codec": "av1"}
+    path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("rate", [60, 15.0, 29.97, 0])
+@pytest.mark.parametrize(("write", "place"), [(write_v2, "video_info"), (write_v3, "info")])
+def test_a_camera_of_another_rate_is_refused_by_name_and_may_be_left_out(tmp_path, write, rate, place):
+    root = write(tmp_path / "set")
+    say_rates(root, place, fps=30, front=30, wrist=rate, ghost=5)
+    with pytest.raises(SourceError, match=rf"video\.fps.*{rate:g} for cam\.wrist.*30 .*--views"):
+        LeRobot(root)
+    assert {image.view for sample in LeRobot(root, views=["cam.front"]) for image in sample.images} <= {"cam.front"}
+
+
+@pytest.mark.parametrize(("fps", "rate"), [(30, 30.0), (29.97, 29), (29.97, 30000 / 1001), (30, None)])
+def test_a_rate_that_is_the_data_sets_but_for_how_it_is_written_is_no_other(tmp_path, fps, rate):
+    root = write_v2(tmp_path / "set")
+    say_rates(root, "info", fps=fps, wrist=rate)
+    assert [image.view for image in next(iter(LeRobot(root))).images] == list(CAMERAS)
+
+
+def test_a_rate_that_is_no_number_is_refused(tmp_path):
+    root = write_v2(tmp_path / "set")
+    say_rates(root, "info", fps=30, wrist="fast")
+    with pytest.raises(SourceError, match=r"info\.json.*fast"):
+        LeRobot(root)
+
+
 @pytest.mark.parametrize("version", ["v1.6", "v4.0"])
 def test_a_version_that_is_not_read_is_refused_with_those_that_are(tmp_path, version):
     with pytest.raises(SourceError, match=rf"{version}.*v2\.0, v2\.1, v3\.0"):
@@ -153,6 +199,47 @@ def test_a_missing_parquet_of_version_2_is_one_problem(tmp_path):
     (root / "data/chunk-000/episode_000000.parquet").unlink()
     samples = list(LeRobot(root, vlm_reuse_count=7))
     assert [bool(s.problem) for s in samples] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (rows_of(0, 12)[:4], "5 rows by the meta files, and 4 in"),
+        (rows_of(0, 6), "5 rows by the meta files, and 6 in"),
+        ([{**row, "frame_index": row["frame_index"] + 5} for row in rows_of(0, 5)], "row 0 of episode 0 is frame 5"),
+        ([row for row in rows_of(0, 6) if row["frame_index"] != 2], "row 2 of episode 0 is frame 3"),
+        (rows_of(0, 5)[::-1], "row 0 of episode 0 is frame 4"),
+    ],
+)
+@pytest.mark.parametrize("write", [write_v2, write_v3])
+def test_rows_that_are_not_the_frames_of_the_episode_from_0_on_are_one_problem(tmp_path, write, rows, said):
+    """The build takes pictures by row, and readers find features by frame."""
+    lengths = (5, 7) if write is write_v2 else (5, 7, 4)
+    root = write(tmp_path / "set", lengths=lengths)
+    if write is write_v2:
+        write_rows(root / "data/chunk-000/episode_000000.parquet", rows)
+    else:
+        others = [row for index, length in list(enumerate(lengths))[1:] for row in rows_of(index, length)]
+        write_rows(root / "data/chunk-000/file-000.parquet", [*rows, *others])
+    samples = list(LeRobot(root, vlm_reuse_count=7))
+    assert [bool(s.problem) for s in samples] == [True, *[False] * (len(lengths) - 1)]
+    assert said in samples[0].problem
+
+
+@pytest.mark.parametrize(("write", "episodes"), [(write_v2, 1), (write_v3, 3)])
+def test_rows_without_tasks_are_one_problem_of_each_episode_in_their_file(tmp_path, write, episodes):
+    root = write(tmp_path / "set")
+    write_rows(next(iter(sorted((root / "data").rglob("*.parquet")))), [{"episode_index": 0, "frame_index": 0}])
+    problems = [sample.problem for sample in LeRobot(root) if sample.problem]
+    assert [problem.partition(".parquet has no column ")[2] for problem in problems] == ["task_index"] * episodes
+
+
+def test_a_set_that_counts_no_frames_has_its_rows_for_them(tmp_path):
+    """As real sets of version 2.0 are."""
+    root = write_v2(tmp_path / "set", version="v2.0", lengths=(5,))
+    rows = [{"task_index": row["task_index"]} for row in rows_of(0, 5)]
+    write_rows(root / "data/chunk-000/episode_000000.parquet", rows)
+    assert [(s.vlm_idx, s.problem) for s in LeRobot(root, vlm_reuse_count=2)] == [(0, None), (2, None), (4, None)]
 
 
 @pytest.mark.parametrize(
