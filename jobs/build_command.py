@@ -29,7 +29,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
     With `only`, the failed units of an earlier run of the same arguments and nothing else.
     """
     whole, spec, sampling = asked_for(args)
-    source = whole if only is None else OnlyThese(whole, frozenset(only.recipes))
+    source = whole if only is None else OnlyThese(whole, only.recipes)
     # Without a run's id nothing protects what the build writes: it may evict its own features.
     run = uuid.uuid4().hex
     run_id = None if args.allow_eviction else run

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cache_store import recipe_fingerprint
 from jobs.run_files import FailedRun
 from pipeline.errors import BuildRefused
-from pipeline.sources import IgnoredFile, Sample, Source
+from pipeline.sources import IgnoredFile, Sample, Source, StepSample
 from pipeline.work_plan import BuildTask, unit_name
 
 
 class OnlyThese:
-    """The samples of `source` that have one of these names, in its order."""
+    """The samples of `source` that failed, in its order: `recipes` has the recipe's fingerprint for each name.
 
-    def __init__(self, source: Source, names: frozenset[str]) -> None:
-        self._source, self._names = source, names
+    Without a fingerprint the source itself called it impossible. Of a robot episode that it could not read the first
+    step stands for all of them, so all of such an episode are asked for; those that are there are skipped as ever.
+    """
+
+    def __init__(self, source: Source, recipes: Mapping[str, str]) -> None:
+        self._source, self._names = source, frozenset(recipes)
+        self._episodes = {name.rpartition("_vlm")[0] for name, recipe in recipes.items() if not recipe}
 
     def __iter__(self) -> Iterator[Sample]:
-        return (sample for sample in self._source if unit_name(sample) in self._names)
+        return (sample for sample in self._source if self._has_failed(sample))
+
+    def _has_failed(self, sample: Sample) -> bool:
+        is_of_one = isinstance(sample, StepSample) and sample.dataset in self._episodes
+        return is_of_one or unit_name(sample) in self._names
 
     def ignored(self) -> list[IgnoredFile]:
         """Nothing: the earlier run told it."""

@@ -15,7 +15,7 @@ from cache_store.naming import RUNS
 from jobs import run_folder
 from jobs.__main__ import main
 from pipeline.failures import ErrorClass, UnitFailure
-from tests.media import write_video
+from tests.media import write_new_episode, write_video
 
 KEEP = ["--source", "folder", "--encoder", "longva", "--model", "small", "--nframe", "4"]
 
@@ -196,3 +196,21 @@ def test_a_folder_that_is_used_again_keeps_nothing_of_the_earlier_run(tmp_path):
     run_folder.RunFolder.asked_for(tmp_path).begin(Namespace(model="small"), {"encoder": "x"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build.json", "failed.jsonl", "notes.txt", "run.jsonl"]
     assert "earlier" not in "".join((tmp_path / name).read_text() for name in written[:3])
+
+
+def test_of_an_episode_that_could_not_be_read_all_steps_are_built(tmp_path, capsys, local_ray):
+    episodes = tmp_path / "peg_task"
+    write_new_episode(episodes / "episode_1", poses=100)
+    write_new_episode(episodes / "episode_2", poses=100)
+    metadata = episodes / "episode_2" / "metadata.json"
+    whole = metadata.read_text()
+    metadata.write_text("{")
+    where = ["--source", "vla", "--data", str(episodes), "--encoder", "qwen2_5_vl", "--model", "small"]
+    arguments = ["build", *where, "--store", str(tmp_path / "store"), "--report", str(tmp_path / "report"), "--json"]
+    assert main(arguments) == 1
+    first = json.loads(capsys.readouterr().out)
+    assert [(one["key"].rpartition("_vlm")[0], one["stage"]) for one in first["failed"]] == [("episode_2", "source")]
+    metadata.write_text(whole)
+    assert main(["retry-failed", str(tmp_path / "report"), "--report", str(tmp_path / "again"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["done"], again["skipped"]) == (first["done"], 0)

@@ -44,5 +44,5 @@ def test_an_impossible_step_keeps_its_place_and_has_no_part_in_the_forward():
 
 
 def test_a_retry_of_one_step_has_the_group_that_the_whole_source_gives_it():
-    source = OnlyThese(StepBatches(Listed(*steps("a", 6)), 3), frozenset({"a_vlm120"}))
+    source = OnlyThese(StepBatches(Listed(*steps("a", 6)), 3), {"a_vlm120": "fingerprint"})
     assert groups(source) == [("a", 120, [90, 120, 150])]
