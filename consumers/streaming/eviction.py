@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from consumers.streaming.errors import ContextTooLong
@@ -43,6 +44,12 @@ class ChunkLedger:
         self._appended = 0
         self._peak_tokens = 0
         self._evictions = self._chunks_evicted = self._tokens_evicted = 0
+
+    def copy(self) -> ChunkLedger:
+        """Return a ledger of the same chunks and figures that goes on on its own."""
+        twin = copy.copy(self)
+        twin._lengths = list(self._lengths)
+        return twin
 
     def append(self, tokens: int) -> None:
         """Count a chunk that was appended to the cache."""

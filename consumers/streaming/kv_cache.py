@@ -125,10 +125,16 @@ class KVCacheManager:
         return torch.cat([new_mask.new_ones(new_mask.shape[0], length), new_mask], dim=1)
 
     def keep_tokens(self, spans: list[tuple[int, int]]) -> None:
-        """Keep the tokens of these ascending [start, end) spans and free the others; positions stay as they are."""
-        for layer in self.cache.layers:
+        """Keep the tokens of these ascending [start, end) spans and free the others; positions stay as they are.
+
+        On any error all tokens are kept: those of every layer are copied before any is freed. For the moment that takes
+        as much memory again as what is kept, as a question's branch does.
+        """
+        kept = self.clone(self.cache)
+        for layer in kept.layers:
             layer.keys = torch.cat([layer.keys[:, :, start:end] for start, end in spans], dim=2)
             layer.values = torch.cat([layer.values[:, :, start:end] for start, end in spans], dim=2)
+        self.cache = kept
 
     def cut_back(self, length: int) -> None:
         """Undo an append that failed half-way: drop what any layer holds beyond `length` tokens."""

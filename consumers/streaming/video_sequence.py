@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -89,14 +91,15 @@ class VideoSequence:
             text_positions(after, len(tail)),
         ]
         embedded = [runner.embed(head), features.to(runner.device, runner.model.dtype), runner.embed(tail)]
-        logits = runner.extend(
-            manager, torch.cat(embedded)[None], torch.cat(positions, dim=1), next_position=after + len(tail)
-        )
-        self._video_start = start if is_continuous else None
         sink = len(system) and (len(head) if is_continuous else len(system))
-        if sink:
-            self.ledger.append(sink)
-        self.ledger.append(len(head) - sink + len(features) + len(tail))
+        with self._undone_on_error():
+            logits = runner.extend(
+                manager, torch.cat(embedded)[None], torch.cat(positions, dim=1), next_position=after + len(tail)
+            )
+            self._video_start = start if is_continuous else None
+            if sink:
+                self.ledger.append(sink)
+            self.ledger.append(len(head) - sink + len(features) + len(tail))
         return logits[0, -1]
 
     def _make_room(self, new_tokens: int) -> None:
@@ -105,8 +108,23 @@ class VideoSequence:
         if held + new_tokens > self.max_tokens:
             raise ContextTooLong("the stream with this chunk", held + new_tokens, self.max_tokens)
         if spans is not None:
-            self.manager.keep_tokens(spans)
-            self.ledger.drop(new_tokens)
+            with self._undone_on_error():
+                self.manager.keep_tokens(spans)
+                self.ledger.drop(new_tokens)
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Cache, positions and ledger change together or, after any error or interrupt, not at all."""
+        manager, cache, held = self.manager, self.manager.cache, self.manager.get_seq_length()
+        ledger, counters = self.ledger, (manager.next_position, manager.tokens_seen, self._video_start)
+        self.ledger = ledger.copy()
+        try:
+            yield
+        except BaseException:
+            manager.cache = cache
+            manager.cut_back(held)
+            self.ledger, (manager.next_position, manager.tokens_seen, self._video_start) = ledger, counters
+            raise
 
     def branch(self) -> VideoSequence:
         """Return a sequence that goes on from here on its own and evicts nothing; nothing is copied."""
@@ -137,8 +155,9 @@ class VideoSequence:
 
     def adopt(self, branch: VideoSequence) -> None:
         """Go on from where `branch`, made from here, is: its question and answer become part of the sequence."""
-        self.ledger.append(branch.manager.get_seq_length() - self.manager.get_seq_length())
-        self.manager, self._video_start = branch.manager, None
+        ledger = self.ledger.copy()
+        ledger.append(branch.manager.get_seq_length() - self.manager.get_seq_length())
+        self.manager, self.ledger, self._video_start = branch.manager, ledger, None
 
     def clear(self) -> None:
         """Forget everything."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from consumers.streaming import ContextTooLong, EvictionConfig, VideoStreamingInference
 from consumers.streaming.eviction import ChunkLedger
 from consumers.streaming.video_sequence import VideoSequence
-from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, video
+from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, same, video
 
 FRAMES = video(40)
 
@@ -122,6 +124,62 @@ def test_a_chunk_that_cannot_fit_is_refused_and_the_stream_goes_on(eager):
         engine.append_video_chunk(FRAMES)
     assert all(torch.equal(a, b) for a, b in zip(bits(engine), before, strict=True))
     engine.append_video_chunk(FRAMES[12:16])
+
+
+def evicts_next(loaded, wrapping: str) -> VideoStreamingInference:
+    """A stream whose next chunk of four frames evicts."""
+    engine = VideoStreamingInference(*loaded, eviction_config=EvictionConfig(100), wrapping=wrapping)
+    while engine.sequence.ledger.spans_to_keep(22 if wrapping == "turns" else 12) is None:
+        engine.append_video_chunk(FRAMES[:4])
+    return engine
+
+
+def assert_goes_on_as_it_was(engine, undisturbed) -> None:
+    for _ in range(2):
+        assert same(bits(engine), bits(undisturbed))
+        assert engine.get_cache_info() == undisturbed.get_cache_info()
+        assert sum(engine.sequence.ledger._lengths) == engine.sequence.manager.get_seq_length()
+        for stream in (engine, undisturbed):
+            stream.append_video_chunk(FRAMES[4:8])
+
+
+@pytest.mark.parametrize("wrapping", ["turns", "continuous"])
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+def test_running_out_of_memory_amid_an_eviction_evicts_nothing(eager, monkeypatch, wrapping, fails_at):
+    engine, undisturbed = (evicts_next(eager, wrapping) for _ in range(2))
+    calls = []
+
+    def cat(*args, **options):
+        calls.append(args)
+        if len(calls) == fails_at:
+            raise torch.OutOfMemoryError("simulated")
+        return torch.cat(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("consumers.streaming.kv_cache.torch", SimpleNamespace(cat=cat))
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.append_video_chunk(FRAMES[4:8])
+    assert_goes_on_as_it_was(engine, undisturbed)
+
+
+@pytest.mark.parametrize("wrapping", ["turns", "continuous"])
+@pytest.mark.parametrize("amid", ["drop", "append"])
+def test_an_interrupt_does_not_part_the_cache_from_what_is_known_of_it(eager, monkeypatch, wrapping, amid):
+    engine, undisturbed = (evicts_next(eager, wrapping) for _ in range(2))
+    if amid == "append":  # what was evicted for the chunk stays so
+        for stream in (engine, undisturbed):
+            stream.sequence._make_room(22 if wrapping == "turns" else 12)
+    real = getattr(ChunkLedger, amid)
+
+    def interrupted(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChunkLedger, amid, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.append_video_chunk(FRAMES[4:8])
+    assert_goes_on_as_it_was(engine, undisturbed)
 
 
 class _InstantRunner:
