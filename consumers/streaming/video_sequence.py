@@ -53,8 +53,8 @@ class VideoSequence:
         require_one_of(TextRule, text_after_video=text_after_video)
         if max_context_tokens is not None and max_context_tokens < 1:
             raise ValueError(f"max_context_tokens must be at least 1, got {max_context_tokens}")
-        self.runner, self.manager, self.ledger = runner, KVCacheManager(), ChunkLedger(eviction)
         self.max_tokens = runner.longest_context if max_context_tokens is None else max_context_tokens
+        self.runner, self.manager, self.ledger = runner, KVCacheManager(), ChunkLedger(eviction, self.max_tokens)
         self._wrapping, self._rule, self._system_prompt = wrapping, text_after_video, system_prompt
         self._video_start: int | None = None  # the open video's position
 
@@ -104,13 +104,12 @@ class VideoSequence:
 
     def _make_room(self, new_tokens: int) -> None:
         spans = self.ledger.spans_to_keep(new_tokens)
-        held = self.manager.get_seq_length() if spans is None else sum(end - start for start, end in spans)
-        if held + new_tokens > self.max_tokens:
-            raise ContextTooLong("the stream with this chunk", held + new_tokens, self.max_tokens)
-        if spans is not None:
-            with self._undone_on_error():
-                self.manager.keep_tokens(spans)
-                self.ledger.drop(new_tokens)
+        if spans is None:
+            self.check_fits(new_tokens, "the stream with this chunk")
+            return
+        with self._undone_on_error():
+            self.manager.keep_tokens(spans)
+            self.ledger.drop(new_tokens)
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:

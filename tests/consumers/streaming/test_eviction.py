@@ -15,9 +15,9 @@ from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, que
 FRAMES = video(40)
 
 
-def filled(config: EvictionConfig, lengths: list[int]) -> tuple[ChunkLedger, list[int]]:
+def filled(config: EvictionConfig, lengths: list[int], *, context_tokens: int = 1000) -> tuple[ChunkLedger, list[int]]:
     """A ledger after chunks of these lengths, and the lengths held after each."""
-    ledger, held, total = ChunkLedger(config), [], 0
+    ledger, held, total = ChunkLedger(config, context_tokens), [], 0
     for length in lengths:
         spans = ledger.spans_to_keep(length)
         if spans is not None:
@@ -45,6 +45,33 @@ def test_whole_chunks_leave_oldest_first_and_only_when_needed():
 def test_sinks_are_the_chunks_that_begin_within_them():
     ledger, _ = filled(EvictionConfig(100, sink_size=11), [10, 20, 30, 30])
     assert ledger.spans_to_keep(30) == [(0, 30), (60, 90)]
+
+
+def test_sinks_are_rounded_up_only_where_the_next_chunk_fits_beside_them():
+    ledger, held = filled(EvictionConfig(100, sink_size=70, window_size=30), [38, *[22] * 6])
+    assert held == [38, 60, 82, 82, 82, 82, 82]
+    assert ledger._lengths[:2] == [38, 22]
+    with pytest.raises(ContextTooLong, match="the chunk and the sinks before it"):
+        ledger.spans_to_keep(41)  # what is whole within the sinks is not given up
+
+
+def test_the_first_chunk_has_to_fit_too():
+    with pytest.raises(ContextTooLong, match="110 tokens, 100 fit"):
+        filled(EvictionConfig(100), [110])
+
+
+@pytest.mark.parametrize("config", [EvictionConfig(200, eviction_interval=8), EvictionConfig(100_000)])
+def test_what_the_context_cannot_hold_is_evicted_whatever_limit_and_interval_say(config):
+    _, held = filled(config, [38, *[22] * 40], context_tokens=300)
+    assert 200 < max(held) <= 300
+
+
+@pytest.mark.parametrize("config", [EvictionConfig(200, eviction_interval=8), EvictionConfig(100_000)])
+def test_a_stream_that_evicts_does_not_end_at_the_context(eager, config):
+    engine = VideoStreamingInference(*eager, max_context_tokens=300, eviction_config=config)
+    append_chunks(engine, FRAMES * 4, 4)
+    assert engine.get_cache_info()["total_frames"] == 160
+    assert engine.get_cache_info()["eviction_stats"]["peak_tokens"] <= 300
 
 
 def test_a_smaller_window_drops_more_at_once_and_less_often():
