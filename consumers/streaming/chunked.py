@@ -202,7 +202,7 @@ class VideoStreamingInference:
         and value of it is bitwise what it was.
 
         Raises:
-            NoFrames, ContextTooLong, StreamBusy: the stream is as it was.
+            NoFrames, ContextTooLong, NonFiniteLogits, StreamBusy: the stream is as it was.
             ValueError: the question holds special tokens, or an option is out of range.
         """
         sampling = Sampling(max_new_tokens, min_new_tokens, do_sample, temperature, top_p)
@@ -257,7 +257,7 @@ class VideoStreamingInference:
 
         Raises:
             ValueError: no choices, an empty one, one twice, or a text instead of several.
-            NoFrames, ContextTooLong: the stream is as it was.
+            NoFrames, ContextTooLong, NonFiniteLogits: the stream is as it was.
         """
         started = time.perf_counter()
         if isinstance(choices, str) or not choices or not all(choices) or len(set(choices)) != len(choices):

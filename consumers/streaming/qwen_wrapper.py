@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from consumers.streaming.chunked import VideoStreamingInference
-from consumers.streaming.errors import ContextTooLong
+from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
 from consumers.streaming.frames import as_frame, check_size
 from consumers.streaming.prompts import (
     ASSISTANT,
@@ -82,6 +82,7 @@ class QwenInferenceWrapper:
             ValueError: no frames, no rate, or a question with special tokens.
             FrameSizeChanged: frames of several sizes.
             ContextTooLong: frames, question and answer do not fit the model's context.
+            NonFiniteLogits: no answer follows from the model's logits.
         """
         if not len(frames):
             raise ValueError("a video needs at least one frame")
@@ -114,7 +115,7 @@ class QwenInferenceWrapper:
         kind: str,
         seconds_per_grid: float | None = None,
     ) -> tuple[str, dict[str, Any]]:
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
 
         started, runner = time.perf_counter(), self.engine.runner
         patches, grid = runner.patches(resized)
@@ -132,7 +133,7 @@ class QwenInferenceWrapper:
         else:
             inputs |= {"pixel_values_videos": patches, "video_grid_thw": grid}
             inputs["second_per_grid_ts"] = torch.tensor([seconds_per_grid], device=runner.device)
-        ends, watch = sorted(runner.end_ids()), _FirstToken()
+        ends, watch, decided = sorted(runner.end_ids()), _FirstToken(), _Decided()
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             min_new_tokens=1,
@@ -143,8 +144,15 @@ class QwenInferenceWrapper:
         )
         with _GENERATE, torch.no_grad():
             out = runner.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=watch, **inputs
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([decided]),
+                streamer=watch,
+                **inputs,
             )
+        if not torch.stack(decided.flags).all():
+            raise NonFiniteLogits(str(runner.model.dtype).removeprefix("torch."))
         said = [token for token in out[0, ids.shape[1] :].tolist() if token not in ends]
         text = str(runner.tokenizer.decode(said, skip_special_tokens=True))
         total, first = time.perf_counter() - started, (watch.time or time.perf_counter()) - started
@@ -157,6 +165,17 @@ class QwenInferenceWrapper:
     def reset(self) -> None:
         """Begin another stream."""
         self.engine.reset()
+
+
+class _Decided:
+    """A logits processor of `generate` that notes of each token, on the device, whether its logits decide anything."""
+
+    def __init__(self) -> None:
+        self.flags: list[torch.Tensor] = []
+
+    def __call__(self, _ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.flags.append(scores.amax().isfinite())
+        return scores
 
 
 class _FirstToken:

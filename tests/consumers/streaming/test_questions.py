@@ -12,6 +12,7 @@ from consumers.streaming import (
     ContextTooLong,
     FrameSizeChanged,
     NoFrames,
+    NonFiniteLogits,
     StreamBusy,
     TimeRunsBackwards,
     VideoStreamingInference,
@@ -415,6 +416,67 @@ def test_sampling_draws_from_the_nucleus(engine):
     assert len(drawn) > 1
     greedy = engine.ask(QUESTION, 4)[0]
     assert {engine.ask(QUESTION, 4, do_sample=True, top_p=1e-6)[0] for _ in range(3)} == {greedy}
+
+
+@pytest.fixture
+def overflows(engine, eager, monkeypatch):
+    """Makes logits of some ids, or of all, one value, as float16 does where it overflows."""
+
+    def overflow(value: float, ids=slice(None)) -> None:
+        real = eager[0].forward
+
+        def forward(*args, **options):
+            out = real(*args, **options)
+            out.logits[..., ids] = value
+            return out
+
+        monkeypatch.setattr(eager[0], "forward", forward)
+
+    return overflow
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("ids", [slice(None), slice(7, 8)])
+def test_logits_that_decide_nothing_are_no_answer(engine, overflows, value, ids, monkeypatch):
+    before = bits(engine)
+    overflows(value, ids)
+    for ask in (
+        lambda: engine.ask(QUESTION, max_new_tokens=4),
+        lambda: engine.ask(QUESTION, max_new_tokens=4, do_sample=True),
+        lambda: engine.ask(QUESTION, max_new_tokens=4, update_state=True),
+        lambda: list(engine.ask_stream(QUESTION, max_new_tokens=4)),
+        lambda: engine.ask_choice(QUESTION, ["a", "b"]),
+        lambda: engine.ask_choice(QUESTION, ["both", "none"]),
+    ):
+        with pytest.raises(NonFiniteLogits, match=r"float32.*bfloat16"):
+            ask()
+    monkeypatch.undo()
+    assert goes_on(engine, before)
+    assert engine.ask(QUESTION, max_new_tokens=4, update_state=True)[0]
+
+
+def test_what_is_ruled_out_by_an_infinite_logit_is_only_not_chosen(engine, overflows):
+    chosen = int(question_logits(engine)[-1].argmax())
+    overflows(-float("inf"), [chosen])
+    for do_sample in (False, True):
+        assert engine.ask(QUESTION, max_new_tokens=4, do_sample=do_sample)[0]
+    word = engine.runner.tokenizer.decode([chosen])
+    best, result = engine.ask_choice(QUESTION, [word, "none"])
+    assert (best, result["scores"][word]) == ("none", -float("inf"))
+
+
+def test_a_choice_is_not_judged_by_what_comes_after_it(engine, eager, monkeypatch):
+    wanted = engine.ask_choice(QUESTION, ["a", "none"])[1]["scores"]
+    real = eager[0].forward
+
+    def forward(*args, **options):
+        out = real(*args, **options)
+        if out.logits.shape[0] == 2:
+            out.logits[0] = float("nan")  # of "a", which has one token
+        return out
+
+    monkeypatch.setattr(eager[0], "forward", forward)
+    assert engine.ask_choice(QUESTION, ["a", "none"])[1]["scores"] == wanted
 
 
 def test_a_list_or_an_image_as_video_is_a_chunk(eager, wrapping):

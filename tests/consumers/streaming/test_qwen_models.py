@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from consumers.streaming import QwenInferenceWrapper, StreamQwenModel, VideoStreamingInference, load_streaming_model
-from consumers.streaming.errors import ContextTooLong
+from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
 from pipeline.errors import EncoderError
 from tests.consumers.streaming.streams import QUESTION, bits, same, video
 from tests.pipeline.encoders.checkpoints import save_qwen
@@ -101,6 +101,19 @@ def test_one_shot_inference_answers_as_the_stream_and_leaves_it_alone(wrapper):
     assert native == wrapper.ask_question(QUESTION, max_new_tokens=12)[0]
     assert 0 < metrics["ttft"] < metrics["total_latency"]
     assert same(bits(wrapper.engine), before)
+
+
+def test_one_shot_logits_that_decide_nothing_are_no_answer():
+    model, processor = load_streaming_model("small")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(float("inf"))
+    wrapper = QwenInferenceWrapper(model, processor)
+    for ask in (
+        lambda: wrapper.native_video_inference(FRAMES, QUESTION, max_new_tokens=3),
+        lambda: wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=3),
+    ):
+        with pytest.raises(NonFiniteLogits, match="float32"):
+            ask()
 
 
 def test_one_frame_alone(eager):
