@@ -88,6 +88,7 @@ class VideoStreamingInference:
 
         Raises:
             ValueError: a still image in a continuous stream, which is one video.
+            FrameSizeChanged, ContextTooLong, StreamBusy: the stream is as it was.
         """
         if isinstance(image, (list, tuple)) or as_video:
             frames = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -98,9 +99,13 @@ class VideoStreamingInference:
         with self._changing():
             prompts.checked_text(text_content, "text_content")
             resized, size = self._resized([image])
-            self._flush_waiting()
-            self._encode(resized * self.runner.frames_per_grid, [0], text_content)
-            self._size, self._frames = size, self._frames + 1
+            sequence, chunks = self.sequence, 1
+            if self._waiting:  # it will not get a partner; it and the image are appended both, or neither
+                sequence, chunks = self.sequence.branch(is_evicting=True), 2
+                self._append_waiting_to(sequence)
+            self._encode(sequence, resized * self.runner.frames_per_grid, [0], text_content)
+            self.sequence, self._waiting, self._clock = sequence, [], self._clock.fresh()
+            self._size, self._frames, self._chunks = size, self._frames + 1, self._chunks + chunks
 
     def append_video_chunk(
         self, frames: Sequence[Any], fps: float = 2.0, *, timestamps: Sequence[float] | None = None
@@ -124,29 +129,30 @@ class VideoStreamingInference:
             raise ValueError("a continuous stream is one video: text_content has no place in it")
         if times is not None and len(times) != len(frames):
             raise ValueError(f"{len(frames)} frames came with {len(times)} timestamps")
+        prompts.checked_text(text, "text_content")
         with self._changing():
             check_order(times or [], self._last_time_s)
             resized, size = self._resized(frames)
             chunk = [*self._waiting, *zip(resized, times or repeat(None), strict=False)]
             # Told for all frames: one that waits must not contradict its video either.
             self._clock.advance(len(chunk), fps=fps, times=[time for _, time in chunk])
+            if self._waiting and times is None and fps != self._fps:
+                raise ValueError(
+                    f"a frame waits for its partner at {self._fps} frames per second, this chunk comes at {fps}; "
+                    "one video has one rate"
+                )
             whole = real = len(chunk) - len(chunk) % self.runner.frames_per_grid
             if whole < len(chunk) and (text or self._odd == "pad"):
                 whole, real = whole + self.runner.frames_per_grid, len(chunk)
                 chunk += [chunk[-1]] * (whole - real)
             if whole:
                 clock, ticks = self._clock.advance(real, fps=fps, times=[time for _, time in chunk[:whole]])
-                self._encode([frame for frame, _ in chunk[:whole]], ticks, text)
+                self._encode(self.sequence, [frame for frame, _ in chunk[:whole]], ticks, text)
                 self._clock = clock if self.sequence.is_video_open else clock.fresh()
+                self._chunks += 1
             self._waiting, self._size, self._fps = chunk[whole:], size, fps
             self._frames += len(frames)
             self._last_time_s = times[-1] if times else self._last_time_s
-
-    def _flush_waiting(self) -> None:
-        """A still image comes: what waits for a partner will not get one."""
-        if self._waiting:
-            self._append_waiting_to(self.sequence)
-            self._waiting, self._clock, self._chunks = [], self._clock.fresh(), self._chunks + 1
 
     def _resized(self, frames: Sequence[Any]) -> tuple[list[np.ndarray], tuple[int, int]]:
         checked, size = [as_frame(frame) for frame in frames], self._size
@@ -155,19 +161,16 @@ class VideoStreamingInference:
         assert size is not None
         return [self.runner.resize(frame) for frame in checked], size
 
-    def _encode(self, resized: list[np.ndarray], ticks: list[int], text: str) -> None:
+    def _encode(self, sequence: VideoSequence, resized: list[np.ndarray], ticks: list[int], text: str = "") -> None:
         rows, columns = self.runner.token_grid(resized[0])
-        text = prompts.checked_text(text, "text_content")
-        self.sequence.append_video(self.runner.features(resized), ticks, rows=rows, columns=columns, text=text)
-        self._chunks += 1
+        sequence.append_video(self.runner.features(resized), ticks, rows=rows, columns=columns, text=text)
 
     def _append_waiting_to(self, sequence: VideoSequence) -> None:
         (frame, time_s), missing = self._waiting[-1], self.runner.frames_per_grid - len(self._waiting)
         frames = [*(frame for frame, _ in self._waiting), *[frame] * missing]
         times = [*(time for _, time in self._waiting), *[time_s] * missing]
         _, ticks = self._clock.advance(len(self._waiting), fps=self._fps or 2.0, times=times)
-        rows, columns = self.runner.token_grid(frame)
-        sequence.append_video(self.runner.features(frames), ticks, rows=rows, columns=columns)
+        self._encode(sequence, frames, ticks)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -233,7 +236,9 @@ class VideoStreamingInference:
         with self._changing() if update_state else self._lock:
             branch = self._branch()
             ids = branch.question_ids(question)
-            branch.check_fits(len(ids) + sampling.max_new_tokens, "the stream, the question and its answer")
+            closing = len(self.runner.ids(prompts.END_OF_TURN)) if update_state else 0
+            tokens = len(ids) + sampling.max_new_tokens + closing
+            branch.check_fits(tokens, "the stream, the question and its answer")
             self._is_updating = self._is_updating or update_state
         answer = Answer(branch, ids, sampling, started)
         try:

@@ -125,8 +125,11 @@ class VideoSequence:
             self.ledger, (manager.next_position, manager.tokens_seen, self._video_start) = ledger, counters
             raise
 
-    def branch(self) -> VideoSequence:
-        """Return a sequence that goes on from here on its own and evicts nothing; nothing is copied."""
+    def branch(self, *, is_evicting: bool = False) -> VideoSequence:
+        """Return a sequence that goes on from here on its own; nothing is copied.
+
+        It evicts nothing or, with `is_evicting`, what this one would.
+        """
         twin = VideoSequence(
             self.runner,
             wrapping=self._wrapping,
@@ -135,6 +138,8 @@ class VideoSequence:
             system_prompt=self._system_prompt,
         )
         twin.manager, twin._video_start = self.manager.branch(), self._video_start
+        if is_evicting:
+            twin.ledger = self.ledger.copy()
         return twin
 
     def question_ids(self, question: str) -> torch.Tensor:

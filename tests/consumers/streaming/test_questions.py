@@ -10,6 +10,7 @@ import torch
 
 from consumers.streaming import (
     ContextTooLong,
+    EvictionConfig,
     FrameSizeChanged,
     NoFrames,
     NonFiniteLogits,
@@ -275,6 +276,19 @@ def test_a_continuous_stream_has_one_rate_or_timestamps(eager):
         engine.append_frame(FRAMES[4])
 
 
+def test_a_frame_that_waits_and_its_partner_come_at_one_rate(eager, wrapping):
+    engine, twin = (VideoStreamingInference(*eager, wrapping=wrapping) for _ in range(2))
+    for stream in (engine, twin):
+        stream.append_video_chunk(FRAMES[:1], fps=0.25)
+    for frames in (FRAMES[1:2], FRAMES[1:6]):
+        with pytest.raises(ValueError, match=r"waits .* 0\.25 frames per second, .* 8\.0"):
+            engine.append_video_chunk(frames, fps=8.0)
+    for stream in (engine, twin):
+        stream.append_video_chunk(FRAMES[1:4], fps=0.25)
+    assert same(bits(engine), bits(twin))
+    assert torch.equal(question_logits(engine), question_logits(twin))
+
+
 def test_time_may_not_run_backwards_from_chunk_to_chunk(eager, wrapping):
     engine = VideoStreamingInference(*eager, wrapping=wrapping)
     engine.append_video_chunk(FRAMES[:2], timestamps=[5.0, 6.0])
@@ -312,6 +326,21 @@ def test_a_question_longer_than_the_context_is_refused(eager, wrapping):
     engine.reset()
     engine.append_video_chunk(FRAMES[:4])
     engine.ask(QUESTION, max_new_tokens=3)
+
+
+def test_an_answer_that_is_kept_fits_whole_into_the_context(eager, wrapping):
+    engine = VideoStreamingInference(*eager, wrapping=wrapping, max_context_tokens=150)
+    engine.append_video_chunk(FRAMES[:2])
+    branch = engine._branch()
+    left = 150 - branch.manager.get_seq_length() - len(branch.question_ids(QUESTION))
+    before = bits(engine)
+    with pytest.raises(ContextTooLong, match="150 fit"):
+        engine.ask(QUESTION, max_new_tokens=left, min_new_tokens=left, update_state=True)
+    assert same(bits(engine), before)
+    engine.ask(QUESTION, max_new_tokens=left, min_new_tokens=left)  # one that is not kept needs no end of its turn
+    kept = left - len(engine.runner.ids("<|im_end|>\n"))
+    engine.ask(QUESTION, max_new_tokens=kept, min_new_tokens=kept, update_state=True)
+    assert engine.get_cache_info()["cache_seq_length"] == 150
 
 
 @pytest.mark.parametrize(
@@ -509,6 +538,55 @@ def test_a_frame_that_waits_gets_its_turn_before_a_still_image(eager):
         engine.append_frame(FRAMES[1])
     assert same(bits(waiting), bits(padded))
     assert waiting.get_cache_info() == padded.get_cache_info()
+
+
+@pytest.mark.parametrize("eviction", [None, EvictionConfig(75)])
+def test_a_still_image_that_is_refused_leaves_the_waiting_frame_waiting(eager, eviction):
+    tight, twin = (VideoStreamingInference(*eager, max_context_tokens=80, eviction_config=eviction) for _ in range(2))
+    for engine in (tight, twin):
+        engine.append_video_chunk(FRAMES[:3])
+    before, info = bits(tight), tight.get_cache_info()
+    with pytest.raises(ContextTooLong):
+        tight.append_frame(FRAMES[3], "x" * 30)
+    assert same(bits(tight), before)
+    assert tight.get_cache_info() == info
+    for engine in (tight, twin):
+        engine.append_video_chunk(FRAMES[3:4])  # the partner
+    assert same(bits(tight), bits(twin))
+    assert tight.get_cache_info() == twin.get_cache_info()
+
+
+def test_a_still_image_that_runs_out_of_memory_leaves_the_waiting_frame_waiting(eager, monkeypatch):
+    engine = VideoStreamingInference(*eager)
+    engine.append_video_chunk(FRAMES[:3])
+    before, info, extend, calls = bits(engine), engine.get_cache_info(), QwenRunner.extend, []
+
+    def fails(runner, *args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("simulated")
+        return extend(runner, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(QwenRunner, "extend", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.append_frame(FRAMES[3])
+    assert same(bits(engine), before)
+    assert engine.get_cache_info() == info
+    assert goes_on(engine, before)
+
+
+def test_a_waiting_frame_and_a_still_image_evict_like_any_chunks(eager):
+    waiting, padded = (
+        VideoStreamingInference(*eager, odd=odd, eviction_config=EvictionConfig(100)) for odd in ("wait", "pad")
+    )
+    for start in range(0, 12, 2):
+        for engine in (waiting, padded):
+            engine.append_video_chunk(FRAMES[start : start + 1])
+            engine.append_frame(FRAMES[start + 1])
+    assert same(bits(waiting), bits(padded))
+    assert waiting.get_cache_info() == padded.get_cache_info()
+    assert waiting.get_cache_info()["eviction_stats"]["evictions"] > 2
 
 
 def test_names_of_options_that_do_not_exist_are_refused(eager):
