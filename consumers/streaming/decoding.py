@@ -35,8 +35,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ValueError(f"0 <= min_new_tokens <= max_new_tokens and 1 <= max_new_tokens must hold: {self}")
-        if not (self.temperature > 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0):  # NaN is neither
-            raise ValueError(f"temperature and repetition_penalty must be above 0, top_p within (0, 1]: {self}")
+        # NaN is within nothing. Logits that are divided by both stay within float32.
+        if not (0 < self.top_p <= 1 and all(1e-15 <= f <= 1e15 for f in (self.temperature, self.repetition_penalty))):
+            raise ValueError(
+                f"temperature and repetition_penalty must lie within [1e-15, 1e15], top_p within (0, 1]: {self}"
+            )
 
     def pick(self, logits: torch.Tensor, *, seen: torch.Tensor, forbidden: set[int]) -> int:
         """Return the id of the next token, from logits [vocabulary].

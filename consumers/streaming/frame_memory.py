@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -53,6 +54,11 @@ class SmartFrameManager:
                 f"star_memory_size must be at least 0 and stream_window_size at least 1, got {star_memory_size} and "
                 f"{stream_window_size}"
             )
+        if math.isnan(importance_threshold) or math.isnan(scene_change_threshold):
+            raise ValueError(
+                f"importance_threshold and scene_change_threshold must be numbers, got {importance_threshold} and "
+                f"{scene_change_threshold}"
+            )
         self._star_size, self._window = star_memory_size, stream_window_size
         self._importance_threshold, self._scene_threshold = importance_threshold, scene_change_threshold
         self._pixels = FrameFiles(on_disk=use_disk_cache)
@@ -80,7 +86,7 @@ class SmartFrameManager:
 
         Raises:
             TimeRunsBackwards: `timestamp`, in seconds, lies before the last one. The memories are as they were.
-            ValueError: it is no such frame, or no finite time.
+            ValueError: it is no such frame, or no finite time of at most `frames.MOST_SECONDS`.
         """
         pixels = as_frame(frame)
         check_order([timestamp], self._last_time_s)

@@ -9,6 +9,10 @@ import numpy as np
 
 from consumers.streaming.errors import FrameSizeChanged, TimeRunsBackwards
 
+# Three thousand years, so that positions are numbers that every kernel can hold. Unix time lies far below,
+# unless it is in milliseconds.
+MOST_SECONDS = 1e11
+
 
 def as_frame(image: Any) -> np.ndarray:
     """Return an image as uint8 [height, width, 3] RGB: a PIL image, or an array or CPU tensor of that form.
@@ -41,18 +45,32 @@ def check_order(times_s: list[float], previous_s: float | None) -> None:
 
     Raises:
         TimeRunsBackwards: they do.
-        ValueError: one is no finite number.
+        ValueError: one is no finite number, or beyond `MOST_SECONDS`.
     """
     for time_s in times_s:
-        if not _is_finite(time_s):
-            raise ValueError(f"a timestamp must be a finite number of seconds, got {time_s!r}")
+        if not _is_time(time_s):
+            raise ValueError(
+                f"a timestamp must be a finite number of seconds, at most {MOST_SECONDS:g} either way, got {time_s!r}"
+            )
         if previous_s is not None and time_s < previous_s:
             raise TimeRunsBackwards(time_s, previous_s)
         previous_s = time_s
 
 
-def _is_finite(time_s: object) -> bool:
+def check_rate(fps: float, *, frames: int) -> None:
+    """Check a rate at which a video has come to `frames` frames.
+
+    Raises:
+        ValueError: it is no finite number above 0, or the last frame's time is beyond `MOST_SECONDS`.
+    """
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a finite number above 0, got {fps}")
+    if frames / fps > MOST_SECONDS:
+        raise ValueError(f"fps {fps} makes {frames} frames last longer than {MOST_SECONDS:g} s")
+
+
+def _is_time(time_s: Any) -> bool:
     try:
-        return math.isfinite(time_s)  # type: ignore[arg-type]
-    except TypeError:  # no number
+        return math.isfinite(time_s) and abs(time_s) <= MOST_SECONDS
+    except (TypeError, OverflowError):  # no number, or none that a float can hold
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import torch
 
 from consumers.streaming.chunked import VideoStreamingInference
 from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
-from consumers.streaming.frames import as_frame, check_size
+from consumers.streaming.frames import as_frame, check_rate, check_size
 from consumers.streaming.prompts import (
     ASSISTANT,
     END_OF_TURN,
@@ -79,15 +78,14 @@ class QwenInferenceWrapper:
         the stream; text after the video follows the rule of the installed transformers.
 
         Raises:
-            ValueError: no frames, no rate, or a question with special tokens.
+            ValueError: no frames, a rate out of range, or a question with special tokens.
             FrameSizeChanged: frames of several sizes.
             ContextTooLong: frames, question and answer do not fit the model's context.
             NonFiniteLogits: no answer follows from the model's logits.
         """
         if not len(frames):
             raise ValueError("a video needs at least one frame")
-        if not 0 < fps < math.inf:
-            raise ValueError(f"fps must be a finite number above 0, got {fps}")
+        check_rate(fps, frames=len(frames))
         resized = self._resized(frames)
         resized += [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
         seconds = self.engine.runner.frames_per_grid / fps

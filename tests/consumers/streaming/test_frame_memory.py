@@ -184,6 +184,9 @@ def test_what_does_not_fit_is_refused_and_the_memory_goes_on():
     for wrong in ({"star_memory_size": -1}, {"stream_window_size": 0}):
         with pytest.raises(ValueError, match="at least"):
             SmartFrameManager(**wrong)
+    for wrong in ("importance_threshold", "scene_change_threshold"):
+        with pytest.raises(ValueError, match=r"must be numbers, got .*nan"):
+            SmartFrameManager(**{wrong: float("nan")})
 
 
 def test_the_sampler_takes_one_frame_from_each_slot_of_time():
@@ -205,7 +208,9 @@ def test_the_sampler_thins_evenly_and_keeps_absolute_time():
     assert VideoSampler(max_sampled_frames=1).choose(times) == [0]
 
 
-@pytest.mark.parametrize("wrong", [{"target_fps": 0}, {"max_sampled_frames": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"target_fps": 0}, {"target_fps": float("inf")}, {"target_fps": 1e300}, {"max_sampled_frames": 0}]
+)
 def test_a_sampler_of_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match="above 0"):
         VideoSampler(**wrong)

@@ -241,6 +241,9 @@ def test_choices_that_are_none_are_refused(engine, choices):
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[2.0, 1.5]), TimeRunsBackwards, "1.5 s came after"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1, float("nan")]), ValueError, "finite"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1, "later"]), ValueError, "finite .* got 'later'"),
+        (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[0, 1e19]), ValueError, r"at most 1e\+11"),
+        (lambda e: e.append_video_chunk(FRAMES[:1], timestamps=[-1e300]), ValueError, "finite number of seconds"),
+        (lambda e: e.append_video_chunk(FRAMES[:1], timestamps=[10**400]), ValueError, "finite number of seconds"),
         (lambda e: e.append_frame(FRAMES[0], text_content="<|video_pad|>"), ValueError, "."),
     ],
 )
@@ -274,6 +277,22 @@ def test_a_continuous_stream_has_one_rate_or_timestamps(eager):
     engine.append_video_chunk(FRAMES[2:4], fps=2)
     with pytest.raises(ValueError, match="one video"):
         engine.append_frame(FRAMES[4])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_rate_that_leads_out_of_all_time_is_refused(eager, wrapping, count):
+    engine = VideoStreamingInference(*eager, wrapping=wrapping)
+    with pytest.raises(ValueError, match=r"fps 1e-18 .* 1e\+11 s"):
+        engine.append_video_chunk(FRAMES[:count], fps=1e-18)
+    assert engine.get_cache_info()["total_frames"] == 0
+    engine.append_video_chunk(FRAMES[:count], fps=1 / (365 * 86400))  # a frame a year
+    assert engine.ask(QUESTION, max_new_tokens=2)[0]
+
+
+def test_temperatures_at_their_bounds_work(engine):
+    greedy = engine.ask(QUESTION, max_new_tokens=4)[0]
+    assert engine.ask(QUESTION, max_new_tokens=4, do_sample=True, temperature=1e-15)[0] == greedy
+    assert engine.ask(QUESTION, max_new_tokens=4, do_sample=True, temperature=1e15)[0]
 
 
 def test_a_frame_that_waits_and_its_partner_come_at_one_rate(eager, wrapping):
@@ -351,6 +370,8 @@ def test_an_answer_that_is_kept_fits_whole_into_the_context(eager, wrapping):
         {"temperature": 0.0},
         {"temperature": float("nan")},
         {"top_p": 1.5},
+        {"temperature": float("inf"), "do_sample": True},
+        {"temperature": 1e-40, "do_sample": True},
     ],
 )
 def test_options_out_of_range_are_refused(engine, wrong):

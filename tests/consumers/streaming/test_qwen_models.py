@@ -125,6 +125,8 @@ def test_one_frame_alone(eager):
         wrapper.native_video_inference([], QUESTION)
     with pytest.raises(ValueError, match="fps must be a finite number above 0"):
         wrapper.native_video_inference(FRAMES, QUESTION, fps=0)
+    with pytest.raises(ValueError, match=r"fps 1e-18 .* 1e\+11 s"):
+        wrapper.native_video_inference(FRAMES, QUESTION, fps=1e-18)
     for too_long in ({"question": "x" * 9000}, {"question": QUESTION, "max_new_tokens": 8192}):
         with pytest.raises(ContextTooLong, match="the video, the question and its answer"):
             wrapper.native_video_inference(FRAMES[:2], **too_long)
