@@ -38,7 +38,7 @@ class SmartFrameManager:
 
     Below a scene change importance stays under 0.51, so at the default threshold of 0.6 only scene changes enter; pass
     `importance_threshold=0.25`, say, to keep busy pictures that move some too. With `use_disk_cache` pixels lie in
-    unnamed files, bit for bit, which are gone when the manager is, however its process ends.
+    an unnamed file, bit for bit, which is gone when the manager is, however its process ends.
     """
 
     def __init__(
@@ -189,6 +189,6 @@ class SmartFrameManager:
         }
 
     def reset(self) -> None:
-        """Forget all frames and free their files."""
+        """Forget all frames and free their file."""
         self._pixels.clear()
         self._begin()
