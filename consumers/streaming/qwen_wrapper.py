@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ _GENERATE = threading.Lock()
 class QwenInferenceWrapper:
     """`model` is a loaded Qwen2.5-VL, `processor` its processor; or `model` is what `load_streaming_model` takes.
 
-    `options` are those of `VideoStreamingInference`. Arguments of earlier versions that mean nothing any more, such as
-    `manual_time`, are accepted by every method and ignored.
+    `options` are those of `VideoStreamingInference`. The methods accept `manual_time`, which earlier versions had, and
+    ignore it.
     """
 
     def __init__(self, model: Any, processor: Any = None, device: str | None = None, **options: Any) -> None:
@@ -41,14 +41,19 @@ class QwenInferenceWrapper:
             model, processor = load_streaming_model(model, device or "cpu")
         self.engine = VideoStreamingInference(model, processor, device, **options)
 
-    def process_frame(self, frame: Any, text_content: str = "", **_ignored: Any) -> dict[str, Any]:
+    def process_frame(self, frame: Any, text_content: str = "", *, manual_time: Any = None) -> dict[str, Any]:
         """Append one still image; returns `{encode_latency}` and the cache's figures."""
         started = time.perf_counter()
         self.engine.append_frame(frame, text_content)
         return {"encode_latency": time.perf_counter() - started, **self.get_cache_info()}
 
     def process_video_chunk(
-        self, frames: Sequence[Any], fps: float = 2.0, *, timestamps: Sequence[float] | None = None, **_ignored: Any
+        self,
+        frames: Sequence[Any],
+        fps: float = 2.0,
+        *,
+        timestamps: Sequence[float] | None = None,
+        manual_time: Any = None,
     ) -> dict[str, Any]:
         """Append frames of a video; returns `{encode_latency}` and the cache's figures.
 
@@ -59,17 +64,36 @@ class QwenInferenceWrapper:
         return {"encode_latency": time.perf_counter() - started, **self.get_cache_info()}
 
     def ask_question(
-        self, question: str, max_new_tokens: int = 256, update_state: bool = False, **_ignored: Any
+        self,
+        question: str,
+        max_new_tokens: int = 256,
+        update_state: bool = False,
+        *,
+        min_new_tokens: int = 1,
+        do_sample: bool = False,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        manual_time: Any = None,
     ) -> tuple[str, dict[str, Any]]:
         """Answer about the stream; see `VideoStreamingInference.ask`."""
-        return self.engine.ask(question, max_new_tokens, update_state=update_state)
+        return self.engine.ask(
+            question, max_new_tokens, min_new_tokens, update_state, do_sample, temperature=temperature, top_p=top_p
+        )
 
-    def ask_choice(self, question: str, choices: Sequence[str], **_ignored: Any) -> tuple[str, dict[str, Any]]:
+    def ask_choice(
+        self, question: str, choices: Iterable[str], *, manual_time: Any = None
+    ) -> tuple[str, dict[str, Any]]:
         """Choose an answer about the stream; see `VideoStreamingInference.ask_choice`."""
         return self.engine.ask_choice(question, choices)
 
     def native_video_inference(
-        self, frames: Sequence[Any], question: str, fps: float = 2.0, max_new_tokens: int = 256, **_ignored: Any
+        self,
+        frames: Sequence[Any],
+        question: str,
+        fps: float = 2.0,
+        max_new_tokens: int = 256,
+        *,
+        manual_time: Any = None,
     ) -> tuple[str, dict[str, Any]]:
         """Answer about a whole video by transformers' `generate`, greedily, beside the stream.
 
@@ -92,7 +116,7 @@ class QwenInferenceWrapper:
         return self._generate(resized, question, max_new_tokens, kind="video", seconds_per_grid=seconds)
 
     def single_frame_inference(
-        self, frame: Any, question: str, max_new_tokens: int = 256, **_ignored: Any
+        self, frame: Any, question: str, max_new_tokens: int = 256, *, manual_time: Any = None
     ) -> tuple[str, dict[str, Any]]:
         """Answer about one still image, as `native_video_inference` does about a video."""
         resized = self._resized([frame]) * self.engine.runner.frames_per_grid
