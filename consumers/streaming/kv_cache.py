@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,12 +138,19 @@ class KVCacheManager:
         self.cache = kept
 
     def cut_back(self, length: int) -> None:
-        """Undo an append that failed half-way: drop what any layer holds beyond `length` tokens."""
+        """Undo an append that failed half-way: drop what any layer holds beyond `length` tokens.
+
+        Their memory is freed too, unless there is none for a copy of a layer: then the next append frees it.
+        """
         if self.cache is not None and length == 0:
             self.cache = None
         elif self.cache is not None:
-            for layer in self.cache.layers:
+            longer = [layer for layer in self.cache.layers if max(layer.keys.shape[2], layer.values.shape[2]) > length]
+            for layer in longer:
                 layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+            with suppress(RuntimeError, MemoryError):
+                for layer in longer:
+                    layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
 
     def clear(self) -> None:
         """Drop the cache, the snapshot and the counters."""
