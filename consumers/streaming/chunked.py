@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from typing import Any, Literal
@@ -254,7 +254,7 @@ class VideoStreamingInference:
                 self._is_updating = False
         yield answer.final()
 
-    def ask_choice(self, question: str, choices: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    def ask_choice(self, question: str, choices: Iterable[str]) -> tuple[str, dict[str, Any]]:
         """Return the likeliest of several answers, and `{scores: {choice: log-probability}, total_latency}`.
 
         A score is the sum over the choice's tokens, so longer choices tend to lower ones. The stream is bitwise as it
@@ -265,10 +265,11 @@ class VideoStreamingInference:
             NoFrames, ContextTooLong, NonFiniteLogits: the stream is as it was.
         """
         started = time.perf_counter()
-        if isinstance(choices, str) or not choices or not all(choices) or len(set(choices)) != len(choices):
+        given = [] if isinstance(choices, str) or not isinstance(choices, Iterable) else list(choices)
+        texts = [str(prompts.checked_text(choice, "a choice")) for choice in given]
+        if not texts or not all(texts) or len(set(texts)) != len(texts):
             raise ValueError(f"choices must be different texts, none empty, at least one; got {choices!r}")
         prompts.checked_text(question, "the question")
-        texts = [prompts.checked_text(choice, "a choice") for choice in choices]
         branch = self._branch()
         ids, encoded = branch.question_ids(question), [self.runner.ids(text) for text in texts]
         branch.check_fits(len(ids) + max(map(len, encoded)), "the stream, the question and a choice")

@@ -18,11 +18,16 @@ def as_frame(image: Any) -> np.ndarray:
     """Return an image as uint8 [height, width, 3] RGB: a PIL image, or an array or CPU tensor of that form.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or a PIL image of more than 8 bits per channel, which PIL would clip.
     """
     if hasattr(image, "convert"):
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise ValueError(f"expected a PIL image of 8 bits per channel, got mode {image.mode}; scale it to uint8")
         image = image.convert("RGB")
-    frame = np.asarray(image)
+    try:
+        frame = np.asarray(image)
+    except (TypeError, RuntimeError) as exc:  # a tensor on a GPU, with a graph, or of a dtype that numpy lacks
+        raise ValueError(f"expected a PIL image or a frame uint8 [height, width, 3]: {exc}") from exc
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise ValueError(f"expected a PIL image or a frame uint8 [height, width, 3], got {frame.dtype} {frame.shape}")
     return frame

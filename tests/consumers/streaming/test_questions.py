@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from consumers.streaming import (
     ContextTooLong,
@@ -202,6 +203,14 @@ def test_two_askers_at_once_get_what_each_alone_gets(engine):
     assert same(bits(engine), before)
 
 
+def test_choices_may_come_as_anything_that_yields_texts(engine):
+    wanted = engine.ask_choice(QUESTION, ["A", "both"])
+    for choices in (iter(["A", "both"]), np.array(["A", "both"]), {"A": 1, "both": 2}):
+        best, result = engine.ask_choice(QUESTION, choices)
+        assert (best, result["scores"]) == (wanted[0], wanted[1]["scores"])
+        assert {type(choice) for choice in result["scores"]} == {str}
+
+
 def test_choices_in_one_batch_score_as_one_by_one_and_as_the_logits_say(engine):
     choices = ["A", "B", "yes", "not at all"]
     best, result = engine.ask_choice(QUESTION, choices)
@@ -216,7 +225,22 @@ def test_choices_in_one_batch_score_as_one_by_one_and_as_the_logits_say(engine):
         assert result["scores"][choice] == pytest.approx(float(chances.sum()), abs=1e-5)
 
 
-@pytest.mark.parametrize("choices", [[], ["A", ""], ["A", "A"], ["A", "<|im_end|>"], "Yes", [5, 6], ["A", "\udfff"]])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [],
+        ["A", ""],
+        ["A", "A"],
+        ["A", "<|im_end|>"],
+        "Yes",
+        [5, 6],
+        ["A", "\udfff"],
+        None,
+        5,
+        iter([]),
+        np.zeros((2, 2)),
+    ],
+)
 def test_choices_that_are_none_are_refused(engine, choices):
     before = bits(engine)
     with pytest.raises(ValueError, match="choice"):
@@ -235,6 +259,11 @@ def test_choices_that_are_none_are_refused(engine, choices):
         ),
         (lambda e: e.append_video_chunk([FRAMES[0], video(1, width=56)[0]]), FrameSizeChanged, "56x56"),
         (lambda e: e.append_video_chunk([np.zeros((56, 84), np.uint8)]), ValueError, "uint8"),
+        (lambda e: e.append_video_chunk([Image.new("I;16", (84, 56))]), ValueError, "8 bits .* I;16"),
+        (lambda e: e.append_frame(Image.new("F", (84, 56)), as_video=True), ValueError, "8 bits .* F"),
+        (lambda e: e.append_video_chunk([torch.zeros(56, 84, 3, requires_grad=True)]), ValueError, "uint8"),
+        (lambda e: e.append_video_chunk([torch.zeros(56, 84, 3, dtype=torch.bfloat16)]), ValueError, "uint8"),
+        (lambda e: e.append_video_chunk(["x.png"]), ValueError, "uint8"),
         (lambda e: e.append_video_chunk(FRAMES[:2], fps=0), ValueError, "finite number above 0"),
         (lambda e: e.append_video_chunk(FRAMES[:2], fps=float("inf")), ValueError, "finite number above 0"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1.0]), ValueError, "2 frames came with 1 timestamps"),
@@ -538,6 +567,15 @@ def test_a_list_or_an_image_as_video_is_a_chunk(eager, wrapping):
     chunks.append_video_chunk(FRAMES[4:6], fps=3.0)
     assert same(bits(lists), bits(chunks))
     assert lists.get_cache_info() == chunks.get_cache_info()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "CMYK"])
+def test_images_of_eight_bits_become_rgb(eager, mode):
+    image = Image.fromarray(FRAMES[0]).convert(mode)
+    images, arrays = (VideoStreamingInference(*eager) for _ in range(2))
+    images.append_video_chunk([image, image])
+    arrays.append_video_chunk([np.asarray(image.convert("RGB"))] * 2)
+    assert same(bits(images), bits(arrays))
 
 
 def test_a_chunk_with_text_is_whole_at_once_and_the_text_is_seen(eager):
