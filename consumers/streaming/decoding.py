@@ -52,16 +52,16 @@ class Sampling:
             old = scores[seen]
             scores[seen] = torch.where(old > 0, old / self.repetition_penalty, old * self.repetition_penalty)
         scores[list(forbidden)] = -torch.inf
-        decides = scores.amax().isfinite()  # stays on the device, which is waited for once a token
+        is_finite = scores.amax().isfinite()  # stays on the device, which is waited for once a token
         if self.do_sample:
             # On a GPU, drawing from NaN would end the process's use of it.
-            scores = torch.where(decides, scores, 0.0)
+            scores = torch.where(is_finite, scores, 0.0)
             chances, order = torch.softmax(scores / self.temperature, dim=-1).sort(descending=True)
             chances[chances.cumsum(0) - chances >= self.top_p] = 0.0  # the likeliest always stays
             best = order[torch.multinomial(chances, 1)]
         else:
             best = scores.argmax()
-        picked = int(torch.where(decides, best, -1))
+        picked = int(torch.where(is_finite, best, -1))
         if picked < 0:
             raise NonFiniteLogits(_name(logits.dtype))
         return picked

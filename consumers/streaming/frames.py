@@ -9,8 +9,8 @@ import numpy as np
 
 from consumers.streaming.errors import FrameSizeChanged, TimeRunsBackwards
 
-# Three thousand years, so that positions are numbers that every kernel can hold. Unix time lies far below,
-# unless it is in milliseconds.
+# Three thousand years: positions stay numbers that every kernel can hold. Unix time lies far below, unless it is in
+# milliseconds.
 MOST_SECONDS = 1e11
 
 

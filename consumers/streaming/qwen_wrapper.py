@@ -155,7 +155,7 @@ class QwenInferenceWrapper:
         else:
             inputs |= {"pixel_values_videos": patches, "video_grid_thw": grid}
             inputs["second_per_grid_ts"] = torch.tensor([seconds_per_grid], device=runner.device)
-        ends, watch, decided = sorted(runner.end_ids()), _FirstToken(), _Decided()
+        ends, watch, finite = sorted(runner.end_ids()), _FirstToken(), _FiniteLogits()
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             min_new_tokens=1,
@@ -169,11 +169,11 @@ class QwenInferenceWrapper:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=config,
-                logits_processor=LogitsProcessorList([decided]),
+                logits_processor=LogitsProcessorList([finite]),
                 streamer=watch,
                 **inputs,
             )
-        if not torch.stack(decided.flags).all():
+        if not torch.stack(finite.flags).all():
             raise NonFiniteLogits(str(runner.model.dtype).removeprefix("torch."))
         said = [token for token in out[0, ids.shape[1] :].tolist() if token not in ends]
         text = str(runner.tokenizer.decode(said, skip_special_tokens=True))
@@ -189,8 +189,8 @@ class QwenInferenceWrapper:
         self.engine.reset()
 
 
-class _Decided:
-    """A logits processor of `generate` that notes of each token, on the device, whether its logits decide anything."""
+class _FiniteLogits:
+    """A logits processor of `generate` that notes of each token, on the device, whether its logits are finite."""
 
     def __init__(self) -> None:
         self.flags: list[torch.Tensor] = []
