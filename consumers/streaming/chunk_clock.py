@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
+from consumers.streaming.frames import check_rate
 from consumers.streaming.positions import tick_of_frame, tick_of_time
 
 
@@ -29,14 +29,13 @@ class ChunkClock:
             times: seconds, one for each frame and for each repetition that fills the last group, or None each.
 
         Raises:
-            ValueError: the rate is not positive, or the video's times were told in another way before.
+            ValueError: the rate is out of range, or the video's times were told in another way before.
         """
         if any(time is None for time in times) and any(time is not None for time in times):
             raise ValueError("one video has timestamps for all of its frames, or for none")
-        if not 0 < fps < math.inf:
-            raise ValueError(f"fps must be a finite number above 0, got {fps}")
         starts = range(0, len(times), self.frames_per_grid)
         first = times[0] if times else None
+        check_rate(fps, frames=self.frames + len(times) if first is None else 0)
         if first is None:
             self._check(is_timed=False, fps=fps)
             ticks = [tick_of_frame(self.frames + i, fps=fps, tokens_per_second=self.tokens_per_second) for i in starts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from typing import Any, Literal
@@ -88,6 +88,7 @@ class VideoStreamingInference:
 
         Raises:
             ValueError: a still image in a continuous stream, which is one video.
+            FrameSizeChanged, ContextTooLong, StreamBusy: the stream is as it was.
         """
         if isinstance(image, (list, tuple)) or as_video:
             frames = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -98,9 +99,13 @@ class VideoStreamingInference:
         with self._changing():
             prompts.checked_text(text_content, "text_content")
             resized, size = self._resized([image])
-            self._flush_waiting()
-            self._encode(resized * self.runner.frames_per_grid, [0], text_content)
-            self._size, self._frames = size, self._frames + 1
+            sequence, chunks = self.sequence, 1
+            if self._waiting:  # it will not get a partner; it and the image are appended both, or neither
+                sequence, chunks = self.sequence.branch(is_evicting=True), 2
+                self._append_waiting_to(sequence)
+            self._encode(sequence, resized * self.runner.frames_per_grid, [0], text_content)
+            self.sequence, self._waiting, self._clock = sequence, [], self._clock.fresh()
+            self._size, self._frames, self._chunks = size, self._frames + 1, self._chunks + chunks
 
     def append_video_chunk(
         self, frames: Sequence[Any], fps: float = 2.0, *, timestamps: Sequence[float] | None = None
@@ -124,29 +129,30 @@ class VideoStreamingInference:
             raise ValueError("a continuous stream is one video: text_content has no place in it")
         if times is not None and len(times) != len(frames):
             raise ValueError(f"{len(frames)} frames came with {len(times)} timestamps")
+        prompts.checked_text(text, "text_content")
         with self._changing():
             check_order(times or [], self._last_time_s)
             resized, size = self._resized(frames)
             chunk = [*self._waiting, *zip(resized, times or repeat(None), strict=False)]
             # Told for all frames: one that waits must not contradict its video either.
             self._clock.advance(len(chunk), fps=fps, times=[time for _, time in chunk])
+            if self._waiting and times is None and fps != self._fps:
+                raise ValueError(
+                    f"a frame waits for its partner at {self._fps} frames per second, this chunk comes at {fps}; "
+                    "one video has one rate"
+                )
             whole = real = len(chunk) - len(chunk) % self.runner.frames_per_grid
             if whole < len(chunk) and (text or self._odd == "pad"):
                 whole, real = whole + self.runner.frames_per_grid, len(chunk)
                 chunk += [chunk[-1]] * (whole - real)
             if whole:
                 clock, ticks = self._clock.advance(real, fps=fps, times=[time for _, time in chunk[:whole]])
-                self._encode([frame for frame, _ in chunk[:whole]], ticks, text)
+                self._encode(self.sequence, [frame for frame, _ in chunk[:whole]], ticks, text)
                 self._clock = clock if self.sequence.is_video_open else clock.fresh()
+                self._chunks += 1
             self._waiting, self._size, self._fps = chunk[whole:], size, fps
             self._frames += len(frames)
             self._last_time_s = times[-1] if times else self._last_time_s
-
-    def _flush_waiting(self) -> None:
-        """A still image comes: what waits for a partner will not get one."""
-        if self._waiting:
-            self._append_waiting_to(self.sequence)
-            self._waiting, self._clock, self._chunks = [], self._clock.fresh(), self._chunks + 1
 
     def _resized(self, frames: Sequence[Any]) -> tuple[list[np.ndarray], tuple[int, int]]:
         checked, size = [as_frame(frame) for frame in frames], self._size
@@ -155,19 +161,16 @@ class VideoStreamingInference:
         assert size is not None
         return [self.runner.resize(frame) for frame in checked], size
 
-    def _encode(self, resized: list[np.ndarray], ticks: list[int], text: str) -> None:
+    def _encode(self, sequence: VideoSequence, resized: list[np.ndarray], ticks: list[int], text: str = "") -> None:
         rows, columns = self.runner.token_grid(resized[0])
-        text = prompts.checked_text(text, "text_content")
-        self.sequence.append_video(self.runner.features(resized), ticks, rows=rows, columns=columns, text=text)
-        self._chunks += 1
+        sequence.append_video(self.runner.features(resized), ticks, rows=rows, columns=columns, text=text)
 
     def _append_waiting_to(self, sequence: VideoSequence) -> None:
         (frame, time_s), missing = self._waiting[-1], self.runner.frames_per_grid - len(self._waiting)
         frames = [*(frame for frame, _ in self._waiting), *[frame] * missing]
         times = [*(time for _, time in self._waiting), *[time_s] * missing]
         _, ticks = self._clock.advance(len(self._waiting), fps=self._fps or 2.0, times=times)
-        rows, columns = self.runner.token_grid(frame)
-        sequence.append_video(self.runner.features(frames), ticks, rows=rows, columns=columns)
+        self._encode(sequence, frames, ticks)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -202,7 +205,7 @@ class VideoStreamingInference:
         and value of it is bitwise what it was.
 
         Raises:
-            NoFrames, ContextTooLong, StreamBusy: the stream is as it was.
+            NoFrames, ContextTooLong, NonFiniteLogits, StreamBusy: the stream is as it was.
             ValueError: the question holds special tokens, or an option is out of range.
         """
         sampling = Sampling(max_new_tokens, min_new_tokens, do_sample, temperature, top_p)
@@ -233,7 +236,9 @@ class VideoStreamingInference:
         with self._changing() if update_state else self._lock:
             branch = self._branch()
             ids = branch.question_ids(question)
-            branch.check_fits(len(ids) + sampling.max_new_tokens, "the stream, the question and its answer")
+            closing = len(self.runner.ids(prompts.END_OF_TURN)) if update_state else 0
+            tokens = len(ids) + sampling.max_new_tokens + closing
+            branch.check_fits(tokens, "the stream, the question and its answer")
             self._is_updating = self._is_updating or update_state
         answer = Answer(branch, ids, sampling, started)
         try:
@@ -249,7 +254,7 @@ class VideoStreamingInference:
                 self._is_updating = False
         yield answer.final()
 
-    def ask_choice(self, question: str, choices: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    def ask_choice(self, question: str, choices: Iterable[str]) -> tuple[str, dict[str, Any]]:
         """Return the likeliest of several answers, and `{scores: {choice: log-probability}, total_latency}`.
 
         A score is the sum over the choice's tokens, so longer choices tend to lower ones. The stream is bitwise as it
@@ -257,13 +262,14 @@ class VideoStreamingInference:
 
         Raises:
             ValueError: no choices, an empty one, one twice, or a text instead of several.
-            NoFrames, ContextTooLong: the stream is as it was.
+            NoFrames, ContextTooLong, NonFiniteLogits: the stream is as it was.
         """
         started = time.perf_counter()
-        if isinstance(choices, str) or not choices or not all(choices) or len(set(choices)) != len(choices):
+        given = [] if isinstance(choices, str) or not isinstance(choices, Iterable) else list(choices)
+        texts = [str(prompts.checked_text(choice, "a choice")) for choice in given]
+        if not texts or not all(texts) or len(set(texts)) != len(texts):
             raise ValueError(f"choices must be different texts, none empty, at least one; got {choices!r}")
         prompts.checked_text(question, "the question")
-        texts = [prompts.checked_text(choice, "a choice") for choice in choices]
         branch = self._branch()
         ids, encoded = branch.question_ids(question), [self.runner.ids(text) for text in texts]
         branch.check_fits(len(ids) + max(map(len, encoded)), "the stream, the question and a choice")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from consumers.streaming.errors import NonFiniteLogits
 from consumers.streaming.prompts import END_OF_TURN
 from consumers.streaming.video_sequence import VideoSequence
 
@@ -33,21 +35,36 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ValueError(f"0 <= min_new_tokens <= max_new_tokens and 1 <= max_new_tokens must hold: {self}")
-        if not (self.temperature > 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0):  # NaN is neither
-            raise ValueError(f"temperature and repetition_penalty must be above 0, top_p within (0, 1]: {self}")
+        # NaN is within nothing. Logits that are divided by both stay within float32.
+        if not (0 < self.top_p <= 1 and all(1e-15 <= f <= 1e15 for f in (self.temperature, self.repetition_penalty))):
+            raise ValueError(
+                f"temperature and repetition_penalty must lie within [1e-15, 1e15], top_p within (0, 1]: {self}"
+            )
 
     def pick(self, logits: torch.Tensor, *, seen: torch.Tensor, forbidden: set[int]) -> int:
-        """Return the id of the next token, from logits [vocabulary]."""
+        """Return the id of the next token, from logits [vocabulary].
+
+        Raises:
+            NonFiniteLogits: one of an id that may come is NaN or plus infinity, or all are minus infinity.
+        """
         scores = logits.float().clone()
         if self.repetition_penalty != 1.0 and len(seen):
             old = scores[seen]
             scores[seen] = torch.where(old > 0, old / self.repetition_penalty, old * self.repetition_penalty)
         scores[list(forbidden)] = -torch.inf
-        if not self.do_sample:
-            return int(scores.argmax())
-        chances, order = torch.softmax(scores / self.temperature, dim=-1).sort(descending=True)
-        chances[chances.cumsum(0) - chances >= self.top_p] = 0.0  # the likeliest always stays
-        return int(order[torch.multinomial(chances, 1)])
+        is_finite = scores.amax().isfinite()  # stays on the device, which is waited for once a token
+        if self.do_sample:
+            # On a GPU, drawing from NaN would end the process's use of it.
+            scores = torch.where(is_finite, scores, 0.0)
+            chances, order = torch.softmax(scores / self.temperature, dim=-1).sort(descending=True)
+            chances[chances.cumsum(0) - chances >= self.top_p] = 0.0  # the likeliest always stays
+            best = order[torch.multinomial(chances, 1)]
+        else:
+            best = scores.argmax()
+        picked = int(torch.where(is_finite, best, -1))
+        if picked < 0:
+            raise NonFiniteLogits(_name(logits.dtype))
+        return picked
 
 
 @dataclass
@@ -112,6 +129,10 @@ class Answer:
         return {"type": "final", "text": self.text, "metrics": metrics}
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def score_choices(branch: VideoSequence, question_ids: torch.Tensor, choices: list[torch.Tensor]) -> list[float]:
     """Return the log-probability of each choice as the answer to a question: the sum over its tokens.
 
@@ -121,9 +142,13 @@ def score_choices(branch: VideoSequence, question_ids: torch.Tensor, choices: li
     Args:
         branch: is extended by the question, and spoiled.
         choices: ids [tokens] each, none empty.
+
+    Raises:
+        NonFiniteLogits: those that a choice is scored by hold NaN or plus infinity.
     """
     runner, manager = branch.runner, branch.manager
-    first = runner.extend_text(manager, question_ids)[0, -1].double().log_softmax(-1)
+    asked = runner.extend_text(manager, question_ids)[0, -1]
+    first = asked.double().log_softmax(-1)
     scores = torch.stack([first[choice[0]] for choice in choices])
     longest = max(len(choice) for choice in choices)
     if longest > 1:
@@ -134,5 +159,8 @@ def score_choices(branch: VideoSequence, question_ids: torch.Tensor, choices: li
         chances = logits.double().log_softmax(-1).gather(-1, padded[:, 1:, None])[..., 0]
         lengths = torch.tensor([len(choice) for choice in choices], device=padded.device)
         is_real = torch.arange(1, longest, device=padded.device) < lengths[:, None]
-        scores = scores + (chances * is_real).sum(1)
-    return [float(score) for score in scores]
+        scores = scores + torch.where(is_real, chances, 0.0).sum(1)
+    found: list[float] = scores.tolist()
+    if any(map(math.isnan, found)):
+        raise NonFiniteLogits(_name(asked.dtype))
+    return found

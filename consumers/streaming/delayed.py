@@ -112,6 +112,7 @@ class DelayedBatchInferenceEngine:
 
         Raises:
             ContextTooLong: the frames, the question and its answer do not fit.
+            NonFiniteLogits: no answer follows from the model's logits.
             ValueError: the question holds special tokens, or an option is out of range.
         """
         sampling = Sampling(max_new_tokens, 1, do_sample, temperature, top_p, repetition_penalty)

@@ -5,6 +5,7 @@ StreamError
 ├── FrameSizeChanged   a frame of another size than the stream's first one
 ├── TimeRunsBackwards  a timestamp before that of the frame before it
 ├── ContextTooLong     more tokens than the model's context, or than the eviction's limit, can hold
+├── NonFiniteLogits    logits that are NaN or infinite, as where float16 overflows
 ├── StreamBusy         a change while an answer that will become part of the stream is being made
 ├── NoSnapshot         a restore without a snapshot
 └── UnsupportedCache   a cache whose layers do not keep what was appended before
@@ -55,6 +56,20 @@ class ContextTooLong(StreamError):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.tokens} tokens, {self.limit} fit; shorten it, evict (EvictionConfig), or reset()"
+
+
+class NonFiniteLogits(StreamError):
+    """The model's logits are NaN or infinite, so no answer follows from them."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__(dtype)
+        self.dtype = dtype
+
+    def __str__(self) -> str:
+        return (
+            f"the model's logits, computed in {self.dtype}, are NaN or infinite: no answer follows; load it in "
+            "bfloat16 or float32, and if that is so already, check its weights"
+        )
 
 
 class StreamBusy(StreamError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from consumers.streaming.errors import ContextTooLong
@@ -11,11 +12,12 @@ from consumers.streaming.errors import ContextTooLong
 class EvictionConfig:
     """How many tokens a stream keeps. All sizes in tokens.
 
-    Before a chunk is appended that would not fit into `max_cache_tokens`, the oldest chunks are dropped until it and
-    what is kept fit into `window_size`. Tokens before the first frame are never dropped, nor are chunks that begin
-    within the first `sink_size` tokens. `window_size` 0: all that `max_cache_tokens` leaves beside the sinks; a smaller
-    one drops more at once, and less often. With `eviction_interval` n only every n-th chunk is checked, so the cache
-    may pass the limit by n - 1 chunks. What is kept keeps its positions, bit for bit.
+    Before a chunk is appended that would not fit into `max_cache_tokens`, or into the context if that is smaller, the
+    oldest chunks are dropped until it and what is kept fit into `window_size`. Tokens before the first frame are never
+    dropped, nor are chunks that lie within the first `sink_size` tokens; the one that only begins there stays where the
+    new chunk fits beside it. `window_size` 0: all that the limit leaves beside the sinks; a smaller one drops more at
+    once, and less often. With `eviction_interval` n only every n-th chunk is checked, so the cache may pass
+    `max_cache_tokens` by n - 1 chunks, but never the context. What is kept keeps its positions, bit for bit.
     """
 
     max_cache_tokens: int
@@ -33,8 +35,9 @@ class EvictionConfig:
 class ChunkLedger:
     """Which chunks a cache holds, in order, and which leave it next."""
 
-    def __init__(self, config: EvictionConfig | None) -> None:
-        self._config = config
+    def __init__(self, config: EvictionConfig | None, context_tokens: int) -> None:
+        self._config, self._context = config, context_tokens
+        self._limit = min(config.max_cache_tokens, context_tokens) if config else context_tokens
         self.clear()
 
     def clear(self) -> None:
@@ -43,6 +46,12 @@ class ChunkLedger:
         self._appended = 0
         self._peak_tokens = 0
         self._evictions = self._chunks_evicted = self._tokens_evicted = 0
+
+    def copy(self) -> ChunkLedger:
+        """Return a ledger of the same chunks and figures that goes on on its own."""
+        twin = copy.copy(self)
+        twin._lengths = list(self._lengths)
+        return twin
 
     def append(self, tokens: int) -> None:
         """Count a chunk that was appended to the cache."""
@@ -77,28 +86,31 @@ class ChunkLedger:
     def _dropped(self, new_tokens: int) -> tuple[int, int] | None:
         """The chunks [first, last) that leave the cache before one of `new_tokens` comes."""
         config = self._config
-        if config is None or not self._lengths:
+        if config is None:
             return None
-        first = self._sinks(config)
+        first = self._sinks(config, new_tokens)
         sink = sum(self._lengths[:first])
-        if sink + new_tokens > config.max_cache_tokens:
-            raise ContextTooLong("the chunk and the sinks before it", sink + new_tokens, config.max_cache_tokens)
+        if sink + new_tokens > self._limit:
+            raise ContextTooLong("the chunk and the sinks before it", sink + new_tokens, self._limit)
         held = sum(self._lengths)
-        if held + new_tokens <= config.max_cache_tokens or self._appended % config.eviction_interval:
+        most = self._context if self._appended % config.eviction_interval else self._limit
+        if held + new_tokens <= most:
             return None
-        window = config.window_size or config.max_cache_tokens - sink
+        window = min(config.window_size or self._limit, self._limit - sink)
         last, kept = first, held - sink
-        while last < len(self._lengths) and kept + new_tokens > min(window, config.max_cache_tokens - sink):
+        while last < len(self._lengths) and kept + new_tokens > window:
             kept -= self._lengths[last]
             last += 1
         return (first, last) if last > first else None
 
-    def _sinks(self, config: EvictionConfig) -> int:
+    def _sinks(self, config: EvictionConfig, new_tokens: int) -> int:
         start, count = 0, 0
         for length in self._lengths:
-            if count and start >= config.sink_size:
+            end = start + length
+            is_rounded_up = start < config.sink_size and end + new_tokens <= self._limit
+            if count and end > config.sink_size and not is_rounded_up:
                 break
-            start, count = start + length, count + 1
+            start, count = end, count + 1
         return count
 
     def stats(self) -> dict[str, int] | None:

@@ -1,24 +1,33 @@
-"""Pixels of frames by number, in memory or in files without a name, lossless."""
+"""Pixels of frames by number, in memory or in a file without a name, lossless."""
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
+import threading
 from typing import IO
 
 import numpy as np
 
 
 class FrameFiles:
-    """A file without a name is freed by the system when it is closed or its process ends, killed or not."""
+    """All frames lie in one file, so that their number is not bounded by that of open files.
+
+    A file without a name is freed by the system when it is closed or its process ends, killed or not. It is as long as
+    the frames that were held at once, and a new frame takes the first gap that is long enough.
+    """
 
     def __init__(self, *, on_disk: bool) -> None:
         self._on_disk = on_disk
-        self._held: dict[int, tuple[tuple[int, ...], np.ndarray | IO[bytes]]] = {}
+        self._file: IO[bytes] | None = None  # while frames are on disk
+        self._held: dict[int, tuple[tuple[int, ...], np.ndarray | int]] = {}  # pixels, or where in the file they begin
+        self._lock = threading.Lock()  # a frame that is read is not replaced by one that comes
 
     @property
     def nbytes(self) -> int:
         """The bytes of all pixels held."""
-        return sum(int(np.prod(shape)) for shape, _ in self._held.values())
+        return sum(math.prod(shape) for shape, _ in self._held.values())
 
     def put(self, number: int, pixels: np.ndarray) -> None:
         """Keep a copy of uint8 `pixels`.
@@ -26,17 +35,26 @@ class FrameFiles:
         Raises:
             OSError: the disk is full or fails; nothing is kept.
         """
-        if not self._on_disk:
-            self._held[number] = pixels.shape, pixels.copy()
-            return
-        file = tempfile.TemporaryFile(prefix="vlm-cache-frame-")  # noqa: SIM115 - open for as long as it is held
-        try:
-            file.write(np.ascontiguousarray(pixels).data)
-            file.flush()
-        except BaseException:
-            file.close()
-            raise
-        self._held[number] = pixels.shape, file
+        with self._lock:
+            self._held[number] = pixels.shape, self._written(pixels) if self._on_disk else pixels.copy()
+
+    def _written(self, pixels: np.ndarray) -> int:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="vlm-cache-frames-", buffering=0)  # noqa: SIM115 - held open
+        start = self._gap(pixels.nbytes)
+        left, place = np.ascontiguousarray(pixels).data.cast("B"), start
+        while left:
+            written = os.pwrite(self._file.fileno(), left, place)
+            left, place = left[written:], place + written
+        return start
+
+    def _gap(self, nbytes: int) -> int:
+        end = 0
+        for start, shape in sorted((start, shape) for shape, start in self._held.values() if isinstance(start, int)):
+            if start - end >= nbytes:
+                break
+            end = start + math.prod(shape)
+        return end
 
     def get(self, number: int) -> np.ndarray:
         """Return a copy of a frame's pixels.
@@ -44,18 +62,21 @@ class FrameFiles:
         Raises:
             KeyError: it is not held.
         """
-        shape, held = self._held[number]
-        if isinstance(held, np.ndarray):
-            return held.copy()
-        held.seek(0)
-        return np.frombuffer(bytearray(held.read()), dtype=np.uint8).reshape(shape)
+        with self._lock:
+            shape, held = self._held[number]
+            if isinstance(held, np.ndarray):
+                return held.copy()
+            assert self._file is not None
+            read = os.pread(self._file.fileno(), math.prod(shape), held)
+        return np.frombuffer(bytearray(read), dtype=np.uint8).reshape(shape)
 
     def keep(self, numbers: set[int]) -> None:
         """Free all frames but these."""
-        for number in [number for number in self._held if number not in numbers]:
-            _, held = self._held.pop(number)
-            if not isinstance(held, np.ndarray):
-                held.close()
+        with self._lock:
+            self._held = {number: held for number, held in self._held.items() if number in numbers}
+            if self._file is not None and not self._held:
+                self._file.close()
+                self._file = None
 
     def clear(self) -> None:
         """Free all frames."""

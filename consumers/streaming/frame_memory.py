@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class SmartFrameManager:
 
     Below a scene change importance stays under 0.51, so at the default threshold of 0.6 only scene changes enter; pass
     `importance_threshold=0.25`, say, to keep busy pictures that move some too. With `use_disk_cache` pixels lie in
-    unnamed files, bit for bit, which are gone when the manager is, however its process ends.
+    an unnamed file, bit for bit, which is gone when the manager is, however its process ends.
     """
 
     def __init__(
@@ -52,6 +53,11 @@ class SmartFrameManager:
             raise ValueError(
                 f"star_memory_size must be at least 0 and stream_window_size at least 1, got {star_memory_size} and "
                 f"{stream_window_size}"
+            )
+        if math.isnan(importance_threshold) or math.isnan(scene_change_threshold):
+            raise ValueError(
+                f"importance_threshold and scene_change_threshold must be numbers, got {importance_threshold} and "
+                f"{scene_change_threshold}"
             )
         self._star_size, self._window = star_memory_size, stream_window_size
         self._importance_threshold, self._scene_threshold = importance_threshold, scene_change_threshold
@@ -80,7 +86,7 @@ class SmartFrameManager:
 
         Raises:
             TimeRunsBackwards: `timestamp`, in seconds, lies before the last one. The memories are as they were.
-            ValueError: it is no such frame, or no finite time.
+            ValueError: it is no such frame, or no finite time of at most `frames.MOST_SECONDS`.
         """
         pixels = as_frame(frame)
         check_order([timestamp], self._last_time_s)
@@ -183,6 +189,6 @@ class SmartFrameManager:
         }
 
     def reset(self) -> None:
-        """Forget all frames and free their files."""
+        """Forget all frames and free their file."""
         self._pixels.clear()
         self._begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,18 +126,31 @@ class KVCacheManager:
         return torch.cat([new_mask.new_ones(new_mask.shape[0], length), new_mask], dim=1)
 
     def keep_tokens(self, spans: list[tuple[int, int]]) -> None:
-        """Keep the tokens of these ascending [start, end) spans and free the others; positions stay as they are."""
-        for layer in self.cache.layers:
+        """Keep the tokens of these ascending [start, end) spans and free the others; positions stay as they are.
+
+        On any error all tokens are kept: those of every layer are copied before any is freed. For the moment that takes
+        as much memory again as what is kept, as a question's branch does.
+        """
+        kept = self.clone(self.cache)
+        for layer in kept.layers:
             layer.keys = torch.cat([layer.keys[:, :, start:end] for start, end in spans], dim=2)
             layer.values = torch.cat([layer.values[:, :, start:end] for start, end in spans], dim=2)
+        self.cache = kept
 
     def cut_back(self, length: int) -> None:
-        """Undo an append that failed half-way: drop what any layer holds beyond `length` tokens."""
+        """Undo an append that failed half-way: drop what any layer holds beyond `length` tokens.
+
+        Their memory is freed too, unless there is none for a copy of a layer: then the next append frees it.
+        """
         if self.cache is not None and length == 0:
             self.cache = None
         elif self.cache is not None:
-            for layer in self.cache.layers:
+            longer = [layer for layer in self.cache.layers if max(layer.keys.shape[2], layer.values.shape[2]) > length]
+            for layer in longer:
                 layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+            with suppress(RuntimeError, MemoryError):
+                for layer in longer:
+                    layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
 
     def clear(self) -> None:
         """Drop the cache, the snapshot and the counters."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from consumers.streaming.chunked import VideoStreamingInference
-from consumers.streaming.errors import ContextTooLong
-from consumers.streaming.frames import as_frame, check_size
+from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
+from consumers.streaming.frames import as_frame, check_rate, check_size
 from consumers.streaming.prompts import (
     ASSISTANT,
     END_OF_TURN,
@@ -33,8 +32,8 @@ _GENERATE = threading.Lock()
 class QwenInferenceWrapper:
     """`model` is a loaded Qwen2.5-VL, `processor` its processor; or `model` is what `load_streaming_model` takes.
 
-    `options` are those of `VideoStreamingInference`. Arguments of earlier versions that mean nothing any more, such as
-    `manual_time`, are accepted by every method and ignored.
+    `options` are those of `VideoStreamingInference`. The methods accept `manual_time`, which earlier versions had, and
+    ignore it.
     """
 
     def __init__(self, model: Any, processor: Any = None, device: str | None = None, **options: Any) -> None:
@@ -42,14 +41,19 @@ class QwenInferenceWrapper:
             model, processor = load_streaming_model(model, device or "cpu")
         self.engine = VideoStreamingInference(model, processor, device, **options)
 
-    def process_frame(self, frame: Any, text_content: str = "", **_ignored: Any) -> dict[str, Any]:
+    def process_frame(self, frame: Any, text_content: str = "", *, manual_time: Any = None) -> dict[str, Any]:
         """Append one still image; returns `{encode_latency}` and the cache's figures."""
         started = time.perf_counter()
         self.engine.append_frame(frame, text_content)
         return {"encode_latency": time.perf_counter() - started, **self.get_cache_info()}
 
     def process_video_chunk(
-        self, frames: Sequence[Any], fps: float = 2.0, *, timestamps: Sequence[float] | None = None, **_ignored: Any
+        self,
+        frames: Sequence[Any],
+        fps: float = 2.0,
+        *,
+        timestamps: Sequence[float] | None = None,
+        manual_time: Any = None,
     ) -> dict[str, Any]:
         """Append frames of a video; returns `{encode_latency}` and the cache's figures.
 
@@ -60,17 +64,36 @@ class QwenInferenceWrapper:
         return {"encode_latency": time.perf_counter() - started, **self.get_cache_info()}
 
     def ask_question(
-        self, question: str, max_new_tokens: int = 256, update_state: bool = False, **_ignored: Any
+        self,
+        question: str,
+        max_new_tokens: int = 256,
+        update_state: bool = False,
+        *,
+        min_new_tokens: int = 1,
+        do_sample: bool = False,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        manual_time: Any = None,
     ) -> tuple[str, dict[str, Any]]:
         """Answer about the stream; see `VideoStreamingInference.ask`."""
-        return self.engine.ask(question, max_new_tokens, update_state=update_state)
+        return self.engine.ask(
+            question, max_new_tokens, min_new_tokens, update_state, do_sample, temperature=temperature, top_p=top_p
+        )
 
-    def ask_choice(self, question: str, choices: Sequence[str], **_ignored: Any) -> tuple[str, dict[str, Any]]:
+    def ask_choice(
+        self, question: str, choices: Iterable[str], *, manual_time: Any = None
+    ) -> tuple[str, dict[str, Any]]:
         """Choose an answer about the stream; see `VideoStreamingInference.ask_choice`."""
         return self.engine.ask_choice(question, choices)
 
     def native_video_inference(
-        self, frames: Sequence[Any], question: str, fps: float = 2.0, max_new_tokens: int = 256, **_ignored: Any
+        self,
+        frames: Sequence[Any],
+        question: str,
+        fps: float = 2.0,
+        max_new_tokens: int = 256,
+        *,
+        manual_time: Any = None,
     ) -> tuple[str, dict[str, Any]]:
         """Answer about a whole video by transformers' `generate`, greedily, beside the stream.
 
@@ -79,21 +102,21 @@ class QwenInferenceWrapper:
         the stream; text after the video follows the rule of the installed transformers.
 
         Raises:
-            ValueError: no frames, no rate, or a question with special tokens.
+            ValueError: no frames, a rate out of range, or a question with special tokens.
             FrameSizeChanged: frames of several sizes.
             ContextTooLong: frames, question and answer do not fit the model's context.
+            NonFiniteLogits: no answer follows from the model's logits.
         """
         if not len(frames):
             raise ValueError("a video needs at least one frame")
-        if not 0 < fps < math.inf:
-            raise ValueError(f"fps must be a finite number above 0, got {fps}")
+        check_rate(fps, frames=len(frames))
         resized = self._resized(frames)
         resized += [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
         seconds = self.engine.runner.frames_per_grid / fps
         return self._generate(resized, question, max_new_tokens, kind="video", seconds_per_grid=seconds)
 
     def single_frame_inference(
-        self, frame: Any, question: str, max_new_tokens: int = 256, **_ignored: Any
+        self, frame: Any, question: str, max_new_tokens: int = 256, *, manual_time: Any = None
     ) -> tuple[str, dict[str, Any]]:
         """Answer about one still image, as `native_video_inference` does about a video."""
         resized = self._resized([frame]) * self.engine.runner.frames_per_grid
@@ -114,7 +137,7 @@ class QwenInferenceWrapper:
         kind: str,
         seconds_per_grid: float | None = None,
     ) -> tuple[str, dict[str, Any]]:
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
 
         started, runner = time.perf_counter(), self.engine.runner
         patches, grid = runner.patches(resized)
@@ -132,7 +155,7 @@ class QwenInferenceWrapper:
         else:
             inputs |= {"pixel_values_videos": patches, "video_grid_thw": grid}
             inputs["second_per_grid_ts"] = torch.tensor([seconds_per_grid], device=runner.device)
-        ends, watch = sorted(runner.end_ids()), _FirstToken()
+        ends, watch, finite = sorted(runner.end_ids()), _FirstToken(), _FiniteLogits()
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             min_new_tokens=1,
@@ -143,8 +166,15 @@ class QwenInferenceWrapper:
         )
         with _GENERATE, torch.no_grad():
             out = runner.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=watch, **inputs
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([finite]),
+                streamer=watch,
+                **inputs,
             )
+        if not torch.stack(finite.flags).all():
+            raise NonFiniteLogits(str(runner.model.dtype).removeprefix("torch."))
         said = [token for token in out[0, ids.shape[1] :].tolist() if token not in ends]
         text = str(runner.tokenizer.decode(said, skip_special_tokens=True))
         total, first = time.perf_counter() - started, (watch.time or time.perf_counter()) - started
@@ -157,6 +187,17 @@ class QwenInferenceWrapper:
     def reset(self) -> None:
         """Begin another stream."""
         self.engine.reset()
+
+
+class _FiniteLogits:
+    """A logits processor of `generate` that notes of each token, on the device, whether its logits are finite."""
+
+    def __init__(self) -> None:
+        self.flags: list[torch.Tensor] = []
+
+    def __call__(self, _ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.flags.append(scores.amax().isfinite())
+        return scores
 
 
 class _FirstToken:

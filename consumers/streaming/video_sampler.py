@@ -16,8 +16,11 @@ class VideoSampler:
     """
 
     def __init__(self, target_fps: float | None = None, max_sampled_frames: int = 48) -> None:
-        if (target_fps is not None and not target_fps > 0) or max_sampled_frames < 1:
-            raise ValueError(f"target_fps {target_fps} and max_sampled_frames {max_sampled_frames} must be above 0")
+        if (target_fps is not None and not 0 < target_fps <= 1e9) or max_sampled_frames < 1:
+            raise ValueError(
+                f"target_fps {target_fps} and max_sampled_frames {max_sampled_frames} must be above 0, target_fps at "
+                "most 1e9"
+            )
         self._target_fps, self._most = target_fps, max_sampled_frames
 
     def slot(self, time_s: float) -> int | None:

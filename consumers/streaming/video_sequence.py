@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -51,8 +53,8 @@ class VideoSequence:
         require_one_of(TextRule, text_after_video=text_after_video)
         if max_context_tokens is not None and max_context_tokens < 1:
             raise ValueError(f"max_context_tokens must be at least 1, got {max_context_tokens}")
-        self.runner, self.manager, self.ledger = runner, KVCacheManager(), ChunkLedger(eviction)
         self.max_tokens = runner.longest_context if max_context_tokens is None else max_context_tokens
+        self.runner, self.manager, self.ledger = runner, KVCacheManager(), ChunkLedger(eviction, self.max_tokens)
         self._wrapping, self._rule, self._system_prompt = wrapping, text_after_video, system_prompt
         self._video_start: int | None = None  # the open video's position
 
@@ -89,27 +91,45 @@ class VideoSequence:
             text_positions(after, len(tail)),
         ]
         embedded = [runner.embed(head), features.to(runner.device, runner.model.dtype), runner.embed(tail)]
-        logits = runner.extend(
-            manager, torch.cat(embedded)[None], torch.cat(positions, dim=1), next_position=after + len(tail)
-        )
-        self._video_start = start if is_continuous else None
         sink = len(system) and (len(head) if is_continuous else len(system))
-        if sink:
-            self.ledger.append(sink)
-        self.ledger.append(len(head) - sink + len(features) + len(tail))
+        with self._undone_on_error():
+            logits = runner.extend(
+                manager, torch.cat(embedded)[None], torch.cat(positions, dim=1), next_position=after + len(tail)
+            )
+            self._video_start = start if is_continuous else None
+            if sink:
+                self.ledger.append(sink)
+            self.ledger.append(len(head) - sink + len(features) + len(tail))
         return logits[0, -1]
 
     def _make_room(self, new_tokens: int) -> None:
         spans = self.ledger.spans_to_keep(new_tokens)
-        held = self.manager.get_seq_length() if spans is None else sum(end - start for start, end in spans)
-        if held + new_tokens > self.max_tokens:
-            raise ContextTooLong("the stream with this chunk", held + new_tokens, self.max_tokens)
-        if spans is not None:
+        if spans is None:
+            self.check_fits(new_tokens, "the stream with this chunk")
+            return
+        with self._undone_on_error():
             self.manager.keep_tokens(spans)
             self.ledger.drop(new_tokens)
 
-    def branch(self) -> VideoSequence:
-        """Return a sequence that goes on from here on its own and evicts nothing; nothing is copied."""
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Cache, positions and ledger change together or, after any error or interrupt, not at all."""
+        manager, cache, held = self.manager, self.manager.cache, self.manager.get_seq_length()
+        ledger, counters = self.ledger, (manager.next_position, manager.tokens_seen, self._video_start)
+        self.ledger = ledger.copy()
+        try:
+            yield
+        except BaseException:
+            manager.cache = cache
+            manager.cut_back(held)
+            self.ledger, (manager.next_position, manager.tokens_seen, self._video_start) = ledger, counters
+            raise
+
+    def branch(self, *, is_evicting: bool = False) -> VideoSequence:
+        """Return a sequence that goes on from here on its own; nothing is copied.
+
+        It evicts nothing or, with `is_evicting`, what this one would.
+        """
         twin = VideoSequence(
             self.runner,
             wrapping=self._wrapping,
@@ -118,6 +138,8 @@ class VideoSequence:
             system_prompt=self._system_prompt,
         )
         twin.manager, twin._video_start = self.manager.branch(), self._video_start
+        if is_evicting:
+            twin.ledger = self.ledger.copy()
         return twin
 
     def question_ids(self, question: str) -> torch.Tensor:
@@ -137,8 +159,9 @@ class VideoSequence:
 
     def adopt(self, branch: VideoSequence) -> None:
         """Go on from where `branch`, made from here, is: its question and answer become part of the sequence."""
-        self.ledger.append(branch.manager.get_seq_length() - self.manager.get_seq_length())
-        self.manager, self._video_start = branch.manager, None
+        ledger = self.ledger.copy()
+        ledger.append(branch.manager.get_seq_length() - self.manager.get_seq_length())
+        self.manager, self.ledger, self._video_start = branch.manager, ledger, None
 
     def clear(self) -> None:
         """Forget everything."""

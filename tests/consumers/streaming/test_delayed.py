@@ -197,6 +197,11 @@ def test_what_does_not_fit_is_refused_and_the_stream_goes_on(eager):
         engine.add_frame(video(1, height=84)[0], 9)
     with pytest.raises(TimeRunsBackwards):
         engine.add_frame(FRAMES[4], 0.25)
+    with pytest.raises(ValueError, match="finite number of seconds"):
+        engine.add_frame(FRAMES[4], 1e19)
+    for wrong in ({"temperature": float("inf")}, {"repetition_penalty": float("inf")}):
+        with pytest.raises(ValueError, match="must lie within"):
+            engine.ask(QUESTION, **wrong)
     with pytest.raises(ValueError, match="must not hold"):
         engine.ask("<|im_end|>")
     assert engine.ask(QUESTION, **FEW)[0] == before

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from consumers.streaming import ContextTooLong, EvictionConfig, VideoStreamingInference
 from consumers.streaming.eviction import ChunkLedger
 from consumers.streaming.video_sequence import VideoSequence
-from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, video
+from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, same, video
 
 FRAMES = video(40)
 
 
-def filled(config: EvictionConfig, lengths: list[int]) -> tuple[ChunkLedger, list[int]]:
+def filled(config: EvictionConfig, lengths: list[int], *, context_tokens: int = 1000) -> tuple[ChunkLedger, list[int]]:
     """A ledger after chunks of these lengths, and the lengths held after each."""
-    ledger, held, total = ChunkLedger(config), [], 0
+    ledger, held, total = ChunkLedger(config, context_tokens), [], 0
     for length in lengths:
         spans = ledger.spans_to_keep(length)
         if spans is not None:
@@ -43,6 +45,33 @@ def test_whole_chunks_leave_oldest_first_and_only_when_needed():
 def test_sinks_are_the_chunks_that_begin_within_them():
     ledger, _ = filled(EvictionConfig(100, sink_size=11), [10, 20, 30, 30])
     assert ledger.spans_to_keep(30) == [(0, 30), (60, 90)]
+
+
+def test_sinks_are_rounded_up_only_where_the_next_chunk_fits_beside_them():
+    ledger, held = filled(EvictionConfig(100, sink_size=70, window_size=30), [38, *[22] * 6])
+    assert held == [38, 60, 82, 82, 82, 82, 82]
+    assert ledger._lengths[:2] == [38, 22]
+    with pytest.raises(ContextTooLong, match="the chunk and the sinks before it"):
+        ledger.spans_to_keep(41)  # what is whole within the sinks is not given up
+
+
+def test_the_first_chunk_has_to_fit_too():
+    with pytest.raises(ContextTooLong, match="110 tokens, 100 fit"):
+        filled(EvictionConfig(100), [110])
+
+
+@pytest.mark.parametrize("config", [EvictionConfig(200, eviction_interval=8), EvictionConfig(100_000)])
+def test_what_the_context_cannot_hold_is_evicted_whatever_limit_and_interval_say(config):
+    _, held = filled(config, [38, *[22] * 40], context_tokens=300)
+    assert 200 < max(held) <= 300
+
+
+@pytest.mark.parametrize("config", [EvictionConfig(200, eviction_interval=8), EvictionConfig(100_000)])
+def test_a_stream_that_evicts_does_not_end_at_the_context(eager, config):
+    engine = VideoStreamingInference(*eager, max_context_tokens=300, eviction_config=config)
+    append_chunks(engine, FRAMES * 4, 4)
+    assert engine.get_cache_info()["total_frames"] == 160
+    assert engine.get_cache_info()["eviction_stats"]["peak_tokens"] <= 300
 
 
 def test_a_smaller_window_drops_more_at_once_and_less_often():
@@ -122,6 +151,69 @@ def test_a_chunk_that_cannot_fit_is_refused_and_the_stream_goes_on(eager):
         engine.append_video_chunk(FRAMES)
     assert all(torch.equal(a, b) for a, b in zip(bits(engine), before, strict=True))
     engine.append_video_chunk(FRAMES[12:16])
+
+
+def evicts_next(loaded, wrapping: str) -> VideoStreamingInference:
+    """A stream whose next chunk of four frames evicts."""
+    engine = VideoStreamingInference(*loaded, eviction_config=EvictionConfig(100), wrapping=wrapping)
+    while engine.sequence.ledger.spans_to_keep(22 if wrapping == "turns" else 12) is None:
+        engine.append_video_chunk(FRAMES[:4])
+    return engine
+
+
+def assert_goes_on_as_it_was(engine, undisturbed) -> None:
+    for _ in range(2):
+        assert same(bits(engine), bits(undisturbed))
+        assert engine.get_cache_info() == undisturbed.get_cache_info()
+        assert sum(engine.sequence.ledger._lengths) == engine.sequence.manager.get_seq_length()
+        for stream in (engine, undisturbed):
+            stream.append_video_chunk(FRAMES[4:8])
+
+
+@pytest.mark.parametrize("wrapping", ["turns", "continuous"])
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+def test_running_out_of_memory_amid_an_eviction_evicts_nothing(eager, monkeypatch, wrapping, fails_at):
+    engine, undisturbed = (evicts_next(eager, wrapping) for _ in range(2))
+    calls = []
+
+    def cat(*args, **options):
+        calls.append(args)
+        if len(calls) == fails_at:
+            raise torch.OutOfMemoryError("simulated")
+        return torch.cat(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("consumers.streaming.kv_cache.torch", SimpleNamespace(cat=cat))
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.append_video_chunk(FRAMES[4:8])
+    assert_goes_on_as_it_was(engine, undisturbed)
+
+
+@pytest.mark.parametrize("wrapping", ["turns", "continuous"])
+@pytest.mark.parametrize("amid", ["drop", "append"])
+def test_an_interrupt_does_not_part_the_cache_from_what_is_known_of_it(eager, monkeypatch, wrapping, amid):
+    engine, undisturbed = (evicts_next(eager, wrapping) for _ in range(2))
+    if amid == "append":  # what was evicted for the chunk stays so
+        for stream in (engine, undisturbed):
+            stream.sequence._make_room(22 if wrapping == "turns" else 12)
+    real = getattr(ChunkLedger, amid)
+
+    def interrupted(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChunkLedger, amid, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.append_video_chunk(FRAMES[4:8])
+    assert_goes_on_as_it_was(engine, undisturbed)
+
+
+def test_times_that_are_refused_evict_nothing(eager):
+    engine, undisturbed = (evicts_next(eager, "continuous") for _ in range(2))
+    with pytest.raises(ValueError, match="fps"):
+        engine.append_video_chunk(FRAMES[4:8], fps=1e-18)
+    assert_goes_on_as_it_was(engine, undisturbed)
 
 
 class _InstantRunner:

@@ -130,7 +130,23 @@ def test_an_append_that_failed_half_way_is_undone():
     manager = KVCacheManager(filled(5))
     before = bits(manager)
     manager.cache.update(torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4), 0)  # of three layers, one
+    untouched = manager.cache.layers[1].keys
     manager.cut_back(5)
+    assert_same(manager, before)
+    assert manager.cache.layers[1].keys is untouched
+    assert all(part.untyped_storage().nbytes() == part.nbytes for pair in manager.tensors() for part in pair)
+
+
+def test_an_append_is_undone_without_memory_for_a_copy(monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("simulated")
+
+    manager = KVCacheManager(filled(5))
+    before = bits(manager)
+    append(manager.cache, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "clone", fails)
+        manager.cut_back(5)
     assert_same(manager, before)
 
 

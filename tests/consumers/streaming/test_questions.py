@@ -7,11 +7,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from consumers.streaming import (
     ContextTooLong,
+    EvictionConfig,
     FrameSizeChanged,
     NoFrames,
+    NonFiniteLogits,
     StreamBusy,
     TimeRunsBackwards,
     VideoStreamingInference,
@@ -200,6 +203,14 @@ def test_two_askers_at_once_get_what_each_alone_gets(engine):
     assert same(bits(engine), before)
 
 
+def test_choices_may_come_as_anything_that_yields_texts(engine):
+    wanted = engine.ask_choice(QUESTION, ["A", "both"])
+    for choices in (iter(["A", "both"]), np.array(["A", "both"]), {"A": 1, "both": 2}):
+        best, result = engine.ask_choice(QUESTION, choices)
+        assert (best, result["scores"]) == (wanted[0], wanted[1]["scores"])
+        assert {type(choice) for choice in result["scores"]} == {str}
+
+
 def test_choices_in_one_batch_score_as_one_by_one_and_as_the_logits_say(engine):
     choices = ["A", "B", "yes", "not at all"]
     best, result = engine.ask_choice(QUESTION, choices)
@@ -214,7 +225,22 @@ def test_choices_in_one_batch_score_as_one_by_one_and_as_the_logits_say(engine):
         assert result["scores"][choice] == pytest.approx(float(chances.sum()), abs=1e-5)
 
 
-@pytest.mark.parametrize("choices", [[], ["A", ""], ["A", "A"], ["A", "<|im_end|>"], "Yes", [5, 6], ["A", "\udfff"]])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [],
+        ["A", ""],
+        ["A", "A"],
+        ["A", "<|im_end|>"],
+        "Yes",
+        [5, 6],
+        ["A", "\udfff"],
+        None,
+        5,
+        iter([]),
+        np.zeros((2, 2)),
+    ],
+)
 def test_choices_that_are_none_are_refused(engine, choices):
     before = bits(engine)
     with pytest.raises(ValueError, match="choice"):
@@ -233,12 +259,20 @@ def test_choices_that_are_none_are_refused(engine, choices):
         ),
         (lambda e: e.append_video_chunk([FRAMES[0], video(1, width=56)[0]]), FrameSizeChanged, "56x56"),
         (lambda e: e.append_video_chunk([np.zeros((56, 84), np.uint8)]), ValueError, "uint8"),
+        (lambda e: e.append_video_chunk([Image.new("I;16", (84, 56))]), ValueError, "8 bits .* I;16"),
+        (lambda e: e.append_frame(Image.new("F", (84, 56)), as_video=True), ValueError, "8 bits .* F"),
+        (lambda e: e.append_video_chunk([torch.zeros(56, 84, 3, requires_grad=True)]), ValueError, "uint8"),
+        (lambda e: e.append_video_chunk([torch.zeros(56, 84, 3, dtype=torch.bfloat16)]), ValueError, "uint8"),
+        (lambda e: e.append_video_chunk(["x.png"]), ValueError, "uint8"),
         (lambda e: e.append_video_chunk(FRAMES[:2], fps=0), ValueError, "finite number above 0"),
         (lambda e: e.append_video_chunk(FRAMES[:2], fps=float("inf")), ValueError, "finite number above 0"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1.0]), ValueError, "2 frames came with 1 timestamps"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[2.0, 1.5]), TimeRunsBackwards, "1.5 s came after"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1, float("nan")]), ValueError, "finite"),
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[1, "later"]), ValueError, "finite .* got 'later'"),
+        (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[0, 1e19]), ValueError, r"at most 1e\+11"),
+        (lambda e: e.append_video_chunk(FRAMES[:1], timestamps=[-1e300]), ValueError, "finite number of seconds"),
+        (lambda e: e.append_video_chunk(FRAMES[:1], timestamps=[10**400]), ValueError, "finite number of seconds"),
         (lambda e: e.append_frame(FRAMES[0], text_content="<|video_pad|>"), ValueError, "."),
     ],
 )
@@ -272,6 +306,35 @@ def test_a_continuous_stream_has_one_rate_or_timestamps(eager):
     engine.append_video_chunk(FRAMES[2:4], fps=2)
     with pytest.raises(ValueError, match="one video"):
         engine.append_frame(FRAMES[4])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_rate_that_leads_out_of_all_time_is_refused(eager, wrapping, count):
+    engine = VideoStreamingInference(*eager, wrapping=wrapping)
+    with pytest.raises(ValueError, match=r"fps 1e-18 .* 1e\+11 s"):
+        engine.append_video_chunk(FRAMES[:count], fps=1e-18)
+    assert engine.get_cache_info()["total_frames"] == 0
+    engine.append_video_chunk(FRAMES[:count], fps=1 / (365 * 86400))  # a frame a year
+    assert engine.ask(QUESTION, max_new_tokens=2)[0]
+
+
+def test_temperatures_at_their_bounds_work(engine):
+    greedy = engine.ask(QUESTION, max_new_tokens=4)[0]
+    assert engine.ask(QUESTION, max_new_tokens=4, do_sample=True, temperature=1e-15)[0] == greedy
+    assert engine.ask(QUESTION, max_new_tokens=4, do_sample=True, temperature=1e15)[0]
+
+
+def test_a_frame_that_waits_and_its_partner_come_at_one_rate(eager, wrapping):
+    engine, twin = (VideoStreamingInference(*eager, wrapping=wrapping) for _ in range(2))
+    for stream in (engine, twin):
+        stream.append_video_chunk(FRAMES[:1], fps=0.25)
+    for frames in (FRAMES[1:2], FRAMES[1:6]):
+        with pytest.raises(ValueError, match=r"waits .* 0\.25 frames per second, .* 8\.0"):
+            engine.append_video_chunk(frames, fps=8.0)
+    for stream in (engine, twin):
+        stream.append_video_chunk(FRAMES[1:4], fps=0.25)
+    assert same(bits(engine), bits(twin))
+    assert torch.equal(question_logits(engine), question_logits(twin))
 
 
 def test_time_may_not_run_backwards_from_chunk_to_chunk(eager, wrapping):
@@ -313,6 +376,21 @@ def test_a_question_longer_than_the_context_is_refused(eager, wrapping):
     engine.ask(QUESTION, max_new_tokens=3)
 
 
+def test_an_answer_that_is_kept_fits_whole_into_the_context(eager, wrapping):
+    engine = VideoStreamingInference(*eager, wrapping=wrapping, max_context_tokens=150)
+    engine.append_video_chunk(FRAMES[:2])
+    branch = engine._branch()
+    left = 150 - branch.manager.get_seq_length() - len(branch.question_ids(QUESTION))
+    before = bits(engine)
+    with pytest.raises(ContextTooLong, match="150 fit"):
+        engine.ask(QUESTION, max_new_tokens=left, min_new_tokens=left, update_state=True)
+    assert same(bits(engine), before)
+    engine.ask(QUESTION, max_new_tokens=left, min_new_tokens=left)  # one that is not kept needs no end of its turn
+    kept = left - len(engine.runner.ids("<|im_end|>\n"))
+    engine.ask(QUESTION, max_new_tokens=kept, min_new_tokens=kept, update_state=True)
+    assert engine.get_cache_info()["cache_seq_length"] == 150
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -321,6 +399,8 @@ def test_a_question_longer_than_the_context_is_refused(eager, wrapping):
         {"temperature": 0.0},
         {"temperature": float("nan")},
         {"top_p": 1.5},
+        {"temperature": float("inf"), "do_sample": True},
+        {"temperature": 1e-40, "do_sample": True},
     ],
 )
 def test_options_out_of_range_are_refused(engine, wrong):
@@ -417,6 +497,67 @@ def test_sampling_draws_from_the_nucleus(engine):
     assert {engine.ask(QUESTION, 4, do_sample=True, top_p=1e-6)[0] for _ in range(3)} == {greedy}
 
 
+@pytest.fixture
+def overflows(engine, eager, monkeypatch):
+    """Makes logits of some ids, or of all, one value, as float16 does where it overflows."""
+
+    def overflow(value: float, ids=slice(None)) -> None:
+        real = eager[0].forward
+
+        def forward(*args, **options):
+            out = real(*args, **options)
+            out.logits[..., ids] = value
+            return out
+
+        monkeypatch.setattr(eager[0], "forward", forward)
+
+    return overflow
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("ids", [slice(None), slice(7, 8)])
+def test_logits_that_decide_nothing_are_no_answer(engine, overflows, value, ids, monkeypatch):
+    before = bits(engine)
+    overflows(value, ids)
+    for ask in (
+        lambda: engine.ask(QUESTION, max_new_tokens=4),
+        lambda: engine.ask(QUESTION, max_new_tokens=4, do_sample=True),
+        lambda: engine.ask(QUESTION, max_new_tokens=4, update_state=True),
+        lambda: list(engine.ask_stream(QUESTION, max_new_tokens=4)),
+        lambda: engine.ask_choice(QUESTION, ["a", "b"]),
+        lambda: engine.ask_choice(QUESTION, ["both", "none"]),
+    ):
+        with pytest.raises(NonFiniteLogits, match=r"float32.*bfloat16"):
+            ask()
+    monkeypatch.undo()
+    assert goes_on(engine, before)
+    assert engine.ask(QUESTION, max_new_tokens=4, update_state=True)[0]
+
+
+def test_what_is_ruled_out_by_an_infinite_logit_is_only_not_chosen(engine, overflows):
+    chosen = int(question_logits(engine)[-1].argmax())
+    overflows(-float("inf"), [chosen])
+    for do_sample in (False, True):
+        assert engine.ask(QUESTION, max_new_tokens=4, do_sample=do_sample)[0]
+    word = engine.runner.tokenizer.decode([chosen])
+    best, result = engine.ask_choice(QUESTION, [word, "none"])
+    assert (best, result["scores"][word]) == ("none", -float("inf"))
+
+
+def test_a_choice_is_not_judged_by_what_comes_after_it(engine, eager, monkeypatch):
+    wanted = engine.ask_choice(QUESTION, ["a", "none"])[1]["scores"]
+    real = eager[0].forward
+
+    def forward(*args, **options):
+        out = real(*args, **options)
+        if out.logits.shape[0] == 2:
+            out.logits[0] = float("nan")  # of "a", which has one token
+        return out
+
+    monkeypatch.setattr(eager[0], "forward", forward)
+    assert engine.ask_choice(QUESTION, ["a", "none"])[1]["scores"] == wanted
+
+
 def test_a_list_or_an_image_as_video_is_a_chunk(eager, wrapping):
     lists, chunks = (VideoStreamingInference(*eager, wrapping=wrapping) for _ in range(2))
     lists.append_frame(FRAMES[:4], fps=3.0)
@@ -426,6 +567,15 @@ def test_a_list_or_an_image_as_video_is_a_chunk(eager, wrapping):
     chunks.append_video_chunk(FRAMES[4:6], fps=3.0)
     assert same(bits(lists), bits(chunks))
     assert lists.get_cache_info() == chunks.get_cache_info()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "CMYK"])
+def test_images_of_eight_bits_become_rgb(eager, mode):
+    image = Image.fromarray(FRAMES[0]).convert(mode)
+    images, arrays = (VideoStreamingInference(*eager) for _ in range(2))
+    images.append_video_chunk([image, image])
+    arrays.append_video_chunk([np.asarray(image.convert("RGB"))] * 2)
+    assert same(bits(images), bits(arrays))
 
 
 def test_a_chunk_with_text_is_whole_at_once_and_the_text_is_seen(eager):
@@ -447,6 +597,55 @@ def test_a_frame_that_waits_gets_its_turn_before_a_still_image(eager):
         engine.append_frame(FRAMES[1])
     assert same(bits(waiting), bits(padded))
     assert waiting.get_cache_info() == padded.get_cache_info()
+
+
+@pytest.mark.parametrize("eviction", [None, EvictionConfig(75)])
+def test_a_still_image_that_is_refused_leaves_the_waiting_frame_waiting(eager, eviction):
+    tight, twin = (VideoStreamingInference(*eager, max_context_tokens=80, eviction_config=eviction) for _ in range(2))
+    for engine in (tight, twin):
+        engine.append_video_chunk(FRAMES[:3])
+    before, info = bits(tight), tight.get_cache_info()
+    with pytest.raises(ContextTooLong):
+        tight.append_frame(FRAMES[3], "x" * 30)
+    assert same(bits(tight), before)
+    assert tight.get_cache_info() == info
+    for engine in (tight, twin):
+        engine.append_video_chunk(FRAMES[3:4])  # the partner
+    assert same(bits(tight), bits(twin))
+    assert tight.get_cache_info() == twin.get_cache_info()
+
+
+def test_a_still_image_that_runs_out_of_memory_leaves_the_waiting_frame_waiting(eager, monkeypatch):
+    engine = VideoStreamingInference(*eager)
+    engine.append_video_chunk(FRAMES[:3])
+    before, info, extend, calls = bits(engine), engine.get_cache_info(), QwenRunner.extend, []
+
+    def fails(runner, *args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("simulated")
+        return extend(runner, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(QwenRunner, "extend", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.append_frame(FRAMES[3])
+    assert same(bits(engine), before)
+    assert engine.get_cache_info() == info
+    assert goes_on(engine, before)
+
+
+def test_a_waiting_frame_and_a_still_image_evict_like_any_chunks(eager):
+    waiting, padded = (
+        VideoStreamingInference(*eager, odd=odd, eviction_config=EvictionConfig(100)) for odd in ("wait", "pad")
+    )
+    for start in range(0, 12, 2):
+        for engine in (waiting, padded):
+            engine.append_video_chunk(FRAMES[start : start + 1])
+            engine.append_frame(FRAMES[start + 1])
+    assert same(bits(waiting), bits(padded))
+    assert waiting.get_cache_info() == padded.get_cache_info()
+    assert waiting.get_cache_info()["eviction_stats"]["evictions"] > 2
 
 
 def test_names_of_options_that_do_not_exist_are_refused(eager):

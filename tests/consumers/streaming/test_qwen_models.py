@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from consumers.streaming import QwenInferenceWrapper, StreamQwenModel, VideoStreamingInference, load_streaming_model
-from consumers.streaming.errors import ContextTooLong
+from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
 from pipeline.errors import EncoderError
 from tests.consumers.streaming.streams import QUESTION, bits, same, video
 from tests.pipeline.encoders.checkpoints import save_qwen
@@ -86,11 +86,31 @@ def test_the_wrapper_streams(wrapper, eager):
     assert (figures["total_frames"], figures["chunks_encoded"]) == (4, 1)
     assert figures["encode_latency"] > 0
     assert wrapper.ask_question(QUESTION, max_new_tokens=3, manual_time=3.0)[1]["ttft"] > 0
-    assert wrapper.ask_choice(QUESTION, ["A", "B"])[0] in ("A", "B")
+    assert wrapper.ask_choice(QUESTION, ["A", "B"], manual_time=3.0)[0] in ("A", "B")
     wrapper.reset()
     assert wrapper.get_cache_info()["total_frames"] == 0
     images = QwenInferenceWrapper(*eager)
     assert images.process_frame(FRAMES[0], manual_time=0)["total_frames"] == 1
+
+
+def test_the_wrapper_takes_all_options_of_a_question_and_no_others(wrapper):
+    wrapper.process_video_chunk(FRAMES[:4])
+    options = {"min_new_tokens": 8, "do_sample": True, "temperature": 5.0, "top_p": 1.0}
+    answers = []
+    for ask in (wrapper.ask_question, wrapper.engine.ask):
+        torch.manual_seed(0)
+        answers.append(ask(QUESTION, max_new_tokens=8, **options)[0])
+    assert answers[0] == answers[1] != wrapper.ask_question(QUESTION, max_new_tokens=8)[0]
+    for call in (
+        lambda **wrong: wrapper.ask_question(QUESTION, **wrong),
+        lambda **wrong: wrapper.ask_choice(QUESTION, ["A", "B"], **wrong),
+        lambda **wrong: wrapper.process_frame(FRAMES[0], **wrong),
+        lambda **wrong: wrapper.process_video_chunk(FRAMES[:2], **wrong),
+        lambda **wrong: wrapper.native_video_inference(FRAMES[:2], QUESTION, **wrong),
+        lambda **wrong: wrapper.single_frame_inference(FRAMES[0], QUESTION, **wrong),
+    ):
+        with pytest.raises(TypeError, match="max_new_token'"):
+            call(max_new_token=3)
 
 
 def test_one_shot_inference_answers_as_the_stream_and_leaves_it_alone(wrapper):
@@ -103,15 +123,30 @@ def test_one_shot_inference_answers_as_the_stream_and_leaves_it_alone(wrapper):
     assert same(bits(wrapper.engine), before)
 
 
+def test_one_shot_logits_that_decide_nothing_are_no_answer():
+    model, processor = load_streaming_model("small")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(float("inf"))
+    wrapper = QwenInferenceWrapper(model, processor)
+    for ask in (
+        lambda: wrapper.native_video_inference(FRAMES, QUESTION, max_new_tokens=3),
+        lambda: wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=3),
+    ):
+        with pytest.raises(NonFiniteLogits, match="float32"):
+            ask()
+
+
 def test_one_frame_alone(eager):
     wrapper = QwenInferenceWrapper(*eager)
-    text, metrics = wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=5)
+    text, metrics = wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=5, manual_time=0)
     assert metrics["output_tokens"] <= 5
     assert text == wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=5)[0]
     with pytest.raises(ValueError, match="at least one frame"):
         wrapper.native_video_inference([], QUESTION)
     with pytest.raises(ValueError, match="fps must be a finite number above 0"):
         wrapper.native_video_inference(FRAMES, QUESTION, fps=0)
+    with pytest.raises(ValueError, match=r"fps 1e-18 .* 1e\+11 s"):
+        wrapper.native_video_inference(FRAMES, QUESTION, fps=1e-18)
     for too_long in ({"question": "x" * 9000}, {"question": QUESTION, "max_new_tokens": 8192}):
         with pytest.raises(ContextTooLong, match="the video, the question and its answer"):
             wrapper.native_video_inference(FRAMES[:2], **too_long)
