@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shlex
 import sys
 import time
@@ -27,7 +28,7 @@ from jobs.evaluate_summary import ModelSummary, fault_of, percent, summary_of
 from jobs.printing import notes, print_json, printable, results, table
 from jobs.sizes import format_seconds
 from pipeline.errors import BuildRefused
-from pipeline.sources import BENCHMARKS, Benchmark, Question, UrlPath, parse_media_path
+from pipeline.sources import BENCHMARKS, Benchmark, Question, UrlPath, absolute, parse_media_path
 from pipeline.version import VERSION
 from pipeline.vision import SamplingRule
 
@@ -59,7 +60,7 @@ def _begun(args: argparse.Namespace) -> tuple[ResultsFolder, list[tuple[int, Que
     """Return the folder, the questions with their rows, and how many others there are; see `_questions`.
 
     Raises:
-        BuildRefused: options beside --resume, which would be ignored.
+        BuildRefused: options beside --resume, which would be ignored; or a model's files have changed since.
     """
     given = [name for name in (*_ASKED, "store", "results") if getattr(args, name) is not None]
     if args.resume is None:
@@ -72,6 +73,9 @@ def _begun(args: argparse.Namespace) -> tuple[ResultsFolder, list[tuple[int, Que
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise BuildRefused(f"{named}: --resume goes on with what {args.resume} was started with; leave them out")
     folder = ResultsFolder.at(args.resume, fields=[name for name in _ASKED if name != "model"])
+    for model, files in zip(folder.asked["models"], folder.asked.get("model_files", ()), strict=False):
+        if _files_of(model) != files:
+            raise BuildRefused(f"{model} has changed since {args.resume} was started; begin a new evaluation")
     questions, left_out = _questions(folder.asked)
     folder.keep_answers_to(dict(questions))
     return folder, questions, left_out
@@ -115,10 +119,16 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     except EvaluationError as exc:
         raise BuildRefused(str(exc)) from exc
     given = {name: getattr(args, name) for name in _ASKED}
-    models = given.pop("model")
+    models = [os.path.abspath(model) if os.path.isdir(model) else model for model in given.pop("model")]
     given |= {"data": str(Path(args.data).absolute()), "store": str(absolute_root(args.store))}
-    given["annotations"] = None if args.annotations is None else str(args.annotations)
-    return {"version": VERSION, "models": models, **given}
+    given["annotations"] = None if args.annotations is None else str(absolute(args.annotations))
+    return {"version": VERSION, "models": models, "model_files": list(map(_files_of, models)), **given}
+
+
+def _files_of(model: str) -> list[list[Any]]:
+    """Return name, size and time of each file of a checkpoint's folder: another model has others."""
+    files = sorted(path for path in Path(model).iterdir() if path.is_file()) if os.path.isdir(model) else []
+    return [[path.name, status.st_size, status.st_mtime_ns] for path in files for status in [path.stat()]]
 
 
 def _questions(asked: dict[str, Any]) -> tuple[list[tuple[int, Question]], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -31,6 +32,7 @@ ASKED, ANSWERS, TABLE, PAGE, REPORT, LOG = (
     "report.json",
     "evaluate.log",
 )
+_SUFFIXES = {"": "cached", "-uncached": "live"}  # of a model's two tables
 # As VLMEvalKit names them in the tables that it writes.
 _XLSX_COLUMNS = ("index", "video", "video_path", "duration", "domain", "task_type", "question", "candidates", "answer")
 # What a sheet cannot hold, by the production Char of XML 1.0.
@@ -129,7 +131,7 @@ class ResultsFolder:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_row(answer) for answer in ordered]), self.path / TABLE)
         for model, name in _file_names(self.asked["models"]).items():
             answers = self.answers_of(model)
-            for suffix, ways in (("", "cached"), ("-uncached", "live")):
+            for suffix, ways in _SUFFIXES.items():
                 dataset = answers[0].dataset if answers else "none"
                 _write_xlsx(self.path / f"{name}{suffix}_{dataset}.xlsx", answers, ways)
 
@@ -154,10 +156,12 @@ class LogFile(logging.FileHandler):
 def _file_names(models: Sequence[str]) -> dict[str, str]:
     """Return a name for each model's files: its last part, numbered where two folders are called alike."""
     names: dict[str, str] = {}
+    taken: set[str] = set()
     for model in models:
         name = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1])
-        numbered = (name, *(f"{name}_{number}" for number in range(2, len(models) + 1)))
-        names[model] = next(one for one in numbered if one not in names.values())
+        numbered = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        names[model] = next(one for one in numbered if not taken & {one + suffix for suffix in _SUFFIXES})
+        taken |= {names[model] + suffix for suffix in _SUFFIXES}
     return names
 
 

@@ -15,7 +15,7 @@ from cache_store import FeatureStore, VideoKey
 from cache_store import model_signature as signature_of
 from consumers.evaluation.errors import CacheBypassed, EchoDifference, EvaluationError
 from consumers.evaluation.fitting import Recipe, TowerIdentity
-from consumers.evaluation.live_tower import LiveTower, find_tower
+from consumers.evaluation.live_tower import LiveTower, find_tower, require_own_dtype
 from consumers.evaluation.statistics import CacheStatistics
 from consumers.evaluation.stored_features import OnMiss, OnStale, StoredFeatures
 from consumers.evaluation.switch import switch_of
@@ -29,7 +29,8 @@ class CachedVisionTower:
 
     The model is not changed but for the length of a request, and any number of caches, threads, asyncio tasks and
     nested requests may share it: each thread or task gets the answers of its own innermost request. Run the model in
-    the one that opened it. Other weights, or another dtype, are noticed at the next request.
+    the one that opened it. Other weights, another dtype or layer are noticed at the next request, but for what is
+    written through a parameter's `.data`, which torch does not count.
 
     Args:
         model: LongVA, any other model of LLaVA's code, or a LLaVA, LLaVA-NeXT, LLaVA-NeXT-Video or LLaVA-OneVision of
@@ -112,7 +113,7 @@ class CachedVisionTower:
         Raises:
             RecipeMismatch, InexactFeature, FeatureMissing, FeatureUnfit, StoreReadError: before the body runs.
             EvaluationError: no video is named; or, in the body, from the tower's forward, the images are others than
-                before, or what is to be kept cannot be.
+                before, `torch.autocast` is on, or what is to be kept cannot be.
             EchoDifference: in the body, from the tower's forward.
             CacheBypassed: after it, if stand-in pixels were handed out and the tower was never called.
         """
@@ -184,6 +185,7 @@ class Request:
         self._statistics = statistics
         self._gave_stand_in = False
         self._images: Any = None  # what the tower was called on
+        self._versions: list[int] = []  # of it, then
 
     @property
     def is_hit(self) -> bool:
@@ -217,6 +219,7 @@ class Request:
         tower = self._cache.tower
         images = tower.images_of(*args, **options)
         if self._keys:
+            require_own_dtype(next(tower.module.parameters()).device)
             self._require_same(images)
         if self._features is None:
             live = self._live(*args, **options)
@@ -243,13 +246,14 @@ class Request:
             )
 
     def _require_same(self, images: Any) -> None:
-        if self._images is not None and not _are_equal(images, self._images):
+        is_first = self._images is None
+        if not is_first and (_versions(self._images) != self._versions or not _are_equal(images, self._images)):
             named = ", ".join(key.video_id for key in self._keys)
             raise EvaluationError(
                 f"{named}: the vision tower is called on other images than before in one request; give each video a "
                 "request of its own, and ask about an image and a video together without the cache"
             )
-        self._images = images
+        self._images, self._versions = images, _versions(images)
 
     def _keep(self, features: torch.Tensor) -> None:
         if len(self._keys) != 1:
@@ -291,6 +295,12 @@ def _strides_of(strides: Sequence[int] | None, rows: int, wanted: int) -> tuple[
     if rows == 1:
         return None
     return tuple(one * wanted // rows if one > strides[0] else one for one in strides)
+
+
+def _versions(images: Any) -> list[int]:
+    """Return how often each image was written to, as far as torch counts it: a buffer may have been filled anew."""
+    given = images if isinstance(images, list) else [images]
+    return [one._version for one in given if isinstance(one, torch.Tensor) and not one.is_inference()]
 
 
 def _are_equal(one: Any, other: Any) -> bool:

@@ -19,7 +19,7 @@ from cache_store import FeatureStore
 from consumers.evaluation.cached_tower import OnDifference, difference_of, is_chosen, require_echo
 from consumers.evaluation.errors import EchoDifference, EvaluationError, NoVisionTower
 from consumers.evaluation.fitting import TowerIdentity
-from consumers.evaluation.live_tower import TowerFacts
+from consumers.evaluation.live_tower import TowerFacts, require_own_dtype
 from consumers.evaluation.statistics import CacheStatistics
 from consumers.evaluation.stored_features import OnMiss, OnStale, StoredFeatures
 
@@ -122,8 +122,10 @@ class CachedEncoderOutputs:
 
         Raises:
             RecipeMismatch, FeatureMissing, FeatureUnfit, StoreReadError: as `CachedVisionTower.request`.
+            EvaluationError: `torch.autocast` is on, or the encoder gives what cannot be kept.
             EchoDifference: the live encoder gives other bits.
         """
+        require_own_dtype(self._device)
         key = self.stored.key(media_id, dataset=dataset, nframe=nframe)
         started = time.perf_counter()
         value = self.stored.read(key)
@@ -131,6 +133,9 @@ class CachedEncoderOutputs:
         if value is None:
             made = self._live(live)
             if self.stored.on_miss == "keep":
+                wanted = self.stored.identity.facts.dtype
+                if made.tokens.dtype != wanted:
+                    raise EvaluationError(f"the encoder has weights in {wanted} and gave {made.tokens.dtype}")
                 self.stored.keep(key, made.tokens, grid_thw=made.grid_thw, is_batch=made.is_batch)
             return self._ready(made, is_hit=False)
         found = _Encoded(value["vision_features"], value.get("grid_thw", []), bool(value.get("is_batch")))

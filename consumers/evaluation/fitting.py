@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cache_store.recipes import differences
+from consumers.evaluation.errors import EvaluationError
 from consumers.evaluation.live_tower import TowerFacts
 from pipeline.encoders.checkpoint import read_tensors, tensor_files, weights_digest
 from pipeline.errors import EncoderError
@@ -27,8 +28,8 @@ class TowerIdentity:
 
     `state` gives the weights by name, `tensors` what shows whether they changed, `facts` those of now. `checkpoint` is
     the folder from which the model was loaded: a recipe has the digest of the tensors as they were on disk, so a model
-    that was loaded in another dtype can only be told by that folder, until its weights change. `preprocess` and
-    `sampling` are compared where they are given.
+    that was loaded in another dtype can only be told by that folder, as long as it holds the folder's weights.
+    `preprocess` and `sampling` are compared where they are given.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class TowerIdentity:
         self._facts, self._state, self._tensors, self._checkpoint = facts, state, tensors, checkpoint
         self._preprocess, self._sampling = preprocess, sampling
         self._known: tuple[list[object], str] | None = None  # the tensors' marks, and the digest of the weights
-        self._is_as_loaded = True
+        self._loaded: tuple[str, bool] | None = None  # of a digest: whether it is of the checkpoint's tensors
         self._told: set[str] = set()
 
     @property
@@ -94,28 +95,42 @@ class TowerIdentity:
 
     def _digests(self) -> Iterator[str]:
         yield self._digest_in_memory()
-        if self._is_as_loaded and self._digest_on_disk is not None:
+        if self._digest_on_disk is not None and self._is_as_loaded():
             yield self._digest_on_disk
 
     def _digest_in_memory(self) -> str:
         marks = [_mark(tensor) for tensor in self._tensors()]
         if self._known is None or marks != self._known[0]:
-            state = self._state().items()
-            digest = weights_digest((_bare(name), tensor.cpu()) for name, tensor in state if _counts(name))
-            # Moved to another device they are elsewhere, and the same.
-            self._is_as_loaded &= self._known is None or digest == self._known[1]
-            self._known = marks, digest
+            self._known = marks, weights_digest(self._weights().items())
         return self._known[1]
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        found = {_bare(name): tensor for name, tensor in self._state().items() if _counts(name)}
+        if any(tensor.is_meta for tensor in found.values()):
+            raise EvaluationError("weights of the tower are offloaded, and cannot be compared; load it onto one device")
+        return {name: tensor.cpu() for name, tensor in found.items()}
+
+    def _is_as_loaded(self) -> bool:
+        """Whether the tower's weights are the checkpoint's, but for the dtype that it was loaded in."""
+        digest = self._digest_in_memory()
+        if self._loaded is None or self._loaded[0] != digest:
+            live = self._weights()
+            pairs = ((live[_bare(name)], stored) for name, stored in self._on_disk() if _bare(name) in live)
+            self._loaded = digest, all(torch.equal(one, other.to(one.dtype)) for one, other in pairs)
+        return self._loaded[1]
+
+    def _on_disk(self) -> Iterator[tuple[str, torch.Tensor]]:
+        assert self._checkpoint is not None
+        files = tensor_files(self._checkpoint)
+        names = [name for name in files if ("vision_tower." in name or "vision_model." in name) and _counts(name)]
+        yield from read_tensors(files, names or [name for name in files if _counts(name)])
 
     @cached_property
     def _digest_on_disk(self) -> str | None:
         if self._checkpoint is None or not self._checkpoint.is_dir():
             return None
         try:
-            files = tensor_files(self._checkpoint)
-            names = [name for name in files if ("vision_tower." in name or "vision_model." in name) and _counts(name)]
-            tensors = read_tensors(files, names or [name for name in files if _counts(name)])
-            return weights_digest((_bare(name), tensor) for name, tensor in tensors)
+            return weights_digest((_bare(name), tensor) for name, tensor in self._on_disk())
         except EncoderError as exc:
             logger.warning("the weights of %s cannot be read for comparison: %s", self._checkpoint, exc)
             return None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from consumers.evaluation.errors import FeatureUnfit, NoVisionTower
+from consumers.evaluation.errors import EvaluationError, FeatureUnfit, NoVisionTower
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LiveTower(Protocol):
 
     @property
     def facts(self) -> TowerFacts:
-        """What is known of it now: a model may be moved to another dtype."""
+        """What is known of it now: a model may be moved to another dtype, or told to use another layer."""
         ...
 
     def images_of(self, *args: Any, **options: Any) -> Any:
@@ -68,12 +68,10 @@ class FeatureTower:
     """
 
     module: torch.nn.Module
-    layer: int | None
-    feature: str | None
 
     @property
     def facts(self) -> TowerFacts:
-        return _facts(self.module, self.layer, self.feature)
+        return _facts(self.module, getattr(self.module, "select_layer", None), _feature_of(self.module))
 
     def images_of(self, images: Any) -> Any:
         return images
@@ -94,12 +92,18 @@ class StatesTower:
     """A tower of transformers: the model reads `hidden_states[layer]` of what its forward returns."""
 
     module: torch.nn.Module
-    layer: int
-    feature: str | None
+    config: Any  # the model's, which says what it takes of the hidden states
+
+    @property
+    def layer(self) -> int:
+        """The hidden state that the model reads."""
+        layer: int = self.config.vision_feature_layer
+        return layer
 
     @property
     def facts(self) -> TowerFacts:
-        return _facts(self.module, self.layer, self.feature)
+        is_cut = self.config.vision_feature_select_strategy == "default"
+        return _facts(self.module, self.layer, "patch" if is_cut else _whole_feature(self.module))
 
     def images_of(self, pixel_values: Any, **options: Any) -> Any:
         return pixel_values
@@ -132,6 +136,23 @@ class _OneLayer(tuple[torch.Tensor, ...]):
         return super().__getitem__(0)
 
 
+def require_own_dtype(device: torch.device) -> None:
+    """Refuse what would compute in another dtype than that of its weights, by which its features are known.
+
+    Raises:
+        EvaluationError: `torch.autocast` is on.
+    """
+    try:
+        is_on = torch.is_autocast_enabled(device.type)
+    except TypeError:  # before torch 2.4
+        is_on = torch.is_autocast_enabled() if device.type == "cuda" else torch.is_autocast_cpu_enabled()
+    if is_on:
+        raise EvaluationError(
+            "under torch.autocast the tower computes in another dtype than its weights have, by which cached features "
+            "are known; load the model in the dtype that is wanted"
+        )
+
+
 def find_tower(model: Any) -> LiveTower:
     """Return the vision tower of a model.
 
@@ -150,13 +171,12 @@ def find_tower(model: Any) -> LiveTower:
     if not list(module.parameters()):
         raise NoVisionTower(f"the vision tower of {type(model).__name__} is not loaded")
     if hasattr(module, "select_layer") or not hasattr(_config_of(model), "vision_feature_layer"):
-        return FeatureTower(module, getattr(module, "select_layer", None), _feature_of(module))
+        return FeatureTower(module)
     config = _config_of(model)
     layer = config.vision_feature_layer
     if not isinstance(layer, int):
         raise NoVisionTower(f"{type(model).__name__} joins the layers {layer} of its tower; features hold one layer")
-    feature = "patch" if config.vision_feature_select_strategy == "default" else _whole_feature(module)
-    return StatesTower(module, layer, feature)
+    return StatesTower(module, config)
 
 
 def check_rows(features: torch.Tensor, wanted: int) -> None:

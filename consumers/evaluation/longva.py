@@ -127,14 +127,19 @@ class LongVA_Cached:
         With `live` the cache is left out, and what a video then takes is noted there.
 
         Raises:
-            EvaluationError: a letter is more than one token.
+            EvaluationError: a letter is more than one token, or the logits are no finite numbers.
         """
         ids = [self.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in letters]
         if any(len(one) != 1 for one in ids):
             raise EvaluationError(f"the letters {', '.join(letters)} are not one token each")
         with torch.inference_mode(), self._asked(message, dataset, live) as inputs:
             logits = self.model(**inputs).logits[0, -1]
-        return torch.stack([logits[one[0]] for one in ids]).float().cpu()
+        found = torch.stack([logits[one[0]] for one in ids]).float().cpu()
+        if not found.isfinite().all():
+            raise EvaluationError(
+                f"the logits are no finite numbers in {logits.dtype}; load the model in another dtype"
+            )
+        return found
 
     @contextmanager
     def _asked(

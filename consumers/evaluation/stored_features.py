@@ -25,6 +25,7 @@ from pipeline.sources import video_id as id_of
 
 OnMiss = Literal["live", "raise", "keep"]
 OnStale = Literal["error", "miss", "use"]
+_NO_RECIPE: Recipe = {"version": None}  # of nothing: what has a recipe is no match, what has none fits as ever
 
 
 def open_store(store: FeatureStore | str | Path, on_miss: OnMiss) -> FeatureStore:
@@ -115,16 +116,17 @@ class StoredFeatures:
         stale: tuple[Recipe, list[str]] | None = None
         for record in self.store.records_of(key):
             if record.recipe is None:
-                return self.store.get(key, exact=exact)
+                return self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
             lines = self.identity.differences_to(record.recipe, is_cast=self._cast)
             if not lines:
                 return self.store.get(key, recipe=record.recipe, exact=exact)
             stale = stale or (record.recipe, lines)
         if stale is not None and self._on_stale == "error":
             raise self._mismatch(key, *stale)
-        if stale is not None and self._on_stale == "miss":
-            return None
-        return self.store.get(key, exact=exact)
+        if stale is not None and self._on_stale == "use":
+            return self.store.get(key, exact=exact)
+        # A miss, which the store is to count. What a build publishes in this moment has not been compared.
+        return None if stale is not None else self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
 
     def _kept_recipe(self, key: VideoKey) -> Recipe | None:
         """Return the recipe of what a miss has left here, where that is what there is instead of the one asked for."""

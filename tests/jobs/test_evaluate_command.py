@@ -304,16 +304,32 @@ def test_folders_that_are_called_alike_get_tables_of_their_own(run, tmp_path):
     _, report, _ = run("--model", "small", "--first", "1")
     folder = ResultsFolder.at(tmp_path / report["results"], fields=())
     answer = folder.answers[0]
-    folder.asked["models"] = ["/new/LongVA-7B", "/old/LongVA-7B/"]
+    folder.asked["models"] = ["/new/LongVA-7B", "/old/LongVA-7B/", "/new/LongVA-7B-uncached"]
     folder.answers = [
-        replace(answer, model=model, cached=letter) for model, letter in zip(folder.asked["models"], "AB", strict=True)
+        replace(answer, model=model, cached=letter) for model, letter in zip(folder.asked["models"], "ABC", strict=True)
     ]
     folder.write_tables()
     predicted = {
         path.name: openpyxl.load_workbook(path).active.cell(2, 10).value
         for path in folder.path.glob("LongVA-7B*Video-MME.xlsx")
     }
-    assert (predicted["LongVA-7B_Video-MME.xlsx"], predicted["LongVA-7B_2_Video-MME.xlsx"]) == ("A", "B")
+    names = ("LongVA-7B", "LongVA-7B_2", "LongVA-7B-uncached_2")
+    assert [predicted[f"{name}_Video-MME.xlsx"] for name in names] == ["A", "B", "C"]
+    assert len(predicted) == 6
+
+
+def test_going_on_is_with_the_same_files_wherever_it_is_done(run, tmp_path, monkeypatch):
+    shutil.copy("data/questions.json", "asked.json")
+    _, report, _ = run("--model", "small", "--first", "1", "--annotations", "asked.json")
+    folder = tmp_path / report["results"]
+    asked = json.loads((folder / "evaluate.json").read_text())
+    assert Path(asked["annotations"]) == tmp_path / "asked.json"
+    monkeypatch.chdir(tmp_path / "data")
+    assert run("--resume", folder, fresh=False)[0] == 0
+    (folder / "evaluate.json").write_text(json.dumps(asked | {"model_files": [[["config.json", 1, 1]]]}))
+    status, _, said = run("--resume", folder, fresh=False)
+    assert status == 2
+    assert "small has changed since" in said
 
 
 def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):

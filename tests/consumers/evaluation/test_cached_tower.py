@@ -142,6 +142,29 @@ def test_other_images_in_one_request_are_refused(cache, model, tmp_path, on_miss
             model.tower(image)
 
 
+def test_a_buffer_that_is_filled_anew_holds_other_images(cache, model):
+    buffer = pictures(4, side=SIDE)
+    with cache.request("a"):
+        model.tower(buffer)
+        buffer.copy_(pictures(4, side=SIDE, seed=1))
+        with pytest.raises(EvaluationError, match="other images"):
+            model.tower(buffer)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_autocast_computes_in_no_dtype_that_a_recipe_knows(cache, model, is_there):
+    images = pictures(4, side=SIDE)
+    if is_there:
+        fill(cache, model, "a", images)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        cache.request("a"),
+        pytest.raises(EvaluationError, match="autocast"),
+    ):
+        model.tower(images)
+    assert bool(list(cache.stored.store.keys())) == is_there
+
+
 def test_a_request_names_a_video(cache):
     with pytest.raises(EvaluationError, match="at least one video"), cache.request():
         pass
@@ -331,6 +354,33 @@ class TestKeeping:
         with pytest.raises(RecipeMismatch, match="weights_sha256"), cache.request("b"):
             pass
 
+    def test_another_layer_or_choice_of_tokens_later_is_another_tower(self, cache, model):
+        fill(cache, model, "a", pictures(4, side=SIDE))
+        model.tower.select_layer = -1
+        with pytest.raises(RecipeMismatch, match="layer"), cache.request("a"):
+            pass
+        model.tower.select_layer, model.tower.select_feature = -2, "cls_patch"
+        with pytest.raises(RecipeMismatch, match="feature"), cache.request("a"):
+            pass
+
+    def test_weights_that_are_elsewhere_cannot_be_compared(self, cache, model):
+        fill(cache, model, "a", pictures(4, side=SIDE))
+        model.to("meta")
+        with pytest.raises(EvaluationError, match="offloaded"), cache.request("a"):
+            pass
+
+    def test_what_is_published_while_it_is_looked_for_is_not_served_uncompared(self, cache, model, monkeypatch):
+        store = cache.stored.store
+
+        def publish_then(key):
+            store.put(key, {"vision_features": torch.ones(4, 36, 64)}, recipe={"made": "elsewhere"})
+            return iter(())
+
+        monkeypatch.setattr(store, "records_of", publish_then)
+        with cache.request("a") as request:
+            assert not request.is_hit
+            model.tower(pictures(4, side=SIDE))
+
     def test_another_dtype_later_is_another_tower(self, cache, model):
         fill(cache, model, "a", pictures(4, side=SIDE))
         model.to(torch.bfloat16)
@@ -407,10 +457,12 @@ def test_the_weights_of_the_checkpoint_count_where_the_model_runs_in_another_dty
     with named.request("a"):
         model.tower(images.half())
     assert named.statistics.hits == 2
+    unasked = make_cache(model, tmp_path / "store", cast=True, checkpoint=tmp_path / "checkpoint")
     with torch.no_grad():
         next(model.tower.parameters()).add_(1)
-    with pytest.raises(RecipeMismatch, match="weights"), named.request("a"):
-        pass
+    for one in (named, unasked):
+        with pytest.raises(RecipeMismatch, match="weights"), one.request("a"):
+            pass
 
 
 def test_a_model_without_a_tower_is_refused(tmp_path):

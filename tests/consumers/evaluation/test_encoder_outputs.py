@@ -122,6 +122,11 @@ def test_an_image_and_a_video_of_one_name_are_not_one_feature(qwen, tmp_path):
     assert video.inputs["video_grid_thw"].tolist() == [[2, 4, 4]]
 
 
+def test_autocast_is_refused(qwen, tmp_path):
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(EvaluationError, match="autocast"):
+        make_cache(qwen, tmp_path).encoded("video", lambda: pytest.fail("decoded"))
+
+
 def test_a_model_that_takes_none_is_refused(tmp_path):
     with pytest.raises(NoVisionTower, match="takes no mm_encoder_outputs"):
         make_cache(torch.nn.Linear(1, 1), tmp_path)

@@ -146,6 +146,14 @@ def test_a_clip_may_have_its_videos_id(plain, filled, videos):
         assert longva.statistics.hit_rate == 1.0
 
 
+def test_logits_that_are_no_numbers_are_no_answer(filled, videos):
+    longva = cached(filled)
+    language = next(module for name, module in longva.model.named_modules() if name.endswith("lm_head"))
+    torch.nn.init.constant_(language.weight, float("nan"))
+    with pytest.raises(EvaluationError, match=r"not finite in torch\.float16"):
+        longva.letter_logits(message(videos, "long"), LETTERS)
+
+
 class TestMisses:
     def test_a_miss_is_computed_live_and_counted(self, plain, filled, videos):
         longva = cached(filled)
