@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from consumers.streaming.reports.report import Bars, Curves, Report, Table
 from jobs import plots
 from jobs.html_page import Section, figure, html_table, page
-from jobs.printing import printable
+from jobs.printing import printable, strict_json
 from jobs.report_files import write_files
 from jobs.stream_report_view import cell, heading, markdown
 
@@ -22,7 +21,7 @@ def write_report(report: Report, folder: Path) -> bool:
     texts = {
         "report.html": report_page(report, [svg for _, svg in drawn]),
         "report.md": markdown(report, named),
-        "report.json": json.dumps(report.to_json(), indent=1) + "\n",
+        "report.json": strict_json(report.to_json(), indent=1) + "\n",
     }
     for (_, name), (_, svg) in zip(named, drawn, strict=True):
         texts[name] = svg.replace("<svg ", _ON_WHITE, 1)

@@ -49,7 +49,7 @@ def report_chunks(
     warnings = [
         f"continuous, chunks of {row['chunk_frames']}: scores differ by {row['score_difference']:.3g} from one chunk"
         for row in rows
-        if row["wrapping"] == "continuous" and float(row["score_difference"] or 0) > _NEARLY_EQUAL
+        if row["wrapping"] == "continuous" and not float(row["score_difference"] or 0) <= _NEARLY_EQUAL
     ]
     facts = setting.facts() | {"frames": len(taken), "question": question, "choices": " / ".join(choices)}
     return Report(
@@ -126,11 +126,16 @@ def _against_one_chunk(rows: list[Row]) -> list[Row]:
         {name: value for name, value in row.items() if name not in scores}
         | {
             "same_answer": row["answer"] == whole["answer"],
-            "score_difference": max(abs(float(row[name] or 0) - float(whole[name] or 0)) for name in scores),
+            "score_difference": max(_apart(float(row[name] or 0), float(whole[name] or 0)) for name in scores),
         }
         for row in rows
     ]
 
 
-def _by_size(rows: list[Row], name: str) -> dict[str, float]:
-    return {f"{row['wrapping']}, {row['chunk_frames']} frames": float(row[name] or 0) for row in rows}
+def _apart(one: float, other: float) -> float:
+    return 0.0 if one == other else abs(one - other)  # two of minus infinity are equal
+
+
+def _by_size(rows: list[Row], name: str, frames: int) -> dict[str, float]:
+    sizes = [f"{'all ' * (row['chunk_frames'] == frames)}{row['chunk_frames']} frames" for row in rows]
+    return {f"{row['wrapping']}, {size}": float(row[name] or 0) for row, size in zip(rows, sizes, strict=True)}
