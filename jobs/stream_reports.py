@@ -6,7 +6,6 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from consumers.streaming.errors import StreamError
@@ -27,11 +26,12 @@ from consumers.streaming.reports.chunk_sizes import SIZES
 from consumers.streaming.reports.multi_round import CHOICES
 from consumers.streaming.reports.setting import QUESTIONS
 from jobs.preconditions import check_device
-from jobs.report_files import make_report_folder
 from jobs.printing import notes, print_json, printable, results
+from jobs.report_files import make_report_folder
 from jobs.stream_report_page import write_report
 from jobs.stream_report_view import for_terminal
 from pipeline.errors import BuildRefused
+from pipeline.failures import is_out_of_memory
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
             raise
         except (StreamError, ValueError, ImportError) as exc:  # the last: kernels that are not installed
             raise BuildRefused(str(exc)) from exc
-        except torch.OutOfMemoryError as exc:
+        except Exception as exc:
+            if not is_out_of_memory(exc):
+                raise
             raise BuildRefused(f"out of memory: take fewer frames or smaller ones ({exc})") from exc
     is_written = _show(report, args)
     return 0 if is_written and not report.failures else 1
@@ -135,9 +137,9 @@ def _show(report: Report, args: argparse.Namespace) -> bool:
         print_json(report.to_json())
     else:
         results().print(for_terminal(report))
-
-
     return is_written
+
+
 @contextlib.contextmanager
 def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[what]}"))

@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.errors import StreamError
@@ -16,6 +15,7 @@ from consumers.streaming.last_n import LastNFramesEngine
 from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
 from consumers.streaming.reports.report import Bars, Cell, Report, Table
 from consumers.streaming.reports.setting import QUESTIONS, Setting
+from pipeline.failures import is_out_of_memory
 
 SHORT, LONG = 0.5, 2.0  # answers shorter or longer than this many times native's are flagged
 NATIVE = "native"
@@ -59,8 +59,10 @@ def report_compare(
         setting.told(number, len(methods), name)
         try:
             rows += _measured(setting, name, begin, questions)
-        except (StreamError, torch.OutOfMemoryError) as exc:
-            failures.append(f"{name}: {type(exc).__name__}: {str(exc).splitlines()[0]}")
+        except Exception as exc:
+            if not isinstance(exc, StreamError) and not is_out_of_memory(exc):
+                raise
+            failures.append(": ".join([name, type(exc).__name__, *str(exc).splitlines()[:1]]))
     judge(rows)
     return _report(setting, rows, failures, frames=len(taken), chunk_frames=chunk_frames)
 
