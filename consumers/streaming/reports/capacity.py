@@ -133,7 +133,8 @@ class _Run:
             if not frames:
                 return "end of file"
             self._check_memory()
-            _, seconds = self._meter.timed(lambda taken=frames: stream.append_video_chunk(taken, video.fps))  # type: ignore[misc]
+            when = video.timing(self._frames, len(frames))
+            _, seconds = self._meter.timed(lambda f=frames, w=when: stream.append_video_chunk(f, **w))  # type: ignore[misc]
             grid = stream.runner.frames_per_grid
             self._shape = stream.runner.resize(frames[0]).shape[:2]
             self._chunks, self._frames = self._chunks + 1, self._frames + len(frames)
