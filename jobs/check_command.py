@@ -17,8 +17,9 @@ import torch
 
 from cache_store import recipe_fingerprint
 from jobs.parity_checks import Check, Subject, run_checks
-from jobs.preconditions import check_device, make_report_folder
+from jobs.preconditions import check_device
 from jobs.printing import print_json, printable, results, table
+from jobs.report_files import make_report_folder, write_files
 from pipeline.encoders import VideoEncoderSpec, load_spec
 from pipeline.errors import BuildRefused
 from pipeline.version import VERSION, version_of
@@ -28,7 +29,7 @@ _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "av", "decord", "longv
 
 
 def check(args: argparse.Namespace) -> int:
-    """Run all checks; 0 if none failed, else 1."""
+    """Run all checks; 0 if none failed and the report is written, else 1."""
     if not args.video.is_file():
         raise BuildRefused(f"{args.video} is no file")
     try:
@@ -49,7 +50,8 @@ def check(args: argparse.Namespace) -> int:
             checks.append(one)
             print(f"{one.outcome}: {one.name}", file=sys.stderr)
         report = _report(args, subject, checks)
-    _write(folder, report)
+    texts = {"check.json": json.dumps(report, indent=1) + "\n", "check.md": _markdown(report)}
+    is_written = write_files(folder, texts)
     if args.json:
         print_json(report)
     else:
@@ -58,8 +60,9 @@ def check(args: argparse.Namespace) -> int:
             made.add_row(one.name, one.outcome, printable(one.found))
         console = results()
         console.print(made)
-        console.print(f"{folder / 'check.md'}", markup=False)
-    return 1 if any(one.outcome == "failed" for one in checks) else 0
+        if is_written:
+            console.print(f"{folder / 'check.md'}", markup=False)
+    return 0 if is_written and not any(one.outcome == "failed" for one in checks) else 1
 
 
 def _report(args: argparse.Namespace, subject: Subject, checks: Sequence[Check]) -> dict[str, Any]:
@@ -80,14 +83,6 @@ def _report(args: argparse.Namespace, subject: Subject, checks: Sequence[Check])
 
 def _versions() -> dict[str, str]:
     return {name: version_of(name) for name in _LIBRARIES}
-
-
-def _write(folder: Path, report: dict[str, Any]) -> None:
-    try:
-        (folder / "check.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (folder / "check.md").write_text(_markdown(report), encoding="utf-8")
-    except OSError as exc:
-        raise BuildRefused(f"{folder} cannot be written: {exc.strerror or exc}") from exc
 
 
 def _markdown(report: dict[str, Any]) -> str:

@@ -30,7 +30,10 @@ _SHOWN = 20
 
 
 def migrate(args: argparse.Namespace) -> int:
-    """Copy what the options select; 1 if a file was damaged, in conflict or could not say what it is, or a line bad."""
+    """Copy what the options select; 1 if a file was damaged, in conflict or could not say what it is, or a line bad.
+
+    Also 1 if the list of what may be deleted could not be written.
+    """
     if not (args.names or args.to or args.aliases):
         return copy_store(args)
     source = args.source or args.store
@@ -60,8 +63,7 @@ def migrate(args: argparse.Namespace) -> int:
             stopped = str(exc)
     not_started = len(moves) - len(found)
     movable = [one.source for one in found if one.outcome in ("copied", "there")]
-    if args.write_list and not args.dry_run:
-        args.write_list.write_text("".join(f"{path}\n" for path in movable))
+    is_listed = args.dry_run or args.write_list is None or _write_list(args.write_list, movable)
     if args.json:
         whole = _as_json(found, dry_run=args.dry_run)
         lines = [bad._asdict() for bad in bad_lines]
@@ -69,11 +71,21 @@ def migrate(args: argparse.Namespace) -> int:
     else:
         for bad in bad_lines:
             print(f"{printable(str(args.names))}: line {bad.line}: {printable(bad.reason)}")
-        _print(found, args)
+        _print(found, args, is_listed=is_listed)
         if stopped:
             results().print(f"stopped, {not_started:,} not copied: {stopped}", markup=False)
     is_failed = any(one.outcome in ("damaged", "conflict", "skipped") for one in found)
-    return 1 if stopped or bad_lines or is_failed else 0
+    return 1 if stopped or bad_lines or is_failed or not is_listed else 0
+
+
+def _write_list(path: Path, sources: list[str]) -> bool:
+    try:
+        path.write_text("".join(f"{source}\n" for source in sources), errors="surrogateescape")
+    except OSError as exc:
+        told = f"--write-list {path} is not written to its end: {exc.strerror or exc}; delete nothing by it"
+        notes().print(printable(told), markup=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _moves(args: argparse.Namespace, source: Path) -> tuple[Iterable[Move | Moved], list[BadLine]]:
@@ -108,7 +120,7 @@ def _as_json(found: list[Moved], *, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def _print(found: list[Moved], args: argparse.Namespace) -> None:
+def _print(found: list[Moved], args: argparse.Namespace, *, is_listed: bool) -> None:
     console = results()
     bad = [one for one in found if one.outcome in ("damaged", "conflict", "skipped")]
     shown = (bad + [one for one in found if args.dry_run and one.outcome == "copied"])[:_SHOWN]
@@ -126,7 +138,7 @@ def _print(found: list[Moved], args: argparse.Namespace) -> None:
         f"there, {counts['conflict']:,} in conflict, {counts['damaged']:,} damaged, {counts['skipped']:,} skipped"
     )
     if not args.dry_run and counts["copied"] + counts["there"]:
-        if args.write_list:
+        if args.write_list and is_listed:
             console.print(f"what may be deleted now: xargs -d '\\n' rm < {args.write_list}")
-        else:
+        elif not args.write_list:
             console.print("the old files are untouched; --write-list FILE names those that may be deleted now")

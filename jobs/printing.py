@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import unicodedata
 from pathlib import Path
@@ -49,8 +50,21 @@ def _console(file: Any) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on a line of its own."""
-    print(json.dumps(value))
+    """Print one JSON object on a line of its own; see `strict_json`."""
+    print(strict_json(value))
+
+
+def strict_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON that every parser reads: a float for which JSON has no word, NaN or infinite, is null."""
+    return json.dumps(_in_words_of_json(value), indent=indent, allow_nan=False)
+
+
+def _in_words_of_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _in_words_of_json(held) for name, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_in_words_of_json(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(*columns: tuple[str, str], title: str | None = None) -> Table:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from consumers.streaming.reports.report import Bars, Curves, Report, Table
 from jobs import plots
 from jobs.html_page import Section, figure, html_table, page
-from jobs.printing import printable
+from jobs.printing import printable, strict_json
+from jobs.report_files import write_files
 from jobs.stream_report_view import cell, heading, markdown
 
 _ON_WHITE = '<svg style="background:#fff;color:#1c2330" '  # a picture in a Markdown page does not know its ground
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Write `report.html`, `report.md`, its `plot-<n>.svg`, and `report.json` into a folder.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+def write_report(report: Report, folder: Path) -> bool:
+    """Write `report.html`, `report.md`, its `plot-<n>.svg`, and `report.json` into a folder; see `write_files`."""
     drawn = [(plot.title, _drawn(plot)) for plot in report.plots]
     named = [(title, f"plot-{number}.svg") for number, (title, _) in enumerate(drawn, start=1)]
     texts = {
         "report.html": report_page(report, [svg for _, svg in drawn]),
         "report.md": markdown(report, named),
-        "report.json": json.dumps(report.to_json(), indent=1) + "\n",
+        "report.json": strict_json(report.to_json(), indent=1) + "\n",
     }
     for (_, name), (_, svg) in zip(named, drawn, strict=True):
         texts[name] = svg.replace("<svg ", _ON_WHITE, 1)
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    return write_files(folder, texts)
 
 
 def report_page(report: Report, drawn: list[str]) -> str:

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from consumers.streaming.errors import StreamError
@@ -26,18 +25,21 @@ from consumers.streaming.reports.capacity import FRAME_SIZES
 from consumers.streaming.reports.chunk_sizes import SIZES
 from consumers.streaming.reports.multi_round import CHOICES
 from consumers.streaming.reports.setting import QUESTIONS
-from jobs.preconditions import check_device, make_report_folder
+from jobs.preconditions import check_device
 from jobs.printing import notes, print_json, printable, results
+from jobs.report_files import make_report_folder
 from jobs.stream_report_page import write_report
 from jobs.stream_report_view import for_terminal
 from pipeline.errors import BuildRefused
+from pipeline.failures import is_out_of_memory
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the report that `args.stream_command` names; returns 1 if something of it failed.
+    """Make the report that `args.stream_command` names; returns 1 if something of it failed or is not written.
 
     Raises:
-        BuildRefused: no model or video is named, they do not go together, or the report cannot be written.
+        BuildRefused: no model or video is named, they do not go together, the model gives no answers or memory no
+            room, or nothing can be written to the report's folder.
     """
     for what, variable in (("model", "QWEN_MODEL_PATH"), ("video", "VIDEO_PATH")):
         if not getattr(args, what):
@@ -58,10 +60,12 @@ def run(args: argparse.Namespace) -> int:
             raise
         except (StreamError, ValueError, ImportError) as exc:  # the last: kernels that are not installed
             raise BuildRefused(str(exc)) from exc
-        except torch.OutOfMemoryError as exc:
+        except Exception as exc:
+            if not is_out_of_memory(exc):
+                raise
             raise BuildRefused(f"out of memory: take fewer frames or smaller ones ({exc})") from exc
-    _show(report, args)
-    return 1 if report.failures else 0
+    is_written = _show(report, args)
+    return 0 if is_written and not report.failures else 1
 
 
 def _compare(setting: Setting, args: argparse.Namespace) -> Report:
@@ -124,14 +128,16 @@ _REPORTS: dict[str, Callable[[Setting, argparse.Namespace], Report]] = {
 }
 
 
-def _show(report: Report, args: argparse.Namespace) -> None:
-    if args.report is not None:
-        write_report(report, args.report)
+def _show(report: Report, args: argparse.Namespace) -> bool:
+    """Write and print a report; returns whether what was to be written is."""
+    is_written = args.report is None or write_report(report, args.report)
+    if args.report is not None and is_written:
         notes().print(f"wrote {printable(str(args.report / 'report.html'))}", markup=False, soft_wrap=True)
     if args.json:
         print_json(report.to_json())
     else:
         results().print(for_terminal(report))
+    return is_written
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,18 +13,33 @@ from PIL import Image
 
 
 def write_video(
-    path: Path, *, frames: int = 24, width: int = 96, height: int = 64, codec: str = "libx264", seed: int = 0
+    path: Path,
+    *,
+    frames: int = 24,
+    width: int = 96,
+    height: int = 64,
+    codec: str = "libx264",
+    seed: int = 0,
+    times_s: Sequence[float] | None = None,
 ) -> Path:
-    """Write a video of smooth noise that changes with every frame; lossless enough that frames differ."""
+    """Write a video of smooth noise that changes with every frame; lossless enough that frames differ.
+
+    8 frames per second, or each at its own of `times_s`, in whole milliseconds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (frames, height // 8, width // 8, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(8))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for picture in coarse:
+        if times_s is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index, picture in enumerate(coarse):
             big = picture.repeat(8, axis=0).repeat(8, axis=1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(big, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(big, format="rgb24")
+            if times_s is not None:
+                frame.pts, frame.time_base = round(times_s[index] * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 

@@ -93,6 +93,12 @@ class TestWhatIsWrongFails:
         assert run()[1]["the store gives back what it was given"] == "failed"
 
 
+def test_a_report_that_cannot_be_written_is_still_printed(run, tmp_path):
+    (tmp_path / "here" / "check.md").mkdir(parents=True)
+    status, outcomes, _ = run("--report", "here")
+    assert (status, set(outcomes.values())) == (1, {"passed"})
+
+
 def test_a_broken_video_fails_every_check_that_needs_it(run, tmp_path):
     scramble(tmp_path / "broken.mp4")
     status, outcomes, report = run("--video", "broken.mp4")

@@ -46,6 +46,14 @@ def test_a_full_store_ends_the_run_with_its_counts_and_the_list(old, tmp_path, c
     assert {path.name for path in (tmp_path / "new").glob("*.pt")} == {"episode_1_vlm0.pt", "episode_1_vlm1.pt"}
 
 
+def test_a_list_that_cannot_be_written_hides_no_results(old, tmp_path, capsys):
+    command = ["--store", tmp_path / "new", "--from", old, "--to", "flat", "--write-list", tmp_path]
+    status, out = run(capsys, *command)
+    assert status == 1
+    assert "copied" in out
+    assert "may be deleted" not in out
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
 import torch
 
+from consumers.streaming import DelayedBatchInferenceEngine, StreamError, VideoStreamingInference
 from consumers.streaming.qwen_runner import QwenRunner
-from jobs import stream_command
+from jobs import stream_command, stream_reports
 from jobs.__main__ import main
 from tests.jobs.test_stats_page import Page
 from tests.media import write_video
@@ -114,34 +116,89 @@ def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch, capsys):
     assert "the package av.video is not installed; pip install 'vlm-cache[stream]'" in capsys.readouterr().err
 
 
-def test_running_out_of_memory_says_what_to_change(video_file, monkeypatch, capsys):
-    def fails(*_):
-        raise torch.OutOfMemoryError("simulated")
+def no_gpu_memory(*_):
+    raise torch.OutOfMemoryError("simulated")
 
+
+def no_cpu_memory(*_):
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("fails", [no_gpu_memory, no_cpu_memory])
+def test_running_out_of_memory_says_what_to_change(video_file, monkeypatch, capsys, fails):
     monkeypatch.setattr(QwenRunner, "features", fails)
-    assert (
-        main(
-            [
-                "stream",
-                "multi-round",
-                "--model",
-                "small",
-                "--video",
-                str(video_file),
-                "--frame-stride",
-                "1",
-                "--rounds",
-                "1",
-            ]
-        )
-        == 2
-    )
+    arguments = ["--model", "small", "--video", str(video_file), "--frame-stride", "1", "--rounds", "1"]
+    assert main(["stream", "multi-round", *arguments]) == 2
     assert "out of memory: take fewer frames or smaller ones" in capsys.readouterr().err
 
 
-def test_a_failed_part_is_exit_status_1(video_file, monkeypatch, capsys):
-    from consumers.streaming.delayed import DelayedBatchInferenceEngine
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["compare", "--frames", "4"], 1),
+        (["chunks", "--frames", "4"], 2),
+        (["delayed", "--frames", "4", "--more", "2"], 2),
+        (["multi-round", "--rounds", "1"], 2),
+        (["check"], 2),
+    ],
+)
+def test_a_model_that_cannot_answer_ends_in_a_clear_line(video_file, monkeypatch, capsys, arguments, status):
+    def fails(*_, **__):
+        raise StreamError("no answer follows")
 
+    for engine in (VideoStreamingInference, DelayedBatchInferenceEngine):
+        monkeypatch.setattr(engine, "ask", fails)
+    what = ["--model", "small", "--video", str(video_file), "--frame-stride", "1", *SMALL]
+    assert main(["stream", *arguments, *what]) == status
+    told = capsys.readouterr()
+    if status == 2:
+        assert told.err.endswith(f"vlm-cache stream {arguments[0]}: no answer follows\n")
+    else:
+        assert "failed: stream, turns: StreamError: no answer follows" in told.out
+        assert "native" in told.out
+
+
+def test_a_report_that_cannot_be_written_is_still_printed(video_file, tmp_path, capsys):
+    (tmp_path / "report.md").mkdir()
+    arguments = ["stream", "capacity", "--model", "small", "--video", str(video_file), "--size", "native"]
+    assert main([*arguments, "--max-chunks", "1", "--report", str(tmp_path), "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["tables"]["Where each size ended"][0]["chunks"] == 1
+    assert told.err.endswith(
+        f"the report is not whole: cannot write {tmp_path}/report.md: Is a directory; "
+        "check the disk's space, quota and permissions\n"
+    )
+    assert "wrote" not in told.err
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_anything_is_measured(video_file, monkeypatch, capsys):
+    monkeypatch.setattr(stream_reports, "load_streaming_model", None)
+    arguments = ["stream", "capacity", "--model", "small", "--video", str(video_file), "--report", "/proc/self"]
+    assert main(arguments) == 2
+    assert "--report /proc/self: " in capsys.readouterr().err
+
+
+def test_json_has_null_for_what_is_no_number(video_file, tmp_path, monkeypatch, capsys):
+    choose = VideoStreamingInference.ask_choice
+
+    def broken(stream, question, choices):
+        best, told = choose(stream, question, choices)
+        return best, told | {"scores": dict.fromkeys(choices, math.nan)}
+
+    monkeypatch.setattr(VideoStreamingInference, "ask_choice", broken)
+    arguments = ["stream", "chunks", "--model", "small", "--video", str(video_file), *SMALL, "--frames", "4"]
+    assert main([*arguments, "--size", "2", "--report", str(tmp_path), "--json"]) == 0
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    for text in (capsys.readouterr().out, (tmp_path / "report.json").read_text()):
+        told = json.loads(text, parse_constant=refuse)
+        assert {row["score_difference"] for row in told["tables"]["Chunk sizes"]} == {None}
+        assert told["warnings"][0].startswith("continuous, chunks of 2: scores differ by nan")
+
+
+def test_a_failed_part_is_exit_status_1(video_file, monkeypatch, capsys):
     ask = DelayedBatchInferenceEngine.ask
 
     def ask_anew(engine, *args, **options):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from PIL import Image
 
 from consumers.streaming.chunked import VideoStreamingInference
@@ -14,6 +13,7 @@ from consumers.streaming.errors import ContextTooLong
 from consumers.streaming.reports.report import Cell, Curves, Report, Table
 from consumers.streaming.reports.setting import Setting
 from consumers.streaming.video_sequence import Wrapping
+from pipeline.failures import is_out_of_memory
 
 CHUNK_FRAMES, CHUNKS_PER_STEP = 4, 10
 FRAME_SIZES = ("native", "224", "480p", "720p")
@@ -119,7 +119,9 @@ class _Run:
             self.reason = self._grow(stream)
         except ContextTooLong as exc:
             self.reason = f"context full ({exc.limit:,} tokens)"
-        except (torch.OutOfMemoryError, MemoryError, _NoMemory):
+        except Exception as exc:
+            if not isinstance(exc, _NoMemory) and not is_out_of_memory(exc):
+                raise
             self.reason = "out of memory"
         if self._chunks % CHUNKS_PER_STEP:
             self._measure(stream)
@@ -131,7 +133,8 @@ class _Run:
             if not frames:
                 return "end of file"
             self._check_memory()
-            _, seconds = self._meter.timed(lambda taken=frames: stream.append_video_chunk(taken, video.fps))  # type: ignore[misc]
+            when = video.timing(self._frames, len(frames))
+            _, seconds = self._meter.timed(lambda f=frames, w=when: stream.append_video_chunk(f, **w))  # type: ignore[misc]
             grid = stream.runner.frames_per_grid
             self._shape = stream.runner.resize(frames[0]).shape[:2]
             self._chunks, self._frames = self._chunks + 1, self._frames + len(frames)

@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.errors import StreamError
@@ -16,6 +15,7 @@ from consumers.streaming.last_n import LastNFramesEngine
 from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
 from consumers.streaming.reports.report import Bars, Cell, Report, Table
 from consumers.streaming.reports.setting import QUESTIONS, Setting
+from pipeline.failures import is_out_of_memory
 
 SHORT, LONG = 0.5, 2.0  # answers shorter or longer than this many times native's are flagged
 NATIVE = "native"
@@ -59,15 +59,17 @@ def report_compare(
         setting.told(number, len(methods), name)
         try:
             rows += _measured(setting, name, begin, questions)
-        except (StreamError, torch.OutOfMemoryError) as exc:
-            failures.append(f"{name}: {type(exc).__name__}: {str(exc).splitlines()[0]}")
+        except Exception as exc:
+            if not isinstance(exc, StreamError) and not is_out_of_memory(exc):
+                raise
+            failures.append(": ".join([name, type(exc).__name__, *str(exc).splitlines()[:1]]))
     judge(rows)
     return _report(setting, rows, failures, frames=len(taken), chunk_frames=chunk_frames)
 
 
 def _native(setting: Setting, frames: Frames) -> tuple[Ask, Held]:
     wrapper = QwenInferenceWrapper(setting.model, setting.processor, **setting.pixel_bounds)
-    fps, longest = setting.video.fps, setting.max_new_tokens
+    fps, longest = setting.video.mean_fps(len(frames)), setting.max_new_tokens
     return lambda question: wrapper.native_video_inference(frames, question, fps, longest), lambda: {
         "frames_seen": len(frames)
     }
@@ -76,7 +78,8 @@ def _native(setting: Setting, frames: Frames) -> tuple[Ask, Held]:
 def _stream(setting: Setting, frames: Frames, chunk: int, wrapping: str) -> tuple[Ask, Held]:
     wrapper = QwenInferenceWrapper(setting.model, setting.processor, wrapping=wrapping, **setting.pixel_bounds)
     for start in range(0, len(frames), chunk):
-        wrapper.process_video_chunk(frames[start : start + chunk], setting.video.fps)
+        part = frames[start : start + chunk]
+        wrapper.process_video_chunk(part, **setting.video.timing(start, len(part)))
 
     longest = setting.max_new_tokens
     return lambda question: wrapper.ask_question(question, longest), lambda: _held(wrapper.get_cache_info())
@@ -172,7 +175,8 @@ def _report(setting: Setting, rows: list[Row], failures: list[str], *, frames: i
             Bars("Whole answer, mean of the questions", "seconds", _bars(methods, "total_s")),
             Bars("Peak memory beside the model", "GB", _bars(methods, "peak_bytes", scale=1e9)),
         ],
-        warnings=[
+        warnings=[_UNEVEN] * (not setting.video.is_even)
+        + [
             f"question {row['question']}, {row['method']}: {row['length_ratio']:.2f} times as long as native's answer"
             for row in rows
             if row["flag"]
@@ -181,6 +185,7 @@ def _report(setting: Setting, rows: list[Row], failures: list[str], *, frames: i
     )
 
 
+_UNEVEN = "the frames are uneven in time: native inference is told their mean rate, the others each one's own time"
 _METHODS_NOTE = (
     "before: everything before the first question, which native and the delayed engines do when they are asked; the "
     "other figures are means over the questions, the peak is of all; agreement: share of words in the same order as in "

@@ -97,7 +97,8 @@ class _Rounds:
         video, seconds = self._setting.video, 0.0
         for chunk in range(number * self._chunks, (number + 1) * self._chunks):
             frames = video.frames(chunk * self._chunk_frames, self._chunk_frames)
-            seconds += self._meter.timed(lambda f=frames: stream.append_video_chunk(f, video.fps))[1]  # type: ignore[misc]
+            when = video.timing(chunk * self._chunk_frames, len(frames))
+            seconds += self._meter.timed(lambda f=frames, w=when: stream.append_video_chunk(f, **w))[1]  # type: ignore[misc]
         return seconds
 
     def beside(self, number: int, question: str, choices: Sequence[str]) -> Row:

@@ -59,6 +59,7 @@ class Setting:
             "frames": self.video.num_frames,
             "frame_stride": self.video.stride,
             "frames_per_s": self.video.fps,
+            "frame_times": self.video.pace,
             "model": self.model_name,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.config._attn_implementation,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ class SourceVideo:
     """Every `stride`-th frame of a video file or a folder of numbered images, from the first one on.
 
     Without `stride` it is the one that comes nearest to 2 frames per second. Images of a folder come 2 per second.
+    `is_even`: whether a constant rate shows each frame of the file within half a frame of its time. `fps` is the rate
+    of the frames that are read, the mean one of an uneven video.
     """
 
     def __init__(self, path: Path, *, stride: int | None = None) -> None:
@@ -26,11 +29,18 @@ class SourceVideo:
         """
         self.path = path
         self._video = OpenVideo(path)
-        found = self._video.survey.average_fps
-        file_fps = found if math.isfinite(found) and found > 0 else DEFAULT_FPS
+        survey = self._video.survey
+        if math.isnan(survey.average_fps):  # a folder of images
+            self.is_even, file_fps = True, DEFAULT_FPS
+            times_s = np.arange(survey.num_frames) / DEFAULT_FPS
+        else:
+            times_s = survey.times_s - survey.times_s[0]
+            self.is_even = survey.is_steady
+            file_fps = survey.average_fps if self.is_even else (survey.num_frames - 1) / float(times_s[-1])
         self.stride = stride or max(1, round(file_fps / DEFAULT_FPS))
-        self.fps = file_fps / self.stride  # of the frames that are read
-        self.num_frames = math.ceil(self._video.survey.num_frames / self.stride)
+        self.fps = file_fps / self.stride
+        self._times_s = times_s[:: self.stride]
+        self.num_frames = len(self._times_s)
 
     def frames(self, start: int, count: int) -> list[np.ndarray]:
         """Return at most `count` frames from the `start`-th on, uint8 [height, width, 3]; none after the last one.
@@ -44,5 +54,23 @@ class SourceVideo:
         return self._video.first_that_succeeds(lambda reader: list(reader.frames(indices)))[0]
 
     def time_s(self, index: int) -> float:
-        """Return when a frame is shown, in seconds from the first one."""
-        return index / self.fps
+        """Return when a frame is shown, in seconds from the first one; after the last frame, its time."""
+        return float(self._times_s[min(index, self.num_frames - 1)])
+
+    def timing(self, start: int, count: int) -> dict[str, Any]:
+        """Return what `append_video_chunk` is told of these frames: their rate, or each one's time if it is uneven."""
+        if self.is_even:
+            return {"fps": self.fps}
+        return {"timestamps": [self.time_s(index) for index in range(start, start + count)]}
+
+    def mean_fps(self, count: int) -> float:
+        """Return the rate of the first `count` frames, the mean one of an uneven video."""
+        return self.fps if self.is_even or count < 2 else (count - 1) / self.time_s(count - 1)
+
+    @property
+    def pace(self) -> str:
+        """In words, how the frames follow each other."""
+        if self.is_even:
+            return "even"
+        apart_s = np.diff(self._times_s)
+        return f"uneven, {apart_s.min():.3g} to {apart_s.max():.3g} s apart" if len(apart_s) else "one frame"

@@ -9,10 +9,15 @@ import torch
 from transformers import DynamicCache
 
 from consumers.streaming import VideoStreamingInference, load_streaming_model, prompts
-from tests.consumers.streaming.streams import QUESTION, append_chunks, question_logits, video
+from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, same, video
+from tests.documents import REPOSITORY, blocks
 
 FPS = 16 / 3  # 1.5 ticks from grid to grid at the small model's 4 ticks per second
-SHORT, LONG = 12, 120  # frames, 6 tokens a pair: below and above 384 tokens in all
+SHORT, LONG = 12, 120  # frames, 6 tokens a pair: below and above ONE_BLOCK tokens in all
+ONE_BLOCK = 192  # keys that a matrix product sums over in one go, of every CPU measured
+LONGEST = {("continuous", 2): 40, ("continuous", 4): 40, ("continuous", 6): 40}  # frames that ONE_BLOCK tokens have
+LONGEST |= {("turns", 2): 14, ("turns", 4): 20, ("turns", 6): 24}
+THREADS = sorted({1, 2, torch.get_num_threads()})  # the last as torch was imported, before tests choose one
 EAGER_TOLERANCE = SDPA_TOLERANCE = 1e-5  # of logits with a standard deviation of 0.9
 WRONG = 5e-2
 
@@ -46,11 +51,13 @@ class OneShot:
         self.positions = model.model.get_rope_index(self.ids, **self.inputs)[0]
 
     @torch.no_grad()
-    def logits(self, *, positions=None) -> torch.Tensor:
+    def run(self, *, positions=None):
         self.model.model.rope_deltas = None
         inputs = self.inputs if positions is None else {"video_grid_thw": self.inputs["video_grid_thw"]}
-        out = self.model(input_ids=self.ids, position_ids=positions, pixel_values_videos=self.patches, **inputs)
-        return out.logits[0]
+        return self.model(input_ids=self.ids, position_ids=positions, pixel_values_videos=self.patches, **inputs)
+
+    def logits(self, *, positions=None) -> torch.Tensor:
+        return self.run(positions=positions).logits[0]
 
 
 def streamed(loaded, frames, chunk: int, **options) -> tuple[VideoStreamingInference, torch.Tensor]:
@@ -59,25 +66,80 @@ def streamed(loaded, frames, chunk: int, **options) -> tuple[VideoStreamingInfer
     return engine, question_logits(engine)
 
 
+@pytest.fixture(params=THREADS)
+def threads(request):
+    """That many threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def in_blocks():
+    """The small model with the attention that docs/streaming.md registers."""
+    (block,) = [text for text in blocks(REPOSITORY / "docs" / "streaming.md", "python") if "eager_in_blocks" in text]
+    exec(compile(block.partition("torch.set_num_threads")[0], "docs/streaming.md", "exec"), {})
+    return load_streaming_model("small", attention="eager_in_blocks")
+
+
+def assert_bitwise_one_prefill(engine, found: torch.Tensor, whole: OneShot, *, positions=None) -> None:
+    """Logits `found` over a question, and the keys and values of the stream before it."""
+    out, held = whole.run(positions=positions), engine.sequence.manager.get_seq_length()
+    layers = out.past_key_values.layers
+    wanted = [tensor[:, :, :held] for layer in layers for tensor in (layer.keys, layer.values)]
+    assert same(bits(engine), wanted)
+    assert torch.equal(found, out.logits[0, -len(found) :])
+
+
 @pytest.mark.parametrize("chunk", [2, 4, 6])
-@pytest.mark.parametrize("count", [SHORT, LONG])
+@pytest.mark.parametrize("is_longest", [False, True])
 @pytest.mark.parametrize("wrapping", ["continuous", "turns"])
-def test_a_stream_is_bitwise_one_prefill_up_to_384_keys_of_eager_attention(eager, wrapping, count, chunk):
-    """Beyond, the matrix product that sums values over keys takes the keys in blocks of 384, and the blocks of a longer
-    row begin elsewhere; the masked keys of one prefill make its rows longer."""
-    frames = video(count)
+def test_eager_attention_is_bitwise_one_prefill_up_to_192_keys_on_one_thread(eager, wrapping, is_longest, chunk):
+    frames = video(LONGEST[wrapping, chunk] if is_longest else SHORT)
     engine, found = streamed(eager, frames, chunk, wrapping=wrapping)
     whole = OneShot(eager[0], engine.runner, frames, chunk=chunk if wrapping == "turns" else None)
-    wanted = whole.logits()[-len(found) :]
-    assert (whole.ids.shape[1] <= 384) == (count == SHORT)
-    if count == SHORT:
-        assert torch.equal(found, wanted)
+    assert whole.ids.shape[1] in (range(180, ONE_BLOCK + 1) if is_longest else range(180))
+    assert_bitwise_one_prefill(engine, found, whole)
+
+
+def test_larger_frames_are_bitwise_too(eager):
+    frames = video(4, height=168, width=168)
+    engine, found = streamed(eager, frames, 2, wrapping="continuous")
+    assert_bitwise_one_prefill(engine, found, OneShot(eager[0], engine.runner, frames))
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 6])
+@pytest.mark.parametrize("wrapping", ["continuous", "turns"])
+def test_values_summed_in_blocks_are_bitwise_one_prefill_at_any_length_on_one_thread(in_blocks, wrapping, chunk):
+    frames = video(LONG)
+    engine, found = streamed(in_blocks, frames, chunk, wrapping=wrapping)
+    whole = OneShot(in_blocks[0], engine.runner, frames, chunk=chunk if wrapping == "turns" else None)
+    assert whole.ids.shape[1] > 2 * ONE_BLOCK
+    assert_bitwise_one_prefill(engine, found, whole)
+
+
+def test_values_summed_in_blocks_are_eager_attention_within_rounding(eager, in_blocks):
+    frames = video(LONG)
+    found, wanted = (streamed(loaded, frames, 4, wrapping="continuous")[1] for loaded in (in_blocks, eager))
     assert (found - wanted).abs().max() < EAGER_TOLERANCE
 
 
 @pytest.mark.parametrize("chunk", [2, 4, 6])
 @pytest.mark.parametrize("count", [SHORT, LONG])
-def test_a_stream_is_one_prefill_within_rounding_of_sdpa(sdpa, count, chunk):
+@pytest.mark.parametrize("wrapping", ["continuous", "turns"])
+def test_eager_attention_is_one_prefill_within_rounding_on_any_number_of_threads(
+    eager, threads, wrapping, count, chunk
+):
+    frames = video(count)
+    engine, found = streamed(eager, frames, chunk, wrapping=wrapping)
+    wanted = OneShot(eager[0], engine.runner, frames, chunk=chunk if wrapping == "turns" else None).logits()
+    assert (found - wanted[-len(found) :]).abs().max() < EAGER_TOLERANCE
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 6])
+@pytest.mark.parametrize("count", [SHORT, LONG])
+def test_a_stream_is_one_prefill_within_rounding_of_sdpa(sdpa, threads, count, chunk):
     frames = video(count)
     engine, found = streamed(sdpa, frames, chunk, wrapping="continuous")
     wanted = OneShot(sdpa[0], engine.runner, frames).logits()[-len(found) :]
@@ -86,7 +148,7 @@ def test_a_stream_is_one_prefill_within_rounding_of_sdpa(sdpa, count, chunk):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 5e-2), ("float16", 5e-3)])
-def test_a_stream_is_one_prefill_within_rounding_of_16_bits(dtype, tolerance):
+def test_a_stream_is_one_prefill_within_rounding_of_16_bits(threads, dtype, tolerance):
     loaded, frames = load_streaming_model("small", dtype=dtype), video(LONG)
     engine, found = streamed(loaded, frames, 4, wrapping="continuous")
     wanted = OneShot(loaded[0], engine.runner, frames).logits()[-len(found) :]
@@ -94,21 +156,23 @@ def test_a_stream_is_one_prefill_within_rounding_of_16_bits(dtype, tolerance):
     assert torch.equal(found.argmax(-1), wanted.argmax(-1))
 
 
-@pytest.mark.parametrize("count", [4, LONG])
-def test_the_original_rule_for_text_after_a_video(eager, count):
+@pytest.mark.parametrize(("kind", "count"), [("eager", 4), ("eager", 40), ("eager", LONG), ("in_blocks", LONG)])
+def test_the_original_rule_for_text_after_a_video(request, kind, count):
     """One prefill with positions of our own: text goes on one after the largest id of the video."""
-    frames = video(count)
-    engine, found = streamed(eager, frames, 2, wrapping="continuous", text_after_video="maximum")
-    whole = OneShot(eager[0], engine.runner, frames)
+    loaded, frames = request.getfixturevalue(kind), video(count)
+    engine, found = streamed(loaded, frames, 2, wrapping="continuous", text_after_video="maximum")
+    whole = OneShot(loaded[0], engine.runner, frames)
     positions = whole.positions.clone()
     end = int((whole.ids[0] == whole.token).nonzero().max()) + 1
     shift = int(positions[..., :end].max()) + 1 - int(positions[0, 0, end])
     positions[..., end:] += shift
     wanted = whole.logits(positions=positions)[-len(found) :]
     assert (found - wanted).abs().max() < EAGER_TOLERANCE
-    assert (shift > 0) == (count == LONG)
+    if kind == "in_blocks" or whole.ids.shape[1] <= ONE_BLOCK:
+        assert_bitwise_one_prefill(engine, found, whole, positions=positions)
+    assert (shift > 0) == (count > 4)
     by_the_other_rule = whole.logits()[-len(found) :]
-    assert bool((found - by_the_other_rule).abs().max() > WRONG) == (count == LONG)
+    assert bool((found - by_the_other_rule).abs().max() > WRONG) == (count > 4)
 
 
 def test_still_images_are_turns_of_their_own(eager):

@@ -53,13 +53,18 @@ def test_a_frame_is_scaled_to_rows_with_its_aspect(size, shape):
     assert sized(np.zeros((1080, 1920, 3), np.uint8), size).shape == (*shape, 3)
 
 
-def test_running_out_of_memory_is_an_end_with_what_was_reached(setting, monkeypatch):
+def no_gpu_memory():
+    raise torch.OutOfMemoryError("simulated")
+
+
+@pytest.mark.parametrize("of", ["cpu", "gpu"])
+def test_running_out_of_memory_is_an_end_with_what_was_reached(setting, monkeypatch, no_cpu_memory, of):
     extend, calls = QwenRunner.extend, []
 
     def fails_once_full(runner, sequence, *args, **options):
         calls.append(1)
         if sequence.get_seq_length() > 80:
-            raise torch.OutOfMemoryError("simulated")
+            no_gpu_memory() if of == "gpu" else no_cpu_memory()
         return extend(runner, sequence, *args, **options)
 
     monkeypatch.setattr(QwenRunner, "extend", fails_once_full)
@@ -69,6 +74,15 @@ def test_running_out_of_memory_is_an_end_with_what_was_reached(setting, monkeypa
     assert 80 < last["cache_tokens"] < 200
     assert last["chunks"] == len(calls) - 1
     assert report.failures == []
+
+
+def test_another_error_is_no_end(setting, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("shapes")
+
+    monkeypatch.setattr(QwenRunner, "extend", fails)
+    with pytest.raises(RuntimeError, match="shapes"):
+        report_capacity(setting, sizes=["native"])
 
 
 def test_a_limit_ends_the_run_as_memory_does_and_a_first_chunk_that_does_not_fit_is_a_failure(setting):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from consumers.streaming import QwenInferenceWrapper, qwen_wrapper
-from consumers.streaming.reports import report_compare
+from consumers.streaming import DelayedBatchInferenceEngine, QwenInferenceWrapper, StreamError, qwen_wrapper
+from consumers.streaming.reports import SourceVideo, report_compare
 from consumers.streaming.reports.compare import agreement, judge
 
 ASKED = {"frames": 8, "last": 2, "questions": ["What happens?", "And then?"]}
@@ -84,6 +85,64 @@ def test_a_way_that_runs_out_of_memory_is_named_and_the_others_are_compared(sett
     assert report.failures == ["native: OutOfMemoryError: simulated"]
     first = report.tables[0].rows[0]
     assert (first["method"], first["agreement"]) == ("stream, continuous", None)
+
+
+def test_a_way_that_the_system_gives_no_memory_is_named_as_well(setting, monkeypatch, no_cpu_memory):
+    monkeypatch.setattr(QwenInferenceWrapper, "ask_question", no_cpu_memory)
+    report = report_compare(setting, **ASKED)
+    assert [line.partition(": RuntimeError: [enforce fail")[0] for line in report.failures] == [
+        *["stream, continuous", "stream, turns"],
+    ]
+    assert [row["method"] for row in report.tables[0].rows] == ["native", "delayed", "last 2 frames"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), StreamError()])
+def test_errors_without_words_are_named_by_their_kind(setting, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(QwenInferenceWrapper, "ask_question", fails)
+    failures = report_compare(setting, **ASKED).failures
+    assert failures == [f"stream, {wrapping}: {type(error).__name__}" for wrapping in ("continuous", "turns")]
+
+
+def test_another_error_is_a_fault_of_ours(setting, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("shapes")
+
+    monkeypatch.setattr(QwenInferenceWrapper, "ask_question", fails)
+    with pytest.raises(RuntimeError, match="shapes"):
+        report_compare(setting, **ASKED)
+
+
+def test_of_an_uneven_video_all_but_native_are_told_each_frames_time(setting, uneven_file, monkeypatch):
+    told: dict[str, list] = {"chunks": [], "frames": [], "rates": []}
+    append, add = QwenInferenceWrapper.process_video_chunk, DelayedBatchInferenceEngine.add_frame
+    answer = QwenInferenceWrapper.native_video_inference
+    monkeypatch.setattr(
+        QwenInferenceWrapper,
+        "native_video_inference",
+        lambda self, frames, question, fps, longest: (
+            told["rates"].append(fps),
+            answer(self, frames, question, fps, longest),
+        )[1],
+    )
+    monkeypatch.setattr(
+        QwenInferenceWrapper,
+        "process_video_chunk",
+        lambda self, frames, **when: (told["chunks"].extend(when["timestamps"]), append(self, frames, **when))[1],
+    )
+    monkeypatch.setattr(
+        DelayedBatchInferenceEngine,
+        "add_frame",
+        lambda self, frame, time_s: (told["frames"].append(time_s), add(self, frame, time_s))[1],
+    )
+    report = report_compare(replace(setting, video=SourceVideo(uneven_file, stride=4)), frames=6, questions=["What?"])
+    times_s = [0.0, 0.4, 0.8, 1.2, 9.2, 17.2]
+    assert told["chunks"] == pytest.approx(times_s * 2)  # both wrappings
+    assert told["frames"] == pytest.approx(times_s * 2)  # the delayed engine, and the last frames
+    assert told["rates"][1:] == [pytest.approx(5 / 17.2)]  # after the warm-up
+    assert report.warnings[0].startswith("the frames are uneven in time: native")
 
 
 def test_no_questions_are_refused(setting):

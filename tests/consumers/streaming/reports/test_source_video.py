@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from consumers.streaming.reports import SourceVideo
 from pipeline.errors import MediaError
@@ -20,6 +21,24 @@ def test_frames_are_those_of_the_file_at_its_rate(video_file, stride, frames, fp
         assert np.array_equal(frame, decode_frame(video_file, index * video.stride).pixels)
     assert video.frames(frames, 4) == []
     assert video.time_s(frames - 1) == (frames - 1) / fps
+    assert (video.timing(0, 2), video.pace) == ({"fps": fps}, "even")
+
+
+def test_frames_of_an_uneven_video_are_told_by_their_own_times(uneven_file):
+    video = SourceVideo(uneven_file, stride=5)
+    assert [video.time_s(index) for index in range(6)] == pytest.approx([0.0, 0.5, 1.0, 7.2, 17.2, 17.2])
+    assert video.timing(2, 2) == {"timestamps": pytest.approx([1.0, 7.2])}
+    assert video.fps == pytest.approx(23 / 23.2 / 5)
+    assert video.pace == "uneven, 0.5 to 10 s apart"
+    assert SourceVideo(uneven_file).stride == 1  # it has less than 2 frames per second, whatever its header says
+
+
+def test_images_of_a_folder_come_two_in_a_second_whatever_their_numbers(tmp_path):
+    for number in (3, 4, 9):
+        Image.new("RGB", (56, 56), (number, 0, 0)).save(tmp_path / f"{number:03}.png")
+    video = SourceVideo(tmp_path)
+    assert [video.time_s(index) for index in range(3)] == [0.0, 0.5, 1.0]
+    assert video.timing(0, 3) == {"fps": 2.0}
 
 
 def test_what_is_no_video_is_refused(tmp_path):
