@@ -38,7 +38,8 @@ class SmartFrameManager:
 
     Below a scene change importance stays under 0.51, so at the default threshold of 0.6 only scene changes enter; pass
     `importance_threshold=0.25`, say, to keep busy pictures that move some too. With `use_disk_cache` pixels lie in
-    an unnamed file, bit for bit, which is gone when the manager is, however its process ends.
+    an unnamed file, bit for bit, which is gone when the manager is, however its process ends. A forked child may not use
+    frames that its parent keeps there; it may `reset`.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class SmartFrameManager:
         Raises:
             TimeRunsBackwards: `timestamp`, in seconds, lies before the last one. The memories are as they were.
             ValueError: it is no such frame, or no finite time of at most `frames.MOST_SECONDS`.
+            FramesOfParent: this process was forked, and the frames on disk are its parent's.
         """
         pixels = as_frame(frame)
         check_order([timestamp], self._last_time_s)
@@ -143,6 +145,7 @@ class SmartFrameManager:
 
         Raises:
             KeyError: it is in neither memory any more.
+            FramesOfParent: as `add_frame`.
         """
         return self._pixels.get(kept.index)
 
