@@ -97,9 +97,7 @@ class VideoSequence:
                 manager, torch.cat(embedded)[None], torch.cat(positions, dim=1), next_position=after + len(tail)
             )
             self._video_start = start if is_continuous else None
-            if sink:
-                self.ledger.append(sink)
-            self.ledger.append(len(head) - sink + len(features) + len(tail))
+            self.ledger.append(len(head) - sink + len(features) + len(tail), before_first=sink)
         return logits[0, -1]
 
     def _make_room(self, new_tokens: int) -> None:
@@ -160,7 +158,7 @@ class VideoSequence:
     def adopt(self, branch: VideoSequence) -> None:
         """Go on from where `branch`, made from here, is: its question and answer become part of the sequence."""
         ledger = self.ledger.copy()
-        ledger.append(branch.manager.get_seq_length() - self.manager.get_seq_length())
+        ledger.adopt(branch.ledger, branch.manager.get_seq_length())
         self.manager, self.ledger, self._video_start = branch.manager, ledger, None
 
     def clear(self) -> None:
