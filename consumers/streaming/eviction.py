@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 
 from consumers.streaming.errors import ContextTooLong
+from consumers.streaming.numeric_options import require_whole_numbers
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class EvictionConfig:
     eviction_interval: int = 1
 
     def __post_init__(self) -> None:
+        require_whole_numbers(**vars(self))
         if self.max_cache_tokens < 1 or self.eviction_interval < 1 or min(self.sink_size, self.window_size) < 0:
             raise ValueError(f"sizes must be positive (sink_size and window_size may be 0): {self}")
         if self.sink_size + self.window_size > self.max_cache_tokens:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from consumers.streaming.frame_files import FrameFiles
 from consumers.streaming.frames import as_frame, check_order
+from consumers.streaming.numeric_options import require_numbers, require_whole_numbers
 
 SCORED_SIDE = 224
 
@@ -50,6 +51,8 @@ class SmartFrameManager:
         scene_change_threshold: float = 0.3,
         use_disk_cache: bool = True,
     ) -> None:
+        require_whole_numbers(star_memory_size=star_memory_size, stream_window_size=stream_window_size)
+        require_numbers(importance_threshold=importance_threshold, scene_change_threshold=scene_change_threshold)
         if star_memory_size < 0 or stream_window_size < 1:
             raise ValueError(
                 f"star_memory_size must be at least 0 and stream_window_size at least 1, got {star_memory_size} and "

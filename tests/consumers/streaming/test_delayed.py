@@ -296,6 +296,12 @@ def test_the_baseline_sees_the_last_frames_and_nothing_else(eager):
         assert torch.allclose(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, None])
+def test_the_baseline_refuses_a_number_of_frames_by_its_own_name(eager, wrong):
+    with pytest.raises(ValueError, match=f"num_frames must be .*, got {wrong}"):
+        LastNFramesEngine(*eager, num_frames=wrong)
+
+
 def test_statistics_tell_of_memories_and_cache(eager):
     engine = filled(eager, 30, star_memory_size=0)
     assert engine.get_statistics()["cache_seq_length"] == 0

@@ -87,6 +87,13 @@ def test_an_interval_looks_at_every_nth_chunk_only():
     assert 50 < max(held) <= 50 + 3 * 10
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), "300", None, 300.5])
+def test_sizes_that_are_no_whole_numbers_are_refused(wrong):
+    for name in ("max_cache_tokens", "sink_size", "window_size", "eviction_interval"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+            EvictionConfig(**{"max_cache_tokens": 1000, name: wrong})
+
+
 @pytest.mark.parametrize("wrong", [(0,), (10, -1), (10, 0, -1), (10, 0, 0, 0), (10, 6, 6)])
 def test_sizes_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=r"sizes|together"):

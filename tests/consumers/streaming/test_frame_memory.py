@@ -267,6 +267,20 @@ def test_the_sampler_thins_evenly_and_keeps_absolute_time():
     assert VideoSampler(max_sampled_frames=1).choose(times) == [0]
 
 
+@pytest.mark.parametrize("wrong", [{"target_fps": "2"}, {"max_sampled_frames": 2.5}, {"max_sampled_frames": None}])
+def test_a_sampler_of_what_is_no_number_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a"):
+        VideoSampler(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"star_memory_size": 2.5}, {"stream_window_size": None}, {"importance_threshold": "0.5"}]
+)
+def test_a_memory_of_what_is_no_number_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a"):
+        SmartFrameManager(**wrong)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"target_fps": 0}, {"target_fps": float("inf")}, {"target_fps": 1e300}, {"max_sampled_frames": 0}]
 )
