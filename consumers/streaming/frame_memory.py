@@ -39,8 +39,8 @@ class SmartFrameManager:
 
     Below a scene change importance stays under 0.51, so at the default threshold of 0.6 only scene changes enter; pass
     `importance_threshold=0.25`, say, to keep busy pictures that move some too. With `use_disk_cache` pixels lie in
-    an unnamed file, bit for bit, which is gone when the manager is, however its process ends. A forked child may not use
-    frames that its parent keeps there; it may `reset`.
+    an unnamed file, bit for bit, which is gone when the manager is, however its process ends. A forked child may not
+    use frames that its parent keeps there; it may `reset`.
     """
 
     def __init__(

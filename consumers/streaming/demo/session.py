@@ -95,8 +95,8 @@ class DemoSession:
         """Begin another stream with a file, at the pace of its times or as fast as the model takes it.
 
         Raises:
-            DemoRefused: there is no file, or no such chunk size, or the file's first chunk cannot be read; the stream of
-                before goes on.
+            DemoRefused: there is no file, no such chunk size, or the first chunk cannot be read; the stream that was
+                there goes on.
         """
         if path is None:
             raise DemoRefused("Choose a video first.")

@@ -139,7 +139,7 @@ def test_one_shot_inference_has_the_streams_system_prompt(eager, monkeypatch):
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, None])
 def test_one_shot_inference_refuses_what_is_no_number_of_tokens(wrapper, wrong):
     for ask in (wrapper.native_video_inference, wrapper.single_frame_inference):
-        with pytest.raises(ValueError, match="max_new_tokens.* must"):
+        with pytest.raises(ValueError, match=r"max_new_tokens.* must"):
             ask(FRAMES[:1] if ask == wrapper.native_video_inference else FRAMES[0], QUESTION, max_new_tokens=wrong)
 
 
