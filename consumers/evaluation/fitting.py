@@ -13,7 +13,7 @@ import torch
 from cache_store.recipes import differences
 from consumers.evaluation.errors import EvaluationError
 from consumers.evaluation.live_tower import TowerFacts
-from pipeline.encoders.checkpoint import read_tensors, tensor_files, weights_digest
+from pipeline.encoders.checkpoint import read_tensors, tensor_files, tensor_mark, weights_digest
 from pipeline.errors import EncoderError
 from pipeline.recipe import RECIPE_VERSION
 
@@ -99,7 +99,7 @@ class TowerIdentity:
             yield self._digest_on_disk
 
     def _digest_in_memory(self) -> str:
-        marks = [_mark(tensor) for tensor in self._tensors()]
+        marks = [tensor_mark(tensor) for tensor in self._tensors()]
         if self._known is None or marks != self._known[0]:
             self._known = marks, weights_digest(self._weights().items())
         return self._known[1]
@@ -146,11 +146,6 @@ class TowerIdentity:
             if note not in self._told:
                 self._told.add(note)
                 logger.warning("cached features may differ from live ones in their last bits: %s", note)
-
-
-def _mark(tensor: torch.Tensor) -> object:
-    """Return what is another after the tensor was written to or replaced."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -5,6 +5,7 @@ from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.errors import (
     ContextTooLong,
     FrameSizeChanged,
+    FramesOfParent,
     NoFrames,
     NonFiniteLogits,
     NoSnapshot,
@@ -26,6 +27,7 @@ __all__ = [
     "DelayedBatchInferenceEngine",
     "EvictionConfig",
     "FrameSizeChanged",
+    "FramesOfParent",
     "KVCacheManager",
     "LastNFramesEngine",
     "NoFrames",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from consumers.streaming.errors import NonFiniteLogits
+from consumers.streaming.numeric_options import require_numbers, require_whole_numbers
 from consumers.streaming.prompts import END_OF_TURN
 from consumers.streaming.video_sequence import VideoSequence
 
@@ -33,6 +34,8 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        require_whole_numbers(max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens)
+        require_numbers(temperature=self.temperature, top_p=self.top_p, repetition_penalty=self.repetition_penalty)
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ValueError(f"0 <= min_new_tokens <= max_new_tokens and 1 <= max_new_tokens must hold: {self}")
         # NaN is within nothing. Logits that are divided by both stay within float32.

@@ -7,6 +7,7 @@ StreamError
 ├── ContextTooLong     more tokens than the model's context, or than the eviction's limit, can hold
 ├── NonFiniteLogits    logits that are NaN or infinite, as where float16 overflows
 ├── StreamBusy         a change while an answer that will become part of the stream is being made
+├── FramesOfParent     frames on disk that the process kept which forked this one
 ├── NoSnapshot         a restore without a snapshot
 └── UnsupportedCache   a cache whose layers do not keep what was appended before
 """
@@ -74,6 +75,10 @@ class NonFiniteLogits(StreamError):
 
 class StreamBusy(StreamError):
     """An answer with update_state=True is being made; until it ends, nothing else may change the stream."""
+
+
+class FramesOfParent(StreamError):
+    """Frames on disk were kept by the process that forked this one, which goes on writing in their file."""
 
 
 class NoSnapshot(StreamError):

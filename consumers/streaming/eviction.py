@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 
 from consumers.streaming.errors import ContextTooLong
+from consumers.streaming.numeric_options import require_whole_numbers
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class EvictionConfig:
     dropped, nor are chunks that lie within the first `sink_size` tokens; the one that only begins there stays where the
     new chunk fits beside it. `window_size` 0: all that the limit leaves beside the sinks; a smaller one drops more at
     once, and less often. With `eviction_interval` n only every n-th chunk is checked, so the cache may pass
-    `max_cache_tokens` by n - 1 chunks, but never the context. What is kept keeps its positions, bit for bit.
+    `max_cache_tokens` by n - 1 chunks, but never the context. A kept question and answer count as a chunk and are never
+    checked themselves: those in a row may pass `max_cache_tokens` together, until a chunk of frames is checked. What is
+    kept keeps its positions, bit for bit.
     """
 
     max_cache_tokens: int
@@ -26,6 +29,7 @@ class EvictionConfig:
     eviction_interval: int = 1
 
     def __post_init__(self) -> None:
+        require_whole_numbers(**vars(self))
         if self.max_cache_tokens < 1 or self.eviction_interval < 1 or min(self.sink_size, self.window_size) < 0:
             raise ValueError(f"sizes must be positive (sink_size and window_size may be 0): {self}")
         if self.sink_size + self.window_size > self.max_cache_tokens:
@@ -43,7 +47,7 @@ class ChunkLedger:
     def clear(self) -> None:
         """Forget all chunks and figures."""
         self._lengths: list[int] = []  # of the chunks in the cache; the first is the text before the first frame
-        self._appended = 0
+        self._unchecked = 0  # chunks since the last one that was checked
         self._peak_tokens = 0
         self._evictions = self._chunks_evicted = self._tokens_evicted = 0
 
@@ -53,11 +57,25 @@ class ChunkLedger:
         twin._lengths = list(self._lengths)
         return twin
 
-    def append(self, tokens: int) -> None:
-        """Count a chunk that was appended to the cache."""
-        self._lengths.append(tokens)
-        self._appended += 1
+    def append(self, tokens: int, *, before_first: int = 0) -> None:
+        """Count a chunk that was appended after `spans_to_keep` was asked, and the text before the first one."""
+        self._unchecked = 0 if self._is_due() else self._unchecked + 1
+        self._count([before_first, tokens] if before_first else [tokens])
+
+    def adopt(self, branch: ChunkLedger, tokens: int) -> None:
+        """Count what brings the cache to `tokens` without a check: a question and its answer, and before it what
+        `branch` counts, as the frame that waited for its partner.
+        """
+        answered = tokens - sum(self._lengths) - sum(branch._lengths)
+        self._unchecked += 2 if branch._lengths else 1
+        self._count([*branch._lengths, answered])
+
+    def _count(self, lengths: list[int]) -> None:
+        self._lengths += lengths
         self._peak_tokens = max(self._peak_tokens, sum(self._lengths))
+
+    def _is_due(self) -> bool:
+        return self._config is not None and self._unchecked >= self._config.eviction_interval - 1
 
     def spans_to_keep(self, new_tokens: int) -> list[tuple[int, int]] | None:
         """Return the token spans [start, end) that stay when a chunk of `new_tokens` comes; None if all stay.
@@ -93,7 +111,7 @@ class ChunkLedger:
         if sink + new_tokens > self._limit:
             raise ContextTooLong("the chunk and the sinks before it", sink + new_tokens, self._limit)
         held = sum(self._lengths)
-        most = self._context if self._appended % config.eviction_interval else self._limit
+        most = self._limit if self._is_due() else self._context
         if held + new_tokens <= most:
             return None
         window = min(config.window_size or self._limit, self._limit - sink)

@@ -6,9 +6,12 @@ import math
 import os
 import tempfile
 import threading
+import weakref
 from typing import IO
 
 import numpy as np
+
+from consumers.streaming.errors import FramesOfParent
 
 
 class FrameFiles:
@@ -16,13 +19,19 @@ class FrameFiles:
 
     A file without a name is freed by the system when it is closed or its process ends, killed or not. It is as long as
     the frames that were held at once, and a new frame takes the first gap that is long enough.
+
+    Frames on disk belong to the process that kept them: a forked child shares the file, in which its parent goes on
+    writing, and neither reads nor writes there. After `clear` it begins a file of its own. Frames in memory are copied
+    by a fork, as all memory is.
     """
 
     def __init__(self, *, on_disk: bool) -> None:
         self._on_disk = on_disk
+        self._is_of_parent = False
         self._file: IO[bytes] | None = None  # while frames are on disk
         self._held: dict[int, tuple[tuple[int, ...], np.ndarray | int]] = {}  # pixels, or where in the file they begin
         self._lock = threading.Lock()  # a frame that is read is not replaced by one that comes
+        _ALL.add(self)
 
     @property
     def nbytes(self) -> int:
@@ -34,8 +43,10 @@ class FrameFiles:
 
         Raises:
             OSError: the disk is full or fails; nothing is kept.
+            FramesOfParent: the file is that of the process which forked this one.
         """
         with self._lock:
+            self._check_own()
             self._held[number] = pixels.shape, self._written(pixels) if self._on_disk else pixels.copy()
 
     def _written(self, pixels: np.ndarray) -> int:
@@ -61,8 +72,10 @@ class FrameFiles:
 
         Raises:
             KeyError: it is not held.
+            FramesOfParent: as `put`.
         """
         with self._lock:
+            self._check_own()
             shape, held = self._held[number]
             if isinstance(held, np.ndarray):
                 return held.copy()
@@ -70,14 +83,33 @@ class FrameFiles:
             read = os.pread(self._file.fileno(), math.prod(shape), held)
         return np.frombuffer(bytearray(read), dtype=np.uint8).reshape(shape)
 
+    def _check_own(self) -> None:
+        if self._is_of_parent:
+            raise FramesOfParent(
+                "frames on disk belong to the process that kept them, not to its forked child: reset() to begin anew "
+                "here, or keep frames that a child needs in memory (use_disk_cache=False)"
+            )
+
     def keep(self, numbers: set[int]) -> None:
         """Free all frames but these."""
         with self._lock:
             self._held = {number: held for number, held in self._held.items() if number in numbers}
             if self._file is not None and not self._held:
                 self._file.close()
-                self._file = None
+                self._file, self._is_of_parent = None, False
 
     def clear(self) -> None:
         """Free all frames."""
         self.keep(set())
+
+
+_ALL: weakref.WeakSet[FrameFiles] = weakref.WeakSet()
+
+
+def _note_fork() -> None:
+    for files in _ALL:
+        files._lock = threading.Lock()  # a thread that is not in this process may have held it
+        files._is_of_parent = files._file is not None
+
+
+os.register_at_fork(after_in_child=_note_fork)

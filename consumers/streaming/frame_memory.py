@@ -14,6 +14,7 @@ from PIL import Image
 
 from consumers.streaming.frame_files import FrameFiles
 from consumers.streaming.frames import as_frame, check_order
+from consumers.streaming.numeric_options import require_numbers, require_whole_numbers
 
 SCORED_SIDE = 224
 
@@ -38,7 +39,8 @@ class SmartFrameManager:
 
     Below a scene change importance stays under 0.51, so at the default threshold of 0.6 only scene changes enter; pass
     `importance_threshold=0.25`, say, to keep busy pictures that move some too. With `use_disk_cache` pixels lie in
-    an unnamed file, bit for bit, which is gone when the manager is, however its process ends.
+    an unnamed file, bit for bit, which is gone when the manager is, however its process ends. A forked child may not
+    use frames that its parent keeps there; it may `reset`.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class SmartFrameManager:
         scene_change_threshold: float = 0.3,
         use_disk_cache: bool = True,
     ) -> None:
+        require_whole_numbers(star_memory_size=star_memory_size, stream_window_size=stream_window_size)
+        require_numbers(importance_threshold=importance_threshold, scene_change_threshold=scene_change_threshold)
         if star_memory_size < 0 or stream_window_size < 1:
             raise ValueError(
                 f"star_memory_size must be at least 0 and stream_window_size at least 1, got {star_memory_size} and "
@@ -87,6 +91,7 @@ class SmartFrameManager:
         Raises:
             TimeRunsBackwards: `timestamp`, in seconds, lies before the last one. The memories are as they were.
             ValueError: it is no such frame, or no finite time of at most `frames.MOST_SECONDS`.
+            FramesOfParent: this process was forked, and the frames on disk are its parent's.
         """
         pixels = as_frame(frame)
         check_order([timestamp], self._last_time_s)
@@ -143,6 +148,7 @@ class SmartFrameManager:
 
         Raises:
             KeyError: it is in neither memory any more.
+            FramesOfParent: as `add_frame`.
         """
         return self._pixels.get(kept.index)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from consumers.streaming.errors import FrameSizeChanged, TimeRunsBackwards
+from consumers.streaming.numeric_options import require_numbers
 
 # Three thousand years: positions stay numbers that every kernel can hold. Unix time lies far below, unless it is in
 # milliseconds.
@@ -68,6 +69,7 @@ def check_rate(fps: float, *, frames: int) -> None:
     Raises:
         ValueError: it is no finite number above 0, or the last frame's time is beyond `MOST_SECONDS`.
     """
+    require_numbers(fps=fps)
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be a finite number above 0, got {fps}")
     if frames / fps > MOST_SECONDS:
@@ -76,6 +78,6 @@ def check_rate(fps: float, *, frames: int) -> None:
 
 def _is_time(time_s: Any) -> bool:
     try:
-        return math.isfinite(time_s) and abs(time_s) <= MOST_SECONDS
-    except (TypeError, OverflowError):  # no number, or none that a float can hold
+        return math.isfinite(0.0 + time_s) and abs(time_s) <= MOST_SECONDS
+    except (TypeError, OverflowError):  # no number, one that does not go with floats, or none that they can hold
         return False

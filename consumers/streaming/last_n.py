@@ -9,6 +9,7 @@ import torch
 
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.frame_memory import KeptFrame
+from consumers.streaming.numeric_options import require_whole_numbers
 
 
 class LastNFramesEngine(DelayedBatchInferenceEngine):
@@ -26,6 +27,9 @@ class LastNFramesEngine(DelayedBatchInferenceEngine):
         num_frames: int = 4,
         **options: Any,
     ) -> None:
+        require_whole_numbers(num_frames=num_frames)
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
         super().__init__(
             model,
             processor,

@@ -14,7 +14,7 @@ import torch
 
 from cache_store import CacheStoreError, FeatureStore, VideoKey, recipe_fingerprint
 from consumers.streaming.qwen_runner import QwenRunner
-from pipeline.encoders.checkpoint import weights_digest
+from pipeline.encoders.checkpoint import tensor_mark, weights_digest
 
 DATASET = "stream-frame-pairs"
 
@@ -34,8 +34,8 @@ class PairFeatures:
     """The vision tower never looks from one group of frames to another, so a pair's features are its own.
 
     Each pair goes through the tower alone: its bits depend on nothing but its pixels. Memory holds what the last call
-    asked for; the store is keyed by the resized pixels and the recipe (weights, processor, dtype, kernel). A store that
-    fails costs a warning, not the answer.
+    asked for, unless the tower has changed since; the store is keyed by the resized pixels and the recipe (weights,
+    processor, dtype, kernel). A store that fails costs a warning, not the answer.
     """
 
     def __init__(self, runner: QwenRunner, store: FeatureStore | None = None) -> None:
@@ -44,10 +44,14 @@ class PairFeatures:
         self._runner, self._store = runner, store
         self._memory: dict[Hashable, torch.Tensor] = {}
         self._grid = (0, 0)
+        self._marks: object = None  # of the tower whose features and recipe are held
 
     @cached_property
     def recipe(self) -> Mapping[str, Any]:
-        """Everything that changes the numbers. The first call reads the tower's weights for their digest."""
+        """Everything that changes the numbers, of the tower as it was at the last `get`.
+
+        The first call after a change reads the tower's weights for their digest.
+        """
         tower = self._runner.model.model.visual
         return {
             "family": "qwen2_5_vl",
@@ -67,6 +71,7 @@ class PairFeatures:
         Args:
             pairs: by a name that never stands for other frames, what returns the two resized frames.
         """
+        self._forget_another_tower()
         counts, found = PairCounts(), {}
         for name, load in pairs.items():
             held = self._memory.get(name)
@@ -76,6 +81,14 @@ class PairFeatures:
         # All frames of a stream have one size, so any pair's grid is that of all; it is not worked out from pixels,
         # for those of known pairs are not read.
         return list(found.values()), self._grid, counts
+
+    def _forget_another_tower(self) -> None:
+        tower = self._runner.model.model.visual
+        tensors = [tensor_mark(tensor) for tensor in (*tower.parameters(), *tower.buffers())]
+        marks = tower.dtype, tower.config._attn_implementation, tensors
+        if marks != self._marks:
+            self._memory, self._marks = {}, marks
+            self.__dict__.pop("recipe", None)
 
     def _loaded(self, frames: list[np.ndarray], counts: PairCounts) -> torch.Tensor:
         self._grid = self._runner.token_grid(frames[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
 
 
 def load_streaming_model(
-    model: str,
+    model: str | os.PathLike[str],
     device: str = "cpu",
     *,
     dtype: str | None = None,
@@ -65,6 +66,7 @@ def load_streaming_model(
         EncoderError: there is no such model, or it is no complete Qwen2.5-VL checkpoint.
     """
     quiet_transformers()
+    model = os.fspath(model)
     if model == "small":
         loaded = small_models.qwen_with_head(attention=attention, dtype=DTYPES[checked_dtype(dtype or "float32")])
         return loaded.to(device), _processor(small_models.byte_tokenizer(), small_models.QWEN_PROCESSOR)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from consumers.streaming.kv_cache import KVCacheManager
+from consumers.streaming.numeric_options import require_numbers
 from consumers.streaming.prompts import END_OF_TURN
 from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import RECIPE_SETTINGS, QwenImagePreprocess
@@ -42,6 +43,8 @@ class QwenRunner:
         self.device = torch.device(model.device if device is None else device)
         if self.device.type != torch.device(model.device).type:
             raise ValueError(f"device is {self.device}, and the model is on {model.device}; move the model there first")
+        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        require_numbers(**{name: bound for name, bound in given.items() if bound is not None})
         self.preprocess = _preprocess(processor, min_pixels, max_pixels)
         self._table = self.preprocess.table()
         vision, text = model.config.vision_config, model.config.get_text_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -11,12 +12,12 @@ import numpy as np
 import torch
 
 from consumers.streaming.chunked import VideoStreamingInference
+from consumers.streaming.decoding import Sampling
 from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
 from consumers.streaming.frames import as_frame, check_rate, check_size
 from consumers.streaming.prompts import (
     ASSISTANT,
     END_OF_TURN,
-    SYSTEM_PROMPT,
     USER,
     VISION_END,
     VISION_START,
@@ -32,12 +33,18 @@ _GENERATE = threading.Lock()
 class QwenInferenceWrapper:
     """`model` is a loaded Qwen2.5-VL, `processor` its processor; or `model` is what `load_streaming_model` takes.
 
-    `options` are those of `VideoStreamingInference`. The methods accept `manual_time`, which earlier versions had, and
-    ignore it.
+    `options` are those of `VideoStreamingInference`; one-shot inference has its system prompt and pixel bounds too. The
+    methods accept `manual_time`, which earlier versions had, and ignore it.
+
+    Raises:
+        ValueError: a loaded model without a processor, or a named one, which has its own, with one.
     """
 
     def __init__(self, model: Any, processor: Any = None, device: str | None = None, **options: Any) -> None:
-        if isinstance(model, str):
+        is_named = isinstance(model, (str, os.PathLike))
+        if is_named != (processor is None):
+            raise ValueError("pass a loaded model with its processor, or a model's name or folder, which has its own")
+        if is_named:
             model, processor = load_streaming_model(model, device or "cpu")
         self.engine = VideoStreamingInference(model, processor, device, **options)
 
@@ -102,7 +109,7 @@ class QwenInferenceWrapper:
         the stream; text after the video follows the rule of the installed transformers.
 
         Raises:
-            ValueError: no frames, a rate out of range, or a question with special tokens.
+            ValueError: no frames, a rate or `max_new_tokens` out of range, or a question with special tokens.
             FrameSizeChanged: frames of several sizes.
             ContextTooLong: frames, question and answer do not fit the model's context.
             NonFiniteLogits: no answer follows from the model's logits.
@@ -139,12 +146,13 @@ class QwenInferenceWrapper:
     ) -> tuple[str, dict[str, Any]]:
         from transformers import GenerationConfig, LogitsProcessorList
 
+        Sampling(max_new_tokens)  # refuses what is no number of tokens
         started, runner = time.perf_counter(), self.engine.runner
         patches, grid = runner.patches(resized)
         rows, columns = runner.token_grid(resized[0])
         placeholders = f"<|{kind}_pad|>" * (int(grid[0, 0]) * rows * columns)
         turn = USER + VISION_START + placeholders + VISION_END + checked_text(question, "the question") + END_OF_TURN
-        ids = runner.ids(system_turn(SYSTEM_PROMPT) + turn + ASSISTANT)[None]
+        ids = runner.ids(system_turn(self.engine.sequence.system_prompt) + turn + ASSISTANT)[None]
         tokens = ids.shape[1] + max_new_tokens
         if tokens > runner.longest_context:
             raise ContextTooLong("the video, the question and its answer", tokens, runner.longest_context)

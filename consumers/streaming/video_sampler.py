@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from consumers.streaming.numeric_options import require_numbers, require_whole_numbers
+
 
 class VideoSampler:
     """At most one frame in each slot of 1 / `target_fps` seconds (None: all), and at most `max_sampled_frames` of them.
@@ -16,6 +18,9 @@ class VideoSampler:
     """
 
     def __init__(self, target_fps: float | None = None, max_sampled_frames: int = 48) -> None:
+        require_whole_numbers(max_sampled_frames=max_sampled_frames)
+        if target_fps is not None:
+            require_numbers(target_fps=target_fps)
         if (target_fps is not None and not 0 < target_fps <= 1e9) or max_sampled_frames < 1:
             raise ValueError(
                 f"target_fps {target_fps} and max_sampled_frames {max_sampled_frames} must be above 0, target_fps at "

@@ -11,6 +11,7 @@ import torch
 from consumers.streaming.errors import ContextTooLong
 from consumers.streaming.eviction import ChunkLedger, EvictionConfig
 from consumers.streaming.kv_cache import KVCacheManager
+from consumers.streaming.numeric_options import require_whole_numbers
 from consumers.streaming.positions import (
     TextRule,
     text_positions,
@@ -24,6 +25,7 @@ from consumers.streaming.prompts import (
     USER,
     VISION_END,
     VISION_START,
+    checked_text,
     system_turn,
 )
 from consumers.streaming.qwen_runner import QwenRunner
@@ -51,11 +53,13 @@ class VideoSequence:
     ) -> None:
         require_one_of(Wrapping, wrapping=wrapping)
         require_one_of(TextRule, text_after_video=text_after_video)
-        if max_context_tokens is not None and max_context_tokens < 1:
-            raise ValueError(f"max_context_tokens must be at least 1, got {max_context_tokens}")
         self.max_tokens = runner.longest_context if max_context_tokens is None else max_context_tokens
+        require_whole_numbers(max_context_tokens=self.max_tokens)
+        if self.max_tokens < 1:
+            raise ValueError(f"max_context_tokens must be at least 1, got {max_context_tokens}")
         self.runner, self.manager, self.ledger = runner, KVCacheManager(), ChunkLedger(eviction, self.max_tokens)
-        self._wrapping, self._rule, self._system_prompt = wrapping, text_after_video, system_prompt
+        self._wrapping, self._rule = wrapping, text_after_video
+        self.system_prompt = checked_text(system_prompt, "system_prompt")
         self._video_start: int | None = None  # the open video's position
 
     @property
@@ -77,7 +81,7 @@ class VideoSequence:
         """
         runner, manager = self.runner, self.manager
         is_continuous = self._wrapping == "continuous"
-        system = runner.ids("" if manager.tokens_seen else system_turn(self._system_prompt))
+        system = runner.ids("" if manager.tokens_seen else system_turn(self.system_prompt))
         opening = runner.ids("" if self.is_video_open else USER + VISION_START)
         head = torch.cat([system, opening])
         tail = runner.ids("" if is_continuous else VISION_END + text + END_OF_TURN)
@@ -97,9 +101,7 @@ class VideoSequence:
                 manager, torch.cat(embedded)[None], torch.cat(positions, dim=1), next_position=after + len(tail)
             )
             self._video_start = start if is_continuous else None
-            if sink:
-                self.ledger.append(sink)
-            self.ledger.append(len(head) - sink + len(features) + len(tail))
+            self.ledger.append(len(head) - sink + len(features) + len(tail), before_first=sink)
         return logits[0, -1]
 
     def _make_room(self, new_tokens: int) -> None:
@@ -135,7 +137,7 @@ class VideoSequence:
             wrapping=self._wrapping,
             text_after_video=self._rule,
             max_context_tokens=self.max_tokens,
-            system_prompt=self._system_prompt,
+            system_prompt=self.system_prompt,
         )
         twin.manager, twin._video_start = self.manager.branch(), self._video_start
         if is_evicting:
@@ -160,7 +162,7 @@ class VideoSequence:
     def adopt(self, branch: VideoSequence) -> None:
         """Go on from where `branch`, made from here, is: its question and answer become part of the sequence."""
         ledger = self.ledger.copy()
-        ledger.append(branch.manager.get_seq_length() - self.manager.get_seq_length())
+        ledger.adopt(branch.ledger, branch.manager.get_seq_length())
         self.manager, self.ledger, self._video_start = branch.manager, ledger, None
 
     def clear(self) -> None:

@@ -73,7 +73,7 @@ class Questions:
             exchange = self._current = Exchange(self._asked, question.strip(), 0.0)
             time_s = settled()
             if self._current is not exchange:
-                raise DemoRefused("The stream was reset while the question waited.")
+                raise DemoRefused("The question was ended while it waited for the chunk at hand.")
             self._current = exchange = replace(exchange, time_s=time_s)
             self.exchanges = (exchange, *self.exchanges)[:MOST_KEPT]
             return exchange

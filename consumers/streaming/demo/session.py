@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from consumers.streaming.demo.video_chunks import TimedFrame, video_chunks
 from consumers.streaming.eviction import EvictionConfig
 from consumers.streaming.frame_memory import SmartFrameManager
 from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
+from pipeline.errors import MediaError
 
 CHUNK_SIZES = (1, 2, 4, 6, 8)
 MOST_POINTS = 400  # of the memory's history; beyond, every other one goes
@@ -93,13 +95,20 @@ class DemoSession:
         """Begin another stream with a file, at the pace of its times or as fast as the model takes it.
 
         Raises:
-            DemoRefused: there is no file, or no such chunk size.
+            DemoRefused: there is no file, no such chunk size, or the first chunk cannot be read; the stream that was
+                there goes on.
         """
         if path is None:
             raise DemoRefused("Choose a video first.")
         run = _Run(chunk_size)
+        chunks = video_chunks(path, size=chunk_size, fps=self._options.fps)
+        try:
+            first = next(chunks)
+        except (MediaError, OSError) as exc:
+            raise DemoRefused(str(exc)) from exc
+        feed = chain([first], chunks)
         self._begin(run, Status(state="streaming"))
-        threading.Thread(target=self._feed, args=(run, path, is_paced), name="demo-feeder", daemon=True).start()
+        threading.Thread(target=self._feed, args=(run, feed, is_paced), name="demo-feeder", daemon=True).start()
 
     def start_webcam(self, *, chunk_size: int) -> None:
         """Begin another stream with the frames that `add_webcam_frame` brings from now on.
@@ -181,11 +190,11 @@ class DemoSession:
     def _may_append(self) -> bool:
         return self._status.state == "streaming" and not self._questions.is_asking
 
-    def _feed(self, run: _Run, path: Path, is_paced: bool) -> None:
+    def _feed(self, run: _Run, chunks: Iterator[list[TimedFrame]], is_paced: bool) -> None:
         """Append a file's chunks, each after the last one by as much as its frames come later, if it is paced."""
         due, previous_s = time.monotonic(), 0.0
         with self._failures_shown(run):
-            for chunk in video_chunks(path, size=run.chunk_size, fps=self._options.fps):
+            for chunk in chunks:
                 if is_paced:
                     due += chunk[-1].time_s - previous_s
                 if not self._takes_turn(run, due):

@@ -15,6 +15,7 @@ from consumers.streaming import (
     LastNFramesEngine,
     TimeRunsBackwards,
     VideoStreamingInference,
+    load_streaming_model,
 )
 from consumers.streaming.pair_features import PairFeatures
 from tests.consumers.streaming.streams import QUESTION, same, video
@@ -155,6 +156,44 @@ def test_a_store_keeps_pairs_for_other_processes(eager, tmp_path, monkeypatch):
         assert other.ask(QUESTION, **FEW)[1]["pairs_encoded"] == 10
 
 
+@pytest.mark.parametrize("is_reset", [True, False])
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_weights_that_change_in_the_live_model_are_not_answered_with_features_of_the_old_ones(
+    tmp_path, is_stored, is_reset
+):
+    with FeatureStore(tmp_path) as store:
+        options = {"feature_store": store if is_stored else None}
+        loaded = load_streaming_model("small", attention="eager")
+        engine = filled(loaded, 8, **options)
+        engine.ask(QUESTION, **FEW)
+        tower = loaded[0].model.visual
+        old = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+        tower.load_state_dict({name: tensor * 1.5 for name, tensor in old.items()})
+        if is_reset:
+            engine.reset()
+            add(engine, 0, 8)
+        add(engine, 8, 10)
+        assert engine.ask(QUESTION, **FEW)[1]["pairs_reused"] == 0
+        fresh = filled(loaded, 10)
+        fresh.ask(QUESTION, **FEW)
+        assert same(cache_bits(engine), cache_bits(fresh))
+        tower.load_state_dict(old)
+        again, fresh = filled(loaded, 10, **options), filled(loaded, 10)
+        assert again.ask(QUESTION, **FEW)[1]["pairs_reused"] == (4 if is_stored else 0)
+        fresh.ask(QUESTION, **FEW)
+        assert same(cache_bits(again), cache_bits(fresh))
+
+
+def test_a_tower_of_another_dtype_or_kernel_encodes_its_own_pairs():
+    model, processor = load_streaming_model("small", attention="eager")
+    engine = filled((model, processor), 8)
+    engine.ask(QUESTION, **FEW)
+    for change in (lambda: model.set_attn_implementation("sdpa"), model.bfloat16):
+        change()
+        engine._sequence = None
+        assert engine.ask(QUESTION, **FEW)[1]["pairs_reused"] == 0
+
+
 def test_a_store_that_fails_costs_a_warning_not_the_answer(eager, tmp_path, caplog, monkeypatch):
     def fails(*_, **__):
         raise CacheStoreError("the disk is gone")
@@ -255,6 +294,12 @@ def test_the_baseline_sees_the_last_frames_and_nothing_else(eager):
     tensors = [tensor for pair in whole.sequence.manager.tensors() for tensor in pair]
     for one, other in zip(cache_bits(long), tensors, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, None])
+def test_the_baseline_refuses_a_number_of_frames_by_its_own_name(eager, wrong):
+    with pytest.raises(ValueError, match=f"num_frames must be .*, got {wrong}"):
+        LastNFramesEngine(*eager, num_frames=wrong)
 
 
 def test_statistics_tell_of_memories_and_cache(eager):

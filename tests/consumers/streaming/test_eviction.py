@@ -87,6 +87,13 @@ def test_an_interval_looks_at_every_nth_chunk_only():
     assert 50 < max(held) <= 50 + 3 * 10
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), "300", None, 300.5])
+def test_sizes_that_are_no_whole_numbers_are_refused(wrong):
+    for name in ("max_cache_tokens", "sink_size", "window_size", "eviction_interval"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+            EvictionConfig(**{"max_cache_tokens": 1000, name: wrong})
+
+
 @pytest.mark.parametrize("wrong", [(0,), (10, -1), (10, 0, -1), (10, 0, 0, 0), (10, 6, 6)])
 def test_sizes_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=r"sizes|together"):
@@ -141,6 +148,41 @@ def test_kept_answers_are_evicted_like_chunks(eager):
     ledger = engine.sequence.ledger
     assert sum(ledger._lengths) == engine.sequence.manager.get_seq_length()
     assert ledger.stats()["chunks_evicted"] > 4
+
+
+@pytest.mark.parametrize("wrapping", ["turns", "continuous"])
+def test_a_frame_that_waited_and_the_answer_kept_with_it_are_evicted_and_only_the_text_before_them_stays(
+    eager, wrapping
+):
+    first, waited = (
+        VideoStreamingInference(*eager, eviction_config=EvictionConfig(300), wrapping=wrapping) for _ in range(2)
+    )
+    first.append_video_chunk(FRAMES[:2])
+    waited.append_video_chunk(FRAMES[:1])
+    waited.ask(QUESTION, max_new_tokens=250, min_new_tokens=250, update_state=True)
+    assert waited.sequence.ledger._lengths[:2] == first.sequence.ledger._lengths
+    before = bits(waited)
+    append_chunks(waited, FRAMES, 4)
+    lengths = waited.sequence.ledger._lengths
+    sink = first.sequence.ledger._lengths[0]
+    assert lengths[0] == sink
+    assert max(lengths[1:]) < 30
+    assert all(torch.equal(now[:, :, :sink], old[:, :, :sink]) for now, old in zip(bits(waited), before, strict=True))
+    assert sum(lengths) == waited.sequence.manager.get_seq_length() <= 300
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3])
+@pytest.mark.parametrize("interval", [1, 2, 3, 4])
+def test_with_kept_answers_the_limit_is_passed_by_n_minus_1_chunks_at_most_when_frames_come(eager, interval, answers):
+    config = EvictionConfig(200, eviction_interval=interval)
+    engine = VideoStreamingInference(*eager, eviction_config=config)
+    for start in range(0, len(FRAMES), 2):
+        engine.append_video_chunk(FRAMES[start : start + 2])
+        lengths = engine.sequence.ledger._lengths
+        assert sum(lengths[: len(lengths) - interval + 1]) <= 200
+        for _ in range(answers):
+            engine.ask(QUESTION, max_new_tokens=2, min_new_tokens=2, update_state=True)
+    assert engine.get_cache_info()["eviction_stats"]["evictions"] > 2
 
 
 def test_a_chunk_that_cannot_fit_is_refused_and_the_stream_goes_on(eager):
@@ -198,8 +240,8 @@ def test_an_interrupt_does_not_part_the_cache_from_what_is_known_of_it(eager, mo
             stream.sequence._make_room(22 if wrapping == "turns" else 12)
     real = getattr(ChunkLedger, amid)
 
-    def interrupted(*args):
-        real(*args)
+    def interrupted(*args, **options):
+        real(*args, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

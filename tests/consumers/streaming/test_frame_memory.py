@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from consumers.streaming import SmartFrameManager, TimeRunsBackwards, VideoSampler
+from consumers.streaming import FramesOfParent, SmartFrameManager, TimeRunsBackwards, VideoSampler
 from tests.consumers.streaming.streams import video
 
 SIDE = 224
 BLACK, WHITE, GREY = (np.full((SIDE, SIDE, 3), value, np.uint8) for value in (0, 255, 60))
+FRAMES = video(6)
 
 
 def halves(bright: int) -> np.ndarray:
@@ -200,6 +201,53 @@ def test_what_does_not_fit_is_refused_and_the_memory_goes_on():
             SmartFrameManager(**{wrong: float("nan")})
 
 
+def in_forked_child(does) -> bool:
+    """Whether `does`, called in a forked child, returns."""
+    if child := os.fork():
+        return os.waitpid(child, 0)[1] == 0
+    try:
+        does()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def pixels_of(manager) -> list[bool]:
+    return [np.array_equal(manager.pixels(frame), FRAMES[frame.index]) for frame in manager.union()]
+
+
+def test_a_forked_child_leaves_frames_on_disk_to_its_parent():
+    manager = SmartFrameManager(star_memory_size=2, stream_window_size=2)
+    added(manager, *FRAMES[:4])
+
+    def in_child():
+        for use in (lambda: added(manager, BLACK), lambda: manager.pixels(manager.union()[0])):
+            with pytest.raises(FramesOfParent, match="reset"):
+                use()
+        assert manager.total_added == 4
+        manager.reset()
+        added(manager, BLACK, WHITE)
+        assert all(np.array_equal(manager.pixels(f), w) for f, w in zip(manager.union(), (BLACK, WHITE), strict=True))
+
+    with manager._pixels._lock:  # as if a thread were writing
+        assert in_forked_child(in_child)
+    assert all(pixels_of(manager))
+    added(manager, *FRAMES[4:6])
+    assert all(pixels_of(manager))
+
+
+def test_a_forked_child_goes_on_with_its_own_copy_of_frames_in_memory():
+    manager = SmartFrameManager(use_disk_cache=False)
+    added(manager, *FRAMES[:4])
+
+    def in_child():
+        added(manager, *FRAMES[4:6])
+        assert all(pixels_of(manager))
+
+    assert in_forked_child(in_child)
+    assert manager.total_added == 4
+
+
 def test_the_sampler_takes_one_frame_from_each_slot_of_time():
     times = [0.0, 0.1, 0.4, 0.5, 0.9, 1.6, 1.7]
     frames, kept, spacing = VideoSampler(target_fps=2).sample(list("abcdefg"), times)
@@ -217,6 +265,20 @@ def test_the_sampler_thins_evenly_and_keeps_absolute_time():
     assert spacing == pytest.approx(49.5 / 2)
     assert VideoSampler().sample([], []) == ([], [], 0.0)
     assert VideoSampler(max_sampled_frames=1).choose(times) == [0]
+
+
+@pytest.mark.parametrize("wrong", [{"target_fps": "2"}, {"max_sampled_frames": 2.5}, {"max_sampled_frames": None}])
+def test_a_sampler_of_what_is_no_number_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a"):
+        VideoSampler(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"star_memory_size": 2.5}, {"stream_window_size": None}, {"importance_threshold": "0.5"}]
+)
+def test_a_memory_of_what_is_no_number_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a"):
+        SmartFrameManager(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -273,6 +274,13 @@ def test_choices_that_are_none_are_refused(engine, choices):
         (lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[0, 1e19]), ValueError, r"at most 1e\+11"),
         (lambda e: e.append_video_chunk(FRAMES[:1], timestamps=[-1e300]), ValueError, "finite number of seconds"),
         (lambda e: e.append_video_chunk(FRAMES[:1], timestamps=[10**400]), ValueError, "finite number of seconds"),
+        (
+            lambda e: e.append_video_chunk(FRAMES[:2], timestamps=[Decimal(0), Decimal(1)]),
+            ValueError,
+            "finite number of",
+        ),
+        (lambda e: e.append_video_chunk(FRAMES[:2], fps="2"), ValueError, "fps must be a number, got '2'"),
+        (lambda e: e.append_video_chunk(FRAMES[:2], fps=None), ValueError, "fps must be a number, got None"),
         (lambda e: e.append_frame(FRAMES[0], text_content="<|video_pad|>"), ValueError, "."),
     ],
 )
@@ -287,6 +295,10 @@ def test_frames_that_do_not_fit_are_refused_and_the_stream_goes_on(engine, appen
     ("options", "says"),
     [
         ({"max_context_tokens": 0}, "max_context_tokens must be at least 1"),
+        ({"max_context_tokens": 99.5}, "max_context_tokens must be a whole number, got 99.5"),
+        ({"max_pixels": "many"}, "max_pixels must be a number, got 'many'"),
+        ({"system_prompt": None}, "system_prompt must be text, got None"),
+        ({"system_prompt": "Be kind.<|im_end|>"}, r"system_prompt must not hold <\|im_end\|>"),
         ({"device": "cuda:7"}, "device is cuda:7, and the model is on cpu"),
     ],
 )
@@ -401,11 +413,29 @@ def test_an_answer_that_is_kept_fits_whole_into_the_context(eager, wrapping):
         {"top_p": 1.5},
         {"temperature": float("inf"), "do_sample": True},
         {"temperature": 1e-40, "do_sample": True},
+        {"temperature": "hot"},
+        {"top_p": None},
+        {"max_new_tokens": None},
+        {"max_new_tokens": 2.5, "min_new_tokens": 2},
+        {"min_new_tokens": 1.0},
     ],
 )
-def test_options_out_of_range_are_refused(engine, wrong):
-    with pytest.raises(ValueError, match="must"):
-        engine.ask(QUESTION, **wrong)
+def test_options_out_of_range_or_of_another_kind_are_refused(engine, wrong):
+    before, (name, *_) = bits(engine), wrong
+    for ask in (engine.ask, engine.ask_stream):
+        with pytest.raises(ValueError, match=f"{name}.* must|must.*{name}"):
+            ask(QUESTION, update_state=True, **wrong)
+    assert goes_on(engine, before)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(engine, eager):
+    engine.append_video_chunk(FRAMES[:2], fps=np.float32(2))
+    wanted = engine.ask(QUESTION, max_new_tokens=3)[0]
+    for three in (np.int64(3), torch.tensor(3)):
+        assert engine.ask(QUESTION, max_new_tokens=three, temperature=np.float32(0.5))[0] == wanted
+    timed = VideoStreamingInference(*eager)
+    for times in (torch.tensor([0, 0.5]), np.array([1, 1.5], np.float32)):
+        timed.append_video_chunk(FRAMES[:2], timestamps=times)
 
 
 @pytest.mark.parametrize(

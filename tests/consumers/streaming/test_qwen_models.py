@@ -123,6 +123,33 @@ def test_one_shot_inference_answers_as_the_stream_and_leaves_it_alone(wrapper):
     assert same(bits(wrapper.engine), before)
 
 
+def test_one_shot_inference_has_the_streams_system_prompt(eager, monkeypatch):
+    model, processor = eager
+    seen, real = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: (seen.append(given["input_ids"][0]), real(**given))[1])
+    wrapper = QwenInferenceWrapper(model, processor, wrapping="continuous", system_prompt="Count like a pirate.")
+    wrapper.process_video_chunk(FRAMES)
+    native, _ = wrapper.native_video_inference(FRAMES, QUESTION, max_new_tokens=12)
+    assert native == wrapper.ask_question(QUESTION, max_new_tokens=12)[0]
+    wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=2)
+    opening = "<|im_start|>system\nCount like a pirate.<|im_end|>\n"
+    assert [processor.tokenizer.decode(ids).startswith(opening) for ids in seen] == [True, True]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, None])
+def test_one_shot_inference_refuses_what_is_no_number_of_tokens(wrapper, wrong):
+    for ask in (wrapper.native_video_inference, wrapper.single_frame_inference):
+        with pytest.raises(ValueError, match=r"max_new_tokens.* must"):
+            ask(FRAMES[:1] if ask == wrapper.native_video_inference else FRAMES[0], QUESTION, max_new_tokens=wrong)
+
+
+def test_a_model_is_loaded_with_its_processor_or_named_without_one(eager, folder):
+    assert QwenInferenceWrapper(folder).process_video_chunk(FRAMES[:2])["total_frames"] == 2
+    for wrong in (("small", eager[1]), (folder, eager[1]), (eager[0],)):
+        with pytest.raises(ValueError, match="a loaded model with its processor"):
+            QwenInferenceWrapper(*wrong)
+
+
 def test_one_shot_logits_that_decide_nothing_are_no_answer():
     model, processor = load_streaming_model("small")
     with torch.no_grad():

@@ -9,6 +9,7 @@ import pytest
 
 from consumers.streaming.demo import DemoRefused, DemoSession, NoRoom, SessionOptions, SessionRegistry
 from consumers.streaming.demo.video_chunks import steady_indices, video_chunks
+from pipeline.errors import MediaError
 from tests.media import scramble
 
 
@@ -42,10 +43,39 @@ def test_a_size_that_is_not_offered_is_refused(session, short_video):
     assert session.status().state == "empty"
 
 
-def test_a_damaged_video_ends_the_stream_with_its_reason_and_another_one_begins_anew(session, short_video, tmp_path):
-    play(session, scramble(tmp_path / "bad.mp4"))
-    assert session.status().state == "failed"
-    assert "bad.mp4: not decodable" in session.status().message
+@pytest.mark.parametrize("state", ["ended", "streaming"])
+def test_a_video_that_cannot_be_read_is_refused_and_the_stream_before_it_goes_on(
+    session, short_video, long_video, tmp_path, state
+):
+    if state == "ended":
+        play(session, short_video)
+    else:
+        session.start_video(long_video, chunk_size=4, is_paced=True)
+        with session._changed:
+            session._changed.wait_for(lambda: session._status.chunks)
+    list(session.ask("What?"))
+    run, before = session._run, session.exchanges()
+    with pytest.raises(DemoRefused, match=r"bad.mp4: not decodable"):
+        session.start_video(scramble(tmp_path / "bad.mp4"), chunk_size=4, is_paced=False)
+    assert session._run is run
+    assert session.exchanges() == before != ()
+    assert session.status().state == state
+    assert session.status().frames >= (24 if state == "ended" else 4)
+    session.reset()
+
+
+def test_a_video_damaged_halfway_ends_the_stream_with_its_reason_and_another_one_begins_anew(
+    session, short_video, monkeypatch
+):
+    def cut_short(*args, **options):
+        yield next(video_chunks(*args, **options))
+        raise MediaError("bad.mp4: not decodable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("consumers.streaming.demo.session.video_chunks", cut_short)
+        play(session, short_video)
+    status = session.status()
+    assert (status.state, status.message, status.frames) == ("failed", "bad.mp4: not decodable", 4)
     play(session, short_video)
     assert (session.status().state, session.status().message) == ("ended", "")
 
@@ -92,6 +122,37 @@ def test_a_question_splits_no_chunk_and_sees_the_stream_after_it(session, long_v
     assert answers[-1][0].text
     assert answers[-1][0].time_s == pytest.approx(1 / 8)
     session.reset()
+
+
+@pytest.mark.parametrize("end", [DemoSession.stop_answer, DemoSession.reset])
+def test_a_question_that_is_ended_while_it_waits_for_a_chunk_says_so(session, end):
+    session.start_webcam(chunk_size=1)
+    session.add_webcam_frame(np.zeros((56, 84, 3), np.uint8))
+    said: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(DemoRefused) as refused:
+            session.ask("What?")
+        said.append(str(refused.value))
+
+    def let_go() -> None:
+        with session._changed:
+            session._changed.wait_for(lambda: not session._questions.is_asking)
+            session._is_appending = False
+            session._changed.notify_all()
+
+    session._is_appending = True
+    threads = [threading.Thread(target=ask), threading.Thread(target=let_go)]
+    threads[0].start()
+    while not session.status().is_asking:
+        pass
+    threads[1].start()
+    end(session)
+    for thread in threads:
+        thread.join()
+    assert said == ["The question was ended while it waited for the chunk at hand."]
+    assert session.status().frames == (1 if end is DemoSession.stop_answer else 0)
+    assert session.exchanges() == ()
 
 
 def test_a_reset_ends_the_answer_at_hand_and_keeps_nothing_of_it(session, short_video):
