@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,10 @@ class DemoSession:
         run = _Run(chunk_size)
         chunks = video_chunks(path, size=chunk_size, fps=self._options.fps)
         try:
-            first = next(chunks)
+            first = list(islice(chunks, 1))
         except (MediaError, OSError) as exc:
             raise DemoRefused(str(exc)) from exc
-        feed = chain([first], chunks)
+        feed = chain(first, chunks)
         self._begin(run, Status(state="streaming"))
         threading.Thread(target=self._feed, args=(run, feed, is_paced), name="demo-feeder", daemon=True).start()
 
