@@ -247,6 +247,16 @@ class UnifiedVLADataset(Dataset[Sample | None]):
             lambda: data_of(self._episode(), has_sensor=self.has_sensor, has_robot_states=self.has_robot_states),
         )
 
+    def require_sound_arrays(self) -> None:
+        """Read the arrays of all samples, each row once. Raises `MediaError`, as one of the samples would."""
+        data = self.data()
+        data.actions(0, self.num_samples + self.horizon)
+        data.require_finite_windows(
+            range(self.num_samples) if self._kept is None else self._kept.tolist(),
+            sensor_size=self.sensor_window_size if self.has_sensor else 0,
+            robot_size=self.robot_window_size if self.has_robot_states else 0,
+        )
+
     def _episode(self) -> Any:
         return opened_episode(
             self.data_dir,
