@@ -13,7 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from cache_store import FeatureStore, RecipeMismatch, StepKey, prompt_hash
-from consumers.training import CacheIncomplete, EmptyBatch, FeatureMissing, UnifiedVLADataset, unified_collate_fn
+from consumers.training import (
+    CacheIncomplete,
+    EmptyBatch,
+    FeatureMissing,
+    UnifiedVLADataset,
+    VLAEpisodeSet,
+    unified_collate_fn,
+)
 from pipeline.errors import MediaError
 from pipeline.recipe import with_instruction
 from pipeline.sources import VLAEpisodes
@@ -123,6 +130,20 @@ class TestRecipes:
         fill(root, "episode_1", [30], recipe=recipe(encoder={"model": "large"}))
         assert missing[3]["vl_cache"] is None
         assert used[3]["vl_cache"] is not None
+
+    def test_the_filter_leaves_out_another_recipe_that_is_a_miss(self, episode, root):
+        fill(root, "episode_1", [60], recipe=recipe(encoder={"model": "large"}))
+        options = {"cache_root": root, "on_miss": "raise", "filter_by_cache": True}
+        found = UnifiedVLADataset(episode, on_stale="miss", **options)
+        (again,) = VLAEpisodeSet([UnifiedVLADataset(episode, on_stale="miss", look_up=False, **options)]).episodes
+        for one in (found, again):
+            assert {one[index]["vlm_idx"] for index in range(len(one))} == {*STEPS} - {60}
+            assert len(one) == 20 - 3
+            assert str(one.preflight().require()) == "VL Cache: 6/6"
+        assert len(UnifiedVLADataset(episode, on_stale="error", **options)) == 20
+        assert len(UnifiedVLADataset(episode, on_stale="use", **options)) == 20
+        other = UnifiedVLADataset(episode, on_stale="miss", instruction="Do it.", **options)
+        assert (len(other), other.cache_found_count) == (0, 0)
 
     def test_another_instruction_than_the_builds_is_refused_and_can_be_used(self, episode, root):
         with pytest.raises(RecipeMismatch, match="instruction"):
