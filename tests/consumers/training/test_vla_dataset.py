@@ -169,6 +169,15 @@ class TestRecipes:
         with pytest.raises(RecipeMismatch, match="instruction"):
             UnifiedVLADataset(episode, cache_root=root, instruction="Do it.")[0]
 
+    def test_a_recipe_of_ones_own_without_an_instruction_fits_any_and_no_other_recipe(self, episode, tmp_path):
+        fill(tmp_path / "own", "episode_1", STEPS, recipe={"model": "mine"})
+        fill(tmp_path / "own", "episode_1", [60], recipe={"model": "other"})
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "own", instruction="Do it.")
+        assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+        assert [problem.name for problem in found.preflight().mismatched] == ["episode_1_vlm60"]
+        with pytest.raises(RecipeMismatch, match="other"):
+            found[6]
+
     def test_features_without_a_record_fit_any_instruction(self, episode, tmp_path):
         fill(tmp_path / "old", "episode_1", [0])
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "old", instruction="Do it.")
