@@ -74,7 +74,8 @@ def preflight(datasets: Sequence[UnifiedVLADataset]) -> Preflight:
     """Return what is missing, mismatched or unreadable in data sets of one cache.
 
     Steps of samples that a filter left out are not needed. The store is listed once; behind a URL, and of an episode
-    that has no recipe noted, the end of each feature is read too, which tells its recipe; what is found is noted. A
+    that has no recipe noted, the end of each feature is read too, which tells its recipe; what is found is noted, for
+    this process and for workers that start later: ask before the first epoch. A
     feature is mismatched if its recipe is not the one that its data set has noted, and so are all of an episode whose
     model is not that of the most episodes; with `on_stale="use"` none is.
 
