@@ -57,8 +57,11 @@ def step_recipe(spec: StepEncoderSpec, *, instruction: str, views: Sequence[str]
 
 
 def with_instruction(recipe: Mapping[str, Json], instruction: str) -> dict[str, Json]:
-    """Return a step's recipe as it would be with this instruction: what a reader with one of its own compares with."""
-    return {**recipe, "prompt": _prompt(instruction)}
+    """Return a step's recipe as it would be with this instruction: what a reader with one of its own compares with.
+
+    A recipe that tells of no instruction stays as it is.
+    """
+    return {**recipe, "prompt": _prompt(instruction)} if "prompt" in recipe else dict(recipe)
 
 
 def with_views(recipe: Mapping[str, Json], views: Sequence[str]) -> dict[str, Json]:

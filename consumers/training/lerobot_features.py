@@ -134,8 +134,9 @@ def _offsets(delta_timestamps: Sequence[float], fps: float) -> list[int]:
 
 
 def _lengths(episodes: Any) -> dict[int, int]:
-    """The lengths that `meta.episodes` tells: a table by columns in version 3, a mapping by index in version 2."""
+    """The lengths that `meta.episodes` tells: by columns in version 3, a mapping by index in 2.1, a list in 2.0."""
     if hasattr(episodes, "column_names"):
         columns = (episodes[name] for name in ("episode_index", "length"))
         return {int(index): int(length) for index, length in zip(*columns, strict=True)}
-    return {int(index): int(row["length"]) for index, row in episodes.items()}
+    rows = episodes.items() if isinstance(episodes, Mapping) else ((row["episode_index"], row) for row in episodes)
+    return {int(index): int(row["length"]) for index, row in rows}

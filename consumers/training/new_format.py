@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from consumers.training.actions import action_window, pose_actions
 from consumers.training.old_format import SENSOR_WIDTH
-from consumers.training.robot_states import require_finite, robot_states, zero_padded
+from consumers.training.robot_states import require_finite, require_finite_rows, robot_states, zero_padded
 from pipeline.errors import MediaError
 from pipeline.sources.array_files import StoredArray, array_in
 from pipeline.sources.new_episode import NewEpisode
@@ -37,19 +39,36 @@ class NewFormatData:
         """
         if self._sensor is None:
             return np.zeros((size, SENSOR_WIDTH), np.float32)
-        episode = self.episode
-        centre = int(sample * episode.interval * episode.sensor_hz / episode.robot_hz)
-        return require_finite(self._sensor.window(sample, centre, size), f"{episode.name}: the sensor")
+        window = self._sensor.window(sample, self._centre(sample), size)
+        return require_finite(window, f"{self.episode.name}: the sensor")
 
     def robot_window(self, sample: int, size: int) -> np.ndarray:
         """Return `[size, 12]`: rows from half a window before the sample's pose on, then zeros."""
-        start = max(0, sample * self.episode.interval - size // 2)
-        rows = zero_padded(self._robot.rows(start, start + size), size)
+        span = self._robot_span(sample, size)
+        rows = zero_padded(self._robot.rows(span.start, span.stop), size)
         return require_finite(rows, f"{self.episode.name}: the robot's state")
 
     def actions(self, sample: int, horizon: int) -> np.ndarray:
         """Return `[horizon, 7]`: actions from the sample's own on; behind the end the last is repeated."""
         return require_finite(action_window(self._actions, sample, horizon), f"{self.episode.name}: a pose, so action")
+
+    def require_finite_windows(self, samples: Sequence[int], *, sensor_size: int, robot_size: int) -> None:
+        """Look at all windows of ascending samples, each row once; a size of 0 leaves its array closed."""
+        name = self.episode.name
+        if self._sensor is not None and sensor_size:
+            spans = (self._sensor.span(sample, self._centre(sample), sensor_size) for sample in samples)
+            require_finite_rows(self._sensor, spans, f"{name}: the sensor")
+        if robot_size:
+            spans = (self._robot_span(sample, robot_size) for sample in samples)
+            require_finite_rows(self._robot, spans, f"{name}: the robot's state")
+
+    def _centre(self, sample: int) -> int:
+        """The sensor's row at a sample's moment."""
+        return int(sample * self.episode.interval * self.episode.sensor_hz / self.episode.robot_hz)
+
+    def _robot_span(self, sample: int, size: int) -> range:
+        start = max(0, sample * self.episode.interval - size // 2)
+        return range(start, start + size)
 
     def timestamp(self, vlm_idx: int) -> float | None:
         """Return the moment of a step, in the seconds of the image names; NaN where nothing tells when it began."""
@@ -76,10 +95,16 @@ class _RawSensor:
         return self._alines.kept_bytes + self._forces.kept_bytes
 
     def window(self, sample: int, centre: int, size: int) -> np.ndarray:
+        span = self.span(sample, centre, size)
+        return zero_padded(self.rows(span.start, span.stop), size)
+
+    def span(self, sample: int, centre: int, size: int) -> range:
         end = min(max(0, centre - size // 2) + size, self._alines.shape[0])
-        start = max(0, end - size)
-        alines, forces = self._alines.rows(start, end), self._forces.rows(start, end)
-        return zero_padded(np.concatenate([alines, forces.reshape(len(alines), 1)], axis=1), size)
+        return range(max(0, end - size), end)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        alines, forces = self._alines.rows(start, stop), self._forces.rows(start, stop)
+        return np.concatenate([alines, forces.reshape(len(alines), 1)], axis=1)
 
 
 class _PreparedSensor:
@@ -100,6 +125,12 @@ class _PreparedSensor:
     def window(self, sample: int, centre: int, size: int) -> np.ndarray:
         rows = self._windows.rows(sample, sample + 1)[0]
         return zero_padded(rows, max(size, len(rows)))
+
+    def span(self, sample: int, centre: int, size: int) -> range:
+        return range(sample, sample + 1)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self._windows.rows(start, stop)
 
 
 def _sensor(episode: NewEpisode) -> _RawSensor | _PreparedSensor | None:

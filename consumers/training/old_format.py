@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from consumers.training.robot_states import (
     HeldRows,
     Rows,
     require_finite,
+    require_finite_rows,
     robot_states,
     zero_padded,
 )
@@ -20,6 +22,7 @@ from pipeline.sources.array_files import array_file
 from pipeline.sources.old_episode import OldEpisode
 
 SENSOR_WIDTH = 1026
+_SENSOR, _ROBOT = "the sensor", "the robot's state"
 
 logger = logging.getLogger("consumers.training")
 
@@ -44,15 +47,22 @@ class OldFormatData:
 
     def sensor_window(self, sample: int, size: int) -> np.ndarray:
         """Return `[size, 1026]`, force first: rows from the sample's own on, then zeros."""
-        return self._forward(self._sensor, sample, size, SENSOR_WIDTH, "the sensor")
+        return self._forward(self._sensor, sample, size, SENSOR_WIDTH, _SENSOR)
 
     def robot_window(self, sample: int, size: int) -> np.ndarray:
         """Return `[size, 12]`: rows from the sample's own on, then zeros."""
-        return self._forward(self._robot, sample, size, STATE_WIDTH, "the robot's state")
+        return self._forward(self._robot, sample, size, STATE_WIDTH, _ROBOT)
 
     def actions(self, sample: int, horizon: int) -> np.ndarray:
         """Return `[horizon, 7]`: rows from the sample's own on; behind the end the last is repeated."""
         return require_finite(action_window(self._actions, sample, horizon), f"{self.episode.name}: action")
+
+    def require_finite_windows(self, samples: Sequence[int], *, sensor_size: int, robot_size: int) -> None:
+        """Look at all windows of ascending samples, each row once; a size of 0 leaves its array closed."""
+        for rows, size, what in ((self._sensor, sensor_size, _SENSOR), (self._robot, robot_size, _ROBOT)):
+            if rows is not None:
+                spans = (range(sample, sample + size) for sample in samples if size)
+                require_finite_rows(rows, spans, f"{self.episode.name}: {what}")
 
     def timestamp(self, vlm_idx: int) -> float | None:
         """Return nothing: the format records no times."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -36,6 +36,8 @@ class EpisodeData(Protocol):
     def robot_window(self, sample: int, size: int) -> np.ndarray: ...
 
     def actions(self, sample: int, horizon: int) -> np.ndarray: ...
+
+    def require_finite_windows(self, samples: Sequence[int], *, sensor_size: int, robot_size: int) -> None: ...
 
     def timestamp(self, vlm_idx: int) -> float | None: ...
 

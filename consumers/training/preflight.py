@@ -74,9 +74,13 @@ def preflight(datasets: Sequence[UnifiedVLADataset]) -> Preflight:
     """Return what is missing, mismatched or unreadable in data sets of one cache.
 
     Steps of samples that a filter left out are not needed. The store is listed once; behind a URL, and of an episode
-    that has no recipe noted, the end of each feature is read too, which tells its recipe; what is found is noted. A
+    that has no recipe noted, the end of each feature is read too, which tells its recipe; what is found is noted, for
+    this process and for workers that start later: ask before the first epoch. A
     feature is mismatched if its recipe is not the one that its data set has noted, and so are all of an episode whose
     model is not that of the most episodes; with `on_stale="use"` none is.
+
+    Of the arrays each row that a sample needs is read once, in order: a sensor of 650 Hz has 160 MB for each minute,
+    read in 0.06 s where they are in the page cache, else as fast as the disk is. What is disabled is not read.
     """
     missing: list[Problem] = []
     mismatched: list[Problem] = []
@@ -139,7 +143,6 @@ def _array_problems(dataset: UnifiedVLADataset) -> Iterator[Problem]:
     if not len(dataset):
         return
     try:
-        # All of its actions at once: of the other arrays only the shapes are looked at.
-        dataset.data().actions(0, dataset.num_samples + dataset.horizon)
+        dataset.require_sound_arrays()
     except MediaError as exc:
         yield Problem(str(dataset.data_dir), str(exc))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,16 +17,20 @@ JOINTS, POSE = tuple(f"joint_{n}" for n in range(1, 7)), tuple(f"pose_{axis}" fo
 STATE_WIDTH = len(JOINTS) + len(POSE)
 
 
-class Rows(Protocol):
-    """An array by rows, wherever they lie."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+class RowsOfWindows(Protocol):
+    """What windows are cut out of."""
 
     @property
     def kept_bytes(self) -> int: ...
 
     def rows(self, start: int, stop: int) -> np.ndarray: ...
+
+
+class Rows(RowsOfWindows, Protocol):
+    """An array by rows, wherever they lie."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class HeldRows:
@@ -97,3 +102,19 @@ def require_finite(values: np.ndarray, what: str) -> np.ndarray:
         row = int(np.argwhere(~np.isfinite(values))[0, 0])
         raise MediaError(f"{what} has NaN or infinity in row {row} of its window; repair or remove the episode")
     return values
+
+
+def require_finite_rows(rows: RowsOfWindows, spans: Iterable[range], what: str) -> None:
+    """Read the rows of ascending spans, each row once, one span at a time.
+
+    Raises:
+        MediaError: one of them is NaN or infinite as float32, or cannot be read.
+    """
+    done = 0
+    for span in spans:
+        start = max(span.start, done)
+        is_finite = np.isfinite(rows.rows(start, span.stop).astype(np.float32, copy=False))
+        if not is_finite.all():
+            row = start + int(np.argwhere(~is_finite)[0, 0])
+            raise MediaError(f"{what} has NaN or infinity in row {row}; repair or remove the episode")
+        done = max(done, span.stop)

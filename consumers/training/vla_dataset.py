@@ -6,6 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,8 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     `vl_cache` is the feature of the sample's step and `images` is empty; or `vl_cache` is None and `images` has the
     path of each view's image. A sample never gets another step's feature. On a miss: "images" gives the paths, "raise"
     raises, "skip" makes the sample None, which `unified_collate_fn` leaves out. `filter_by_cache` leaves out, at the
-    opening, the samples whose step is not cached then. `use_cache=False` always gives images.
+    opening, the samples whose step is not cached then, or, with `on_stale="miss"`, not of the recipe that is noted.
+    `use_cache=False` always gives images.
 
     Features lie under their flat names, or, where those are not there, below the hash of the instruction;
     `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature that has one is
@@ -105,7 +107,9 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         self._look_at_episode(instruction, prompt_hash_override)
         self.has_sensor &= not disable_sensor
         self.has_robot_states &= not disable_robot_state
-        self.covered_by(coverage_of(self.cache_root, [self.steps])[0] if look_up and use_cache else None)
+        self.covered_by(None)
+        if look_up and use_cache:
+            look_up_all([self])
 
     def _look_at_episode(self, instruction: str | None, own_prompt_hash: str | None) -> None:
         """Note what the samples are and which steps they need; the episode itself is dropped again."""
@@ -125,9 +129,21 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         none = np.zeros(len(self.steps.indices), bool)
         self._found, self._nested = (none, none) if coverage is None else (coverage.found, coverage.nested)
         self.compare_with(None if coverage is None else coverage.recipe)
+        self._filter()
+
+    def _filter(self) -> None:
         self._kept: np.ndarray | None = None  # the samples that the filter left; None: all
         if self._filter_by_cache and self.use_cache:
             self._kept = np.flatnonzero(self._found[np.searchsorted(self.steps.indices, self._vlm_of)])
+
+    def is_to_fit(self) -> bool:
+        """Whether the filter leaves out what is there of another recipe too, since a read would call it a miss."""
+        return self._kept is not None and self.reader.on_stale == "miss" and self.recipe is not None
+
+    def fitted_by(self, fits: Sequence[bool]) -> None:
+        """Note, for each of `needed_steps`, whether its feature is of the recipe that is noted."""
+        self._found[self._found] = fits
+        self._filter()
 
     def compare_with(self, found: Recipe | None) -> None:
         """Note the recipe of a feature, with this data set's instruction and views in it, for every later read."""
@@ -247,6 +263,16 @@ class UnifiedVLADataset(Dataset[Sample | None]):
             lambda: data_of(self._episode(), has_sensor=self.has_sensor, has_robot_states=self.has_robot_states),
         )
 
+    def require_sound_arrays(self) -> None:
+        """Read the arrays of all samples, each row once. Raises `MediaError`, as one of the samples would."""
+        data = self.data()
+        data.actions(0, self.num_samples + self.horizon)
+        data.require_finite_windows(
+            range(self.num_samples) if self._kept is None else self._kept.tolist(),
+            sensor_size=self.sensor_window_size if self.has_sensor else 0,
+            robot_size=self.robot_window_size if self.has_robot_states else 0,
+        )
+
     def _episode(self) -> Any:
         return opened_episode(
             self.data_dir,
@@ -262,6 +288,25 @@ class UnifiedVLADataset(Dataset[Sample | None]):
             return [str(episode.image(view, vlm_idx).path) for view in chosen_views(episode, wanted)]
         except MediaError as exc:
             raise MediaError(f"episode {self.data_dir}: no feature of step {vlm_idx}, and {exc}") from exc
+
+
+def look_up_all(datasets: Sequence[UnifiedVLADataset]) -> None:
+    """Let each data set, all of one cache, note what the store holds of it; the store is asked for all of them at once.
+
+    Raises:
+        StoreFormatError, StoreReadError: as `coverage_of`.
+    """
+    if not datasets:
+        return
+    root = datasets[0].cache_root
+    for dataset, coverage in zip(datasets, coverage_of(root, [one.steps for one in datasets]), strict=True):
+        dataset.covered_by(coverage)
+    asked = [(dataset, dataset.needed_steps.tolist()) for dataset in datasets if dataset.is_to_fit()]
+    if asked:
+        pairs = ((dataset.key_of_step(step), dataset.recipe) for dataset, steps in asked for step in steps)
+        states = ReadOnlyStore(root).states(pairs)
+        for dataset, steps in asked:
+            dataset.fitted_by([state == "present" for state in islice(states, len(steps))])
 
 
 def _named_views(views: Sequence[str], wanted: Sequence[str | int]) -> list[str]:

@@ -8,10 +8,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from cache_store import FeatureKey
-from consumers.training.coverage import coverage_of
 from consumers.training.feature_reader import Recipe
 from consumers.training.preflight import Preflight, preflight
-from consumers.training.vla_dataset import Sample, UnifiedVLADataset
+from consumers.training.vla_dataset import Sample, UnifiedVLADataset, look_up_all
 from pipeline.sources.vla_episodes import refuse_doubles
 
 
@@ -35,10 +34,7 @@ class VLAEpisodeSet(Dataset[Sample | None]):
             raise ValueError(f"episodes of one set have one on_stale; found {', '.join(sorted(answers))}")
         # One for all episodes: in each process it opens the store once.
         self._reader = cached[0].reader if cached else None
-        if cached:
-            covered = coverage_of(cached[0].cache_root, [episode.steps for episode in cached])
-            for episode, coverage in zip(cached, covered, strict=True):
-                episode.covered_by(coverage)
+        look_up_all(cached)
         self._ends = np.cumsum([len(episode) for episode in self.episodes], dtype=np.int64)
 
     @property

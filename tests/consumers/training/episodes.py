@@ -14,7 +14,12 @@ from cache_store import FeatureStore, StepKey
 
 VIEWS = ("View1", "View10", "View2")
 START_S = 1762725445.0
-RECIPE = {"version": 1, "encoder": {"model": "small"}, "images": {"views": list(VIEWS), "decoder": "PIL"}}
+RECIPE = {
+    "version": 1,
+    "encoder": {"model": "small"},
+    "images": {"views": list(VIEWS), "decoder": "PIL"},
+    "prompt": {"instruction_sha256": "0" * 64},
+}
 
 
 def write_old(folder: Path, *, rows: int = 40, sensor: Any = None, seed: int = 0, **more: Any) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Features beside LeRobot's items: by episode and frame, with offsets clamped and padded as LeRobot does.
 
 LeRobot itself is not installed: `Recording` offers what its `LeRobotDataset` documents, `meta` in the form of version 3
-(a table by columns) and of version 2 (a mapping by index).
+(a table by columns) and of versions 2.1 (a mapping by index) and 2.0 (a list).
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Recording:
     def __init__(self, root, version=3):
         self.root = root
         columns = Columns(episode_index=list(LENGTHS), length=list(LENGTHS.values()))
-        rows = {episode: {"length": length} for episode, length in LENGTHS.items()}
-        self.meta = SimpleNamespace(fps=10, episodes=columns if version == 3 else rows)
+        rows = [{"episode_index": episode, "length": length} for episode, length in LENGTHS.items()]
+        by_index = {episode: {"length": length} for episode, length in LENGTHS.items()}
+        self.meta = SimpleNamespace(fps=10, episodes={3: columns, 2.1: by_index, 2.0: rows}[version])
         self.frames = [(episode, frame) for episode, length in LENGTHS.items() for frame in range(length)]
 
     def __len__(self):
@@ -57,7 +58,7 @@ def root(tmp_path):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2.0, 2.1, 3])
 def test_each_frame_has_the_feature_of_its_own_step(root, tmp_path, version):
     cached = CachedLeRobot(Recording(tmp_path / "pick", version), root)
     assert len(cached) == 12
@@ -67,7 +68,7 @@ def test_each_frame_has_the_feature_of_its_own_step(root, tmp_path, version):
         assert torch.equal(item["vl_cache"], feature_of(f"pick_episode_{episode:06d}", frame // 3 * 3))
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2.0, 2.1, 3])
 def test_offsets_are_clamped_to_the_episode_and_say_so(root, tmp_path, version):
     cached = CachedLeRobot(Recording(tmp_path / "pick", version), root, delta_timestamps=[-0.4, 0.0, 0.3])
     for index, (episode, frame) in enumerate(cached.dataset.frames):

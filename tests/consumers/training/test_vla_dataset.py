@@ -13,7 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from cache_store import FeatureStore, RecipeMismatch, StepKey, prompt_hash
-from consumers.training import CacheIncomplete, EmptyBatch, FeatureMissing, UnifiedVLADataset, unified_collate_fn
+from consumers.training import (
+    CacheIncomplete,
+    EmptyBatch,
+    FeatureMissing,
+    UnifiedVLADataset,
+    VLAEpisodeSet,
+    unified_collate_fn,
+)
 from pipeline.errors import MediaError
 from pipeline.recipe import with_instruction
 from pipeline.sources import VLAEpisodes
@@ -124,6 +131,20 @@ class TestRecipes:
         assert missing[3]["vl_cache"] is None
         assert used[3]["vl_cache"] is not None
 
+    def test_the_filter_leaves_out_another_recipe_that_is_a_miss(self, episode, root):
+        fill(root, "episode_1", [60], recipe=recipe(encoder={"model": "large"}))
+        options = {"cache_root": root, "on_miss": "raise", "filter_by_cache": True}
+        found = UnifiedVLADataset(episode, on_stale="miss", **options)
+        (again,) = VLAEpisodeSet([UnifiedVLADataset(episode, on_stale="miss", look_up=False, **options)]).episodes
+        for one in (found, again):
+            assert {one[index]["vlm_idx"] for index in range(len(one))} == {*STEPS} - {60}
+            assert len(one) == 20 - 3
+            assert str(one.preflight().require()) == "VL Cache: 6/6"
+        assert len(UnifiedVLADataset(episode, on_stale="error", **options)) == 20
+        assert len(UnifiedVLADataset(episode, on_stale="use", **options)) == 20
+        other = UnifiedVLADataset(episode, on_stale="miss", instruction="Do it.", **options)
+        assert (len(other), other.cache_found_count) == (0, 0)
+
     def test_another_instruction_than_the_builds_is_refused_and_can_be_used(self, episode, root):
         with pytest.raises(RecipeMismatch, match="instruction"):
             UnifiedVLADataset(episode, cache_root=root, instruction="Do it.")[0]
@@ -147,6 +168,15 @@ class TestRecipes:
         packed.preflight().require()
         with pytest.raises(RecipeMismatch, match="instruction"):
             UnifiedVLADataset(episode, cache_root=root, instruction="Do it.")[0]
+
+    def test_a_recipe_of_ones_own_without_an_instruction_fits_any_and_no_other_recipe(self, episode, tmp_path):
+        fill(tmp_path / "own", "episode_1", STEPS, recipe={"model": "mine"})
+        fill(tmp_path / "own", "episode_1", [60], recipe={"model": "other"})
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "own", instruction="Do it.")
+        assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+        assert [problem.name for problem in found.preflight().mismatched] == ["episode_1_vlm60"]
+        with pytest.raises(RecipeMismatch, match="other"):
+            found[6]
 
     def test_features_without_a_record_fit_any_instruction(self, episode, tmp_path):
         fill(tmp_path / "old", "episode_1", [0])
@@ -248,6 +278,61 @@ class TestPreflight:
         np.savez(episode / "robot_states.npz", robot_states=np.full((214, 12), np.nan))
         report = UnifiedVLADataset(episode, cache_root=root).preflight()
         assert [problem.name for problem in report.unreadable] == [str(episode)]
+
+    @pytest.mark.parametrize("sensor", ["raw", "compressed", "prepared"])
+    def test_rows_of_the_sensor_that_a_sample_would_stumble_over_are_named(self, tmp_path, sensor):
+        folder = tmp_path / "episode_1"
+        write_new(folder, sensor=sensor)
+        (path,) = folder.glob("sensor_data*")
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        assert UnifiedVLADataset(folder, use_cache=False).preflight().is_complete
+        row = 7 if sensor == "prepared" else 700
+        arrays["data" if sensor == "prepared" else "alines"][row, -1] = np.nan
+        np.savez(path, **arrays)
+        (problem,) = UnifiedVLADataset(folder, use_cache=False).preflight().unreadable
+        assert problem.name == str(folder)
+        assert f"sensor has NaN or infinity in row {row};" in problem.reason
+        assert UnifiedVLADataset(folder, use_cache=False, disable_sensor=True).preflight().is_complete
+
+    def test_a_compressed_sensor_that_was_damaged_is_named(self, tmp_path):
+        folder = tmp_path / "episode_1"
+        write_new(folder, sensor="compressed")
+        path = folder / "sensor_data.npz"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+        (problem,) = UnifiedVLADataset(folder, use_cache=False).preflight().unreadable
+        assert "sensor_data.npz cannot be read" in problem.reason
+
+    @pytest.mark.parametrize("write", [write_old, write_new])
+    def test_robot_states_are_looked_at_as_far_as_samples_need_them(self, tmp_path, write):
+        folder = tmp_path / "recv_all_1"
+        write(folder)
+        states = np.ones((40, 12) if write is write_old else (214, 12))
+        poses = np.ones((len(states), 6))
+        states[-1, 0] = np.nan
+        np.savez(folder / "robot_states.npz", robot_states=states, poses=poses)
+        near, far = (UnifiedVLADataset(folder, use_cache=False, robot_window_size=size) for size in (5, 100))
+        assert near.preflight().is_complete
+        assert all(near[index]["has_robot_states"] for index in range(len(near)))
+        (problem,) = far.preflight().unreadable
+        assert f"robot's state has NaN or infinity in row {len(states) - 1};" in problem.reason
+        with pytest.raises(MediaError, match="robot's state has NaN"):
+            far[len(far) - 1]
+        disabled = UnifiedVLADataset(folder, use_cache=False, disable_robot_state=True)
+        assert disabled.preflight().is_complete
+
+    def test_arrays_of_samples_that_the_filter_left_out_are_not_needed(self, tmp_path):
+        folder = tmp_path / "recv_all_1"
+        sensor = np.zeros((40, 1026), np.float32)
+        sensor[20] = np.inf
+        write_old(folder, sensor=sensor)
+        fill(tmp_path / "cache", "recv_all_1", [3, 24])
+        options = {"cache_root": tmp_path / "cache", "sensor_window_size": 10, "filter_by_cache": True}
+        assert UnifiedVLADataset(folder, **options).preflight().is_complete
+        (problem,) = UnifiedVLADataset(folder, **{**options, "sensor_window_size": 16}).preflight().unreadable
+        assert "row 20" in problem.reason
 
 
 class TestOddInput:
