@@ -235,7 +235,9 @@ def _add_retry_failed(commands: Commands) -> None:
         "run", type=Path, metavar="DIR|FILE", help="the folder of that build's report, or its failed.jsonl"
     )
     parser.add_argument("--address", metavar="ADDRESS", help="cluster to join, instead of where that build ran")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write this run's report there")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write this run's report there, not where that one is"
+    )
     add_json(parser)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import uuid
@@ -69,6 +70,12 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
                 dataset=args.dataset or data_set_name(args.data),
             )
         folder.end(report)
+    if only is not None and report.not_started:
+        print(
+            f"{report.not_started:,} of the units that had failed were not started; they are still dead letters of the "
+            f"earlier run: vlm-cache retry-failed {shlex.quote(str(only.folder))}",
+            file=sys.stderr,
+        )
     if args.json:
         print_json({**report.to_json(), "folder": str(folder.folder)})
     else:
