@@ -47,8 +47,8 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             check_room(plan, store, store.limit_bytes, may_evict_own=args.allow_eviction)
         set_limits(args, store, remember=True)  # a refused build leaves the store as it was
         if only is None:
-            tell_of_other_folders(args, store, skipped=plan.skipped)
-            store.remember_plan(plan_title(args), plan.wanted())
+            tell_of_other_folders(args, spec, store, skipped=plan.skipped)
+            store.remember_plan(plan_title(args, spec), plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
         events = folder.begin(args, task.shared_recipe())
         if isinstance(whole, Benchmark):
