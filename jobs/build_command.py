@@ -29,7 +29,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
 
     With `only`, the failed units of an earlier run of the same arguments and nothing else.
     """
-    whole, spec, sampling = asked_for(args)
+    whole, spec, sampling = asked_for(args, is_again=only is not None)
     source = whole if only is None else OnlyThese(whole, only.recipes)
     # Without a run's id nothing protects what the build writes: it may evict its own features.
     run = uuid.uuid4().hex

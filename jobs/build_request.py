@@ -7,9 +7,11 @@ import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, cast
 
 from cache_store import CacheStoreError, FeatureStore, Lookup, ReadOnlyStore, StepKey, canonical_dataset_name, plans
+from jobs.arguments import BUILD_DEFAULTS
 from pipeline.encoders import EncoderSpec, load_spec
 from pipeline.encoders.base import VideoEncoderSpec
 from pipeline.errors import BuildRefused
@@ -29,15 +31,21 @@ from pipeline.work_plan import BuildTask
 VIDEO_ENCODERS = ("longva", "huggingface")
 
 
-def asked_for(args: argparse.Namespace, *, is_apart: bool = False) -> tuple[Source, EncoderSpec, SamplingRule]:
+def asked_for(
+    args: argparse.Namespace, *, is_apart: bool = False, is_again: bool = False
+) -> tuple[Source, EncoderSpec, SamplingRule]:
     """Open the source and read the model's weights for their digest, after a look at the arguments.
 
-    With `is_apart` a process of its own reads them: what that imports takes 110 MB and is not needed afterwards.
+    What was not given has its default in `args` afterwards; `is_again` says that it has it already.
+    With `is_apart` a process of its own reads the weights: what that imports takes 110 MB and is not needed afterwards.
 
     Raises:
         BuildRefused, SourceError, EncoderError: they ask for something that cannot be built.
     """
-    _check_arguments(args)
+    if not is_again:
+        _check_arguments(args)
+        given = {name: value for name, value in vars(args).items() if value is not None}
+        vars(args).update(BUILD_DEFAULTS | given)
     sampling = _sampling(args.sampling)
     source = _open_source(args)
     print(f"reading the weights of {args.model} ...", file=sys.stderr)
@@ -125,10 +133,17 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--frames-per-forward": args.frames_per_forward is not None and not is_video,
         "--compile": args.compile and not is_video,
         "--micro-batch": args.micro_batch is not None and is_video,
+        "--nframe": args.nframe is not None and not is_video,
+        "--sampling": args.sampling is not None and not is_video,
+        "--vlm-reuse-count": args.vlm_reuse_count is not None and is_video,
+        "--action-expert-hz": args.action_expert_hz is not None and args.source != "vla",
+        "--horizon": args.horizon is not None and args.source != "vla",
     }
     useless = [flag for flag, is_useless in given.items() if is_useless]
     if useless:
         raise BuildRefused(f"{', '.join(useless)} means nothing for --source {args.source}; leave it out")
+    if args.revision is not None and (args.model == "small" or Path(args.model).expanduser().is_dir()):
+        raise BuildRefused(f"--revision means nothing for --model {args.model}, which is no hub id; leave it out")
 
 
 def _sampling(text: str) -> SamplingRule:
