@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from jobs.check_arguments import add_check
 from jobs.evaluate_arguments import add_evaluate
@@ -16,6 +17,14 @@ from pipeline.version import VERSION
 
 SOURCES = (*VIDEO_SOURCES, *STEP_SOURCES)
 ENCODERS = ("longva", "qwen2_5_vl", "huggingface")
+# Of `build` and `plan`. Not given to argparse, which would hide whether an option was given: not every source has each.
+BUILD_DEFAULTS: dict[str, Any] = {
+    "vlm_reuse_count": 3,
+    "action_expert_hz": 10,
+    "horizon": 8,
+    "nframe": 128,
+    "sampling": "source",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,6 +92,7 @@ def _add_build(commands: Commands) -> None:
 
 
 def _add_build_options(parser: argparse.ArgumentParser) -> None:
+    said = {name: f"(default: {value})" for name, value in BUILD_DEFAULTS.items()}
     what = parser.add_argument_group("what to encode")
     what.add_argument("--source", required=True, type=_source_name, choices=SOURCES, help="how the input is laid out")
     what.add_argument(
@@ -102,13 +112,22 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--instruction", metavar="TEXT", help="vla, lerobot: instead of the episodes' own")
     what.add_argument("--views", metavar="A,B", help="vla, lerobot: only these cameras")
     what.add_argument(
-        "--vlm-reuse-count", type=positive_int, default=3, metavar="N", help="samples that share a VLM step"
+        "--vlm-reuse-count",
+        type=positive_int,
+        metavar="N",
+        help=f"vla, lerobot: samples that share a VLM step {said['vlm_reuse_count']}",
     )
     what.add_argument(
-        "--action-expert-hz", type=positive_int, default=10, metavar="HZ", help="vla: rate of the actions"
+        "--action-expert-hz",
+        type=positive_int,
+        metavar="HZ",
+        help=f"vla: rate of the actions {said['action_expert_hz']}",
     )
     what.add_argument(
-        "--horizon", type=positive_int, default=8, metavar="N", help="vla, old format: actions of a sample"
+        "--horizon",
+        type=positive_int,
+        metavar="N",
+        help=f"vla, old format: actions of a sample {said['horizon']}",
     )
 
     how = parser.add_argument_group("how to encode (all of it is part of the recipe)")
@@ -120,12 +139,11 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
         help="checkpoint folder, hub id, or the built-in random model",
     )
     how.add_argument("--revision", metavar="REV", help="revision of a hub id")
-    how.add_argument("--nframe", type=positive_int, default=128, metavar="N", help="frames of a video at most")
+    how.add_argument("--nframe", type=positive_int, metavar="N", help=f"videos: frames of one at most {said['nframe']}")
     how.add_argument(
         "--sampling",
-        default="source",
         metavar="RULE",
-        help="source, longva, lmms-eval-pyav, vlmevalkit or fps:<rate>",
+        help=f"videos: source, longva, lmms-eval-pyav, vlmevalkit or fps:<rate> {said['sampling']}",
     )
     how.add_argument(
         "--allow-partial",
@@ -235,7 +253,9 @@ def _add_retry_failed(commands: Commands) -> None:
         "run", type=Path, metavar="DIR|FILE", help="the folder of that build's report, or its failed.jsonl"
     )
     parser.add_argument("--address", metavar="ADDRESS", help="cluster to join, instead of where that build ran")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write this run's report there")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write this run's report there, not where that one is"
+    )
     add_json(parser)
 
 

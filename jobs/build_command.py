@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import uuid
@@ -28,7 +29,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
 
     With `only`, the failed units of an earlier run of the same arguments and nothing else.
     """
-    whole, spec, sampling = asked_for(args)
+    whole, spec, sampling = asked_for(args, is_again=only is not None)
     source = whole if only is None else OnlyThese(whole, only.recipes)
     # Without a run's id nothing protects what the build writes: it may evict its own features.
     run = uuid.uuid4().hex
@@ -46,8 +47,8 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             check_room(plan, store, store.limit_bytes, may_evict_own=args.allow_eviction)
         set_limits(args, store, remember=True)  # a refused build leaves the store as it was
         if only is None:
-            tell_of_other_folders(args, store, skipped=plan.skipped)
-            store.remember_plan(plan_title(args), plan.wanted())
+            tell_of_other_folders(args, spec, store, skipped=plan.skipped)
+            store.remember_plan(plan_title(args, spec), plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
         events = folder.begin(args, task.shared_recipe())
         if isinstance(whole, Benchmark):
@@ -69,6 +70,12 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
                 dataset=args.dataset or data_set_name(args.data),
             )
         folder.end(report)
+    if only is not None and report.not_started:
+        print(
+            f"{report.not_started:,} of the units that had failed were not started; they are still dead letters of the "
+            f"earlier run: vlm-cache retry-failed {shlex.quote(str(only.folder))}",
+            file=sys.stderr,
+        )
     if args.json:
         print_json({**report.to_json(), "folder": str(folder.folder)})
     else:

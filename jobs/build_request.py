@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, cast
 
 from cache_store import CacheStoreError, FeatureStore, Lookup, ReadOnlyStore, StepKey, canonical_dataset_name, plans
+from jobs.arguments import BUILD_DEFAULTS
 from pipeline.encoders import EncoderSpec, load_spec
+from pipeline.encoders.base import VideoEncoderSpec
 from pipeline.errors import BuildRefused
 from pipeline.sources import (
     BENCHMARKS,
+    STEP_SOURCES,
     VIDEO_SOURCES,
     Source,
     StepBatches,
     absolute,
     data_set_name,
     open_source,
-    parse_media_path,
 )
 from pipeline.vision import PartialFrames, SamplingRule
 from pipeline.work_plan import BuildTask
@@ -26,15 +31,21 @@ from pipeline.work_plan import BuildTask
 VIDEO_ENCODERS = ("longva", "huggingface")
 
 
-def asked_for(args: argparse.Namespace, *, is_apart: bool = False) -> tuple[Source, EncoderSpec, SamplingRule]:
+def asked_for(
+    args: argparse.Namespace, *, is_apart: bool = False, is_again: bool = False
+) -> tuple[Source, EncoderSpec, SamplingRule]:
     """Open the source and read the model's weights for their digest, after a look at the arguments.
 
-    With `is_apart` a process of its own reads them: what that imports takes 110 MB and is not needed afterwards.
+    What was not given has its default in `args` afterwards; `is_again` says that it has it already.
+    With `is_apart` a process of its own reads the weights: what that imports takes 110 MB and is not needed afterwards.
 
     Raises:
         BuildRefused, SourceError, EncoderError: they ask for something that cannot be built.
     """
-    _check_arguments(args)
+    if not is_again:
+        _check_arguments(args)
+        given = {name: value for name, value in vars(args).items() if value is not None}
+        vars(args).update(BUILD_DEFAULTS | given)
     sampling = _sampling(args.sampling)
     source = _open_source(args)
     print(f"reading the weights of {args.model} ...", file=sys.stderr)
@@ -68,29 +79,42 @@ def check_name(args: argparse.Namespace, store: Lookup) -> None:
         store.path_of(StepKey(args.dataset, 0))
 
 
-def plan_title(args: argparse.Namespace) -> str:
-    """Return what tells this build's plan from others in its store."""
-    return f"{args.source} {absolute(args.data)} {args.encoder}"
+def plan_title(args: argparse.Namespace, spec: EncoderSpec) -> str:
+    """Return what tells this build's plan from others in its store, as JSON."""
+    title = {"source": args.source, "data": str(absolute(args.data)), "encoder": args.encoder}
+    if args.source in VIDEO_SOURCES:
+        title |= {"model": cast(VideoEncoderSpec, spec).model_signature, "nframe": args.nframe}
+    if args.source != "vla":  # whose features are named by their episodes alone
+        title["dataset"] = canonical_dataset_name(args.dataset or data_set_name(args.data))
+    return json.dumps(title, sort_keys=True)
 
 
-def tell_of_other_folders(args: argparse.Namespace, store: FeatureStore | ReadOnlyStore, *, skipped: int) -> None:
-    """Say on stderr if what the store has under the data set's name was built from another folder of that name.
+def tell_of_other_folders(
+    args: argparse.Namespace, spec: EncoderSpec, store: FeatureStore | ReadOnlyStore, *, skipped: int
+) -> None:
+    """Say on stderr if what the store has under the names of this build was built from another folder.
 
-    Nothing else can tell the videos apart: a data set may as well have been moved.
+    Nothing else can tell the media apart: a data set may as well have been moved.
     """
-    if not skipped or args.source not in ("folder", "lerobot") or args.dataset is not None:
+    if not skipped or args.source not in ("folder", *STEP_SOURCES):
         return
-    name, own = data_set_name(args.data), plan_title(args)
-    before, after = f"{args.source} ", f" {args.encoder}"
-    for title in plans.titles(store.root):
-        place = title.removeprefix(before).removesuffix(after)
-        is_other = title == before + place + after != own
-        if is_other and data_set_name(parse_media_path(place)) == name:
+    own = json.loads(plan_title(args, spec))
+    name = own.get("dataset", "these episodes")
+    advice = "name it with another --dataset" if "dataset" in own else "build them into another store"
+    for other in map(_read_title, plans.titles(store.root)):
+        if other != own and {**other, "data": own["data"]} == own:
             print(
-                f"note: {skipped:,} features of {name} are there already, and {place} was built under that name "
-                f"before; if {absolute(args.data)} holds other media of the same names, name it with --dataset",
+                f"note: {skipped:,} features of {name} are there already, and {other['data']} was built under such "
+                f"names before; if {own['data']} holds other media of the same names, {advice}",
                 file=sys.stderr,
             )
+
+
+def _read_title(title: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(title))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -109,10 +133,17 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--frames-per-forward": args.frames_per_forward is not None and not is_video,
         "--compile": args.compile and not is_video,
         "--micro-batch": args.micro_batch is not None and is_video,
+        "--nframe": args.nframe is not None and not is_video,
+        "--sampling": args.sampling is not None and not is_video,
+        "--vlm-reuse-count": args.vlm_reuse_count is not None and is_video,
+        "--action-expert-hz": args.action_expert_hz is not None and args.source != "vla",
+        "--horizon": args.horizon is not None and args.source != "vla",
     }
     useless = [flag for flag, is_useless in given.items() if is_useless]
     if useless:
         raise BuildRefused(f"{', '.join(useless)} means nothing for --source {args.source}; leave it out")
+    if args.revision is not None and (args.model == "small" or Path(args.model).expanduser().is_dir()):
+        raise BuildRefused(f"--revision means nothing for --model {args.model}, which is no hub id; leave it out")
 
 
 def _sampling(text: str) -> SamplingRule:

@@ -44,7 +44,7 @@ def plan(args: argparse.Namespace) -> int:
     check_name(args, store)
     task = task_of(args, spec, store.location, sampling, run_id=None)
     made = plan_build(source, task, store, overwrite=args.overwrite)
-    tell_of_other_folders(args, store, skipped=made.skipped)
+    tell_of_other_folders(args, spec, store, skipped=made.skipped)
     report = _reported(args, made, store)
     if args.json:
         print_json(report.to_json())

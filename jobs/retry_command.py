@@ -21,9 +21,15 @@ def retry_failed(args: argparse.Namespace) -> int:
     """Build the failed units of a run again; returns 0 if all of them have their feature now, else 1.
 
     Raises:
-        BuildRefused: there are no dead letters to read, or the same arguments mean another recipe today.
+        BuildRefused: there are no dead letters to read, the same arguments mean another recipe today, or the report is
+            to go where the dead letters are.
     """
     run = read_failed(args.run)
+    if args.report is not None and args.report.resolve() == run.folder.resolve():
+        raise BuildRefused(
+            f"--report: {args.report} holds the dead letters that are retried, and a retry that is stopped would lose "
+            "those that it did not get to; name another folder"
+        )
     if not run.recipes:
         print(f"{args.run} holds no failed units", file=sys.stderr)
         if args.json:

@@ -16,6 +16,7 @@ PAGE = "report.html"  # drawn when somebody asks
 class FailedRun(NamedTuple):
     """What `retry-failed` takes from a run's folder."""
 
+    folder: Path
     arguments: dict[str, Any]  # of `build`
     recipe: str  # fingerprint of what all units share
     recipes: dict[str, str]  # of each failed unit by key; "" for one that the source itself called impossible
@@ -32,7 +33,7 @@ def read_failed(path: Path) -> FailedRun:
         asked = json.loads((letters.parent / BUILD).read_text(encoding="utf-8"))
         lines = letters.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         recipes = {str(letter["key"]): str(letter["recipe"]) for letter in map(json.loads, filter(None, lines))}
-        return FailedRun(dict(asked["arguments"]), str(asked["recipe_fingerprint"]), recipes)
+        return FailedRun(letters.parent, dict(asked["arguments"]), str(asked["recipe_fingerprint"]), recipes)
     except OSError as exc:
         raise BuildRefused(f"{path} holds no run of a build: {exc}") from exc
     except (ValueError, KeyError, TypeError) as exc:

@@ -176,6 +176,9 @@ class Plan:
         for sample, place in zip(self.source, places, strict=False):
             if mark(sample) != self.marks[place]:
                 raise SourceChanged(f"{unit_name(sample)} is not what was planned here; start the build again")
+            # What stands for an episode that cannot be read has the first step's mark.
+            if sample.problem is not None and self.decisions[place] != Decision.FAILED:
+                raise SourceChanged(f"{sample.problem}: it could be read when it was planned; start the build again")
             yield sample, self.decisions[place]
         if next(places, None) is not None:
             raise SourceChanged("fewer samples are there than were planned; start the build again")

@@ -106,11 +106,13 @@ class HuggingfaceSpec(DigestedWeights):
         """Load the tower on `device`, in evaluation mode.
 
         Raises:
-            EncoderError: tensors are missing, of another shape, or not those of the recipe.
+            EncoderError: tensors are missing, of another shape, or not those of the recipe; so with the configuration.
         """
         quiet_transformers()
         with self._as_digested():
             tower = _small_tower(self.dtype) if self.folder is None else _load_tower(self.folder, self.dtype)
+        if self.folder is not None and _config_json(read_json(self.folder, "config.json")) != self.config_json:
+            raise EncoderError(f"the configuration in {self.folder} has changed since it was read for the recipe")
         return TowerEncoder(
             tower,
             device=device,
@@ -155,14 +157,12 @@ def huggingface_spec(
     tokens, width = _feature_shape(model, config, preprocess)
     if folder is not None:
         tensor_files(folder)  # fails early on a folder without weights
-    vision = config.get("vision_config") or config
-    kept = {key: value for key, value in vision.items() if key not in CONFIG_KEYS_LEFT_OUT}
     name = model.rstrip("/").rsplit("/", 1)[-1]
     return HuggingfaceSpec(
         family="huggingface",
         model_signature=model_signature(name, -1),
         preprocess=preprocess,
-        config_json=json.dumps(kept, sort_keys=True),
+        config_json=_config_json(config),
         tokens=tokens,
         width=width,
         dtype=checked_dtype(dtype or ("float32" if folder is None else stored_dtype(folder, config))),
@@ -170,6 +170,11 @@ def huggingface_spec(
         is_compiled=is_compiled,
         folder=folder,
     )
+
+
+def _config_json(config: dict[str, Any]) -> str:
+    vision = config.get("vision_config") or config
+    return json.dumps({key: value for key, value in vision.items() if key not in CONFIG_KEYS_LEFT_OUT}, sort_keys=True)
 
 
 def _feature_shape(model: str, config: dict[str, Any], preprocess: ClipLikePreprocess) -> tuple[int, int]:

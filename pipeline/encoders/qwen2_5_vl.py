@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,37 @@ from pipeline.vision.preprocessing import QwenImagePreprocess
 
 IMAGE_PLACEHOLDER = "<|image_pad|>"
 
+# What transformers' Qwen2.5-VL reads of its configuration in a forward over images and text.
+VISION_KEYS = (
+    "depth",
+    "fullatt_block_indexes",
+    "hidden_act",
+    "hidden_size",
+    "in_channels",
+    "intermediate_size",
+    "num_heads",
+    "out_hidden_size",
+    "patch_size",
+    "rope_parameters",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "window_size",
+)
+TEXT_KEYS = (
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "sliding_window",
+    "vocab_size",
+)
+
 
 @dataclass(frozen=True)
 class Qwen25VlSpec(DigestedWeights):
@@ -36,9 +68,11 @@ class Qwen25VlSpec(DigestedWeights):
 
     family: str
     preprocess: QwenImagePreprocess
+    architecture_json: str  # as `architecture` gives it, keys sorted
     width: int
     dtype: str
     chat_template: str
+    tokenizer_sha256: str  # as `tokenizer_digest` gives it
     folder: Path | None  # None for the small model
     micro_batch: int | None = None  # steps in one forward; None: one
 
@@ -51,6 +85,7 @@ class Qwen25VlSpec(DigestedWeights):
             "family": self.family,
             "tap_point": "last_hidden_state",
             "weights_sha256": self._weights_digest,
+            "architecture": json.loads(self.architecture_json),
             "width": self.width,
             "pooling": "mean over tokens, then float16",
             "preprocess": self.preprocess.recipe(),
@@ -60,6 +95,7 @@ class Qwen25VlSpec(DigestedWeights):
                 "order": "images, then instruction",
                 "generation_prompt": False,
                 "chat_template_sha256": hashlib.sha256(self.chat_template.encode()).hexdigest(),
+                "tokenizer_sha256": self.tokenizer_sha256,
             },
             "attention": ATTENTION,
             "batch": _batch_rule(self.micro_batch),
@@ -73,7 +109,8 @@ class Qwen25VlSpec(DigestedWeights):
         """Load the model on `device`, in evaluation mode.
 
         Raises:
-            EncoderError: tensors are missing, of another shape, or not those of the recipe; the tokenizer does not fit.
+            EncoderError: tensors are missing, of another shape, or not those of the recipe; so with the configuration
+                and the tokenizer, which must fit the model besides.
         """
         quiet_transformers()
         if self.folder is None:
@@ -81,6 +118,12 @@ class Qwen25VlSpec(DigestedWeights):
         else:
             with self._as_digested():
                 model, tokenizer = _load_model(self.folder, self.dtype), load_tokenizer(self.folder)
+        for what, is_same in (
+            ("configuration", _architecture_json(model.config) == self.architecture_json),
+            ("tokenizer", tokenizer_digest(tokenizer) == self.tokenizer_sha256),
+        ):
+            if not is_same:
+                raise EncoderError(f"the {what} in {self.folder} has changed since it was read for the recipe")
         return Qwen25VlEncoder(model, tokenizer, spec=self, device=device)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -203,25 +246,30 @@ def qwen2_5_vl_spec(
     micro_batch = None if micro_batch == 1 else micro_batch  # one step at a time is what happens anyway
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     quiet_transformers()
+    from transformers import Qwen2_5_VLConfig
+
     if model == "small":
         return Qwen25VlSpec(
             family="qwen2_5_vl",
             preprocess=QwenImagePreprocess.from_config(small_models.QWEN_PROCESSOR, **bounds),
+            architecture_json=_architecture_json(Qwen2_5_VLConfig(**small_models.QWEN)),
             width=int(small_models.QWEN["text_config"]["hidden_size"]),  # type: ignore[index]
             dtype=checked_dtype(dtype or "float32"),
             chat_template=small_models.QWEN_CHAT_TEMPLATE,
+            tokenizer_sha256=tokenizer_digest(small_models.byte_tokenizer()),
             folder=None,
             micro_batch=micro_batch,
         )
     folder, config = find_qwen2_5_vl(model, revision)
-    from transformers import Qwen2_5_VLConfig
-
+    parsed, tokenizer = Qwen2_5_VLConfig.from_dict(config), load_tokenizer(folder)
     return Qwen25VlSpec(
         family="qwen2_5_vl",
         preprocess=QwenImagePreprocess.from_config(read_json(folder, "preprocessor_config.json"), **bounds),
-        width=int(Qwen2_5_VLConfig.from_dict(config).text_config.hidden_size),
+        architecture_json=_architecture_json(parsed),
+        width=int(parsed.text_config.hidden_size),
         dtype=checked_dtype(dtype or stored_dtype(folder, config)),
-        chat_template=_chat_template(folder),
+        chat_template=_chat_template(folder, tokenizer),
+        tokenizer_sha256=tokenizer_digest(tokenizer),
         folder=folder,
         micro_batch=micro_batch,
     )
@@ -247,13 +295,44 @@ def find_qwen2_5_vl(model: str, revision: str | None) -> tuple[Path, dict[str, A
     return folder, config
 
 
-def _chat_template(folder: Path) -> str:
+def _architecture_json(config: Any) -> str:
+    """Return what changes the numbers of a parsed configuration, in whichever version of transformers it was saved."""
+
+    def facts(part: Any, keys: Sequence[str]) -> dict[str, Any]:
+        found = {key: getattr(part, key, None) for key in keys}
+        # Older files say the type twice, and the old name is read only where the new one is missing.
+        rope = {name: value for name, value in (found["rope_parameters"] or {}).items() if name != "type"}
+        return {**found, "rope_parameters": rope}
+
+    text, kinds = facts(config.text_config, TEXT_KEYS), enumerate(config.text_config.layer_types)
+    text["sliding_layers"] = [layer for layer, kind in kinds if kind != "full_attention"]
+    return json.dumps({"vision": facts(config.vision_config, VISION_KEYS), "text": text}, sort_keys=True)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return the SHA-256 (hex) of what a loaded tokenizer makes ids by: vocabulary, merges, added tokens, its steps.
+
+    How its files are laid out does not matter.
+
+    Raises:
+        EncoderError: it is none of the library tokenizers, so that nothing tells what it does.
+    """
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        raise EncoderError(f"{type(tokenizer).__name__} is no tokenizer of the library tokenizers")
+    whole = json.loads(backend.to_str())
+    facts = {name: whole[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")}
+    facts["special_tokens"] = tokenizer.special_tokens_map  # chat templates may name them
+    facts["split_special_tokens"] = tokenizer.split_special_tokens
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _chat_template(folder: Path, tokenizer: Any) -> str:
     """Return the template that the checkpoint's processor uses: its own file, else the tokenizer's."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
         return str(read_json(folder, "chat_template.json").get("chat_template", ""))
-    template = load_tokenizer(folder).chat_template
+    template = tokenizer.chat_template
     if not isinstance(template, str):
         raise EncoderError(f"{folder} has no chat template, neither of its own nor in the tokenizer's configuration")
     return template

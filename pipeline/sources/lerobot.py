@@ -71,7 +71,7 @@ class LeRobot:
 
     def _require_rate(self, views: Sequence[str]) -> None:
         rates = {view: fps for view, fps in self._info.video_fps.items() if view in views}
-        others = [f"{fps:g} for {view}" for view, fps in sorted(rates.items()) if not self._info.is_rate(fps)]
+        others = [f"{fps:g} for {view}" for view, fps in sorted(rates.items()) if not self._layout.has_rate(view, fps)]
         if others:
             raise SourceError(
                 f"{self._folder.place('meta/info.json')}: video.fps is {', '.join(others)}, and the data set has "

@@ -29,6 +29,10 @@ class LeRobotLayout(Protocol):
         """Return whether the camera's file of this episode is there."""
         ...
 
+    def has_rate(self, view: str, fps: float) -> bool:
+        """Return whether a camera of `fps` frames a second by `info.json` has one frame for each row."""
+        ...
+
     def first_frame(self, episode: Episode, view: str) -> VideoFrame:
         """Return the frame of the episode's first row. Raises `MediaError` if the meta files contradict it."""
         ...
@@ -51,9 +55,12 @@ class LeRobotInfo:
     video_fps: dict[str, float]  # of the cameras that tell it
 
     def is_rate(self, fps: float) -> bool:
-        """Return whether a camera's frames a second are the data set's, but for how they are written."""
-        # LeRobot writes a video's rate as a whole number; 29.97 stands for 30000 / 1001.
-        return fps == int(self.fps) or math.isclose(fps, self.fps, rel_tol=1e-5)
+        """Return whether a camera's frames a second are the data set's; 29.97 stands for 30000 / 1001."""
+        return math.isclose(fps, self.fps, rel_tol=1e-5)
+
+    def is_rate_cut_off(self, fps: float) -> bool:
+        """Return whether they are its whole part, as LeRobot writes a video's rate."""
+        return fps == int(self.fps)
 
     def features_of(self, dtype: str) -> list[str]:
         """Return the names of the features of one kind ("video", "image"), sorted."""
@@ -94,7 +101,10 @@ def _video_fps(features: dict[str, Any]) -> dict[str, float]:
 
 
 def read_columns(folder: DataFolder, path: str, required: Sequence[str], *, optional: Sequence[str] = ()) -> Any:
-    """Return the columns of a parquet file as a table, those of `optional` that it has. Raises `MediaError`."""
+    """Return the columns of a parquet file as a table, those of `optional` that it has.
+
+    Indices and lengths are int64, timestamps float64; none of `required` is null anywhere. Raises `MediaError`.
+    """
     import pyarrow.parquet
 
     try:
@@ -102,12 +112,26 @@ def read_columns(folder: DataFolder, path: str, required: Sequence[str], *, opti
             parquet = pyarrow.parquet.ParquetFile(file)
             names = parquet.schema_arrow.names
             table = parquet.read(columns=[name for name in (*required, *optional) if name in names])
-    except (OSError, ValueError, KeyError) as exc:
+        for place, name in enumerate(table.column_names):
+            kind = _kind(name)
+            if kind is not None:
+                table = table.set_column(place, name, table[name].cast(kind))
+    # Arrow's own errors are of several builtin kinds: what is no number, what is no index.
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as exc:
         raise MediaError(f"{folder.place(path)} cannot be read: {exc}") from exc
     missing = sorted(set(required) - set(table.column_names))
     if missing:
         raise MediaError(f"{folder.place(path)} has no column {', '.join(missing)}")
+    for name in required:
+        if table[name].null_count:
+            raise MediaError(f"{folder.place(path)} has rows without {name}")
     return table
+
+
+def _kind(column: str) -> str | None:
+    if column == "length" or column.endswith("_index"):
+        return "int64"
+    return "float64" if column.endswith("_timestamp") else None
 
 
 def tasks_of_rows(episode: Episode, rows: Any, path: MediaPath) -> list[int]:

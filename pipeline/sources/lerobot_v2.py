@@ -21,20 +21,19 @@ class LeRobotV2:
     def __init__(self, folder: DataFolder, info: LeRobotInfo) -> None:
         self._folder, self._info = folder, info
         self.tasks_file = str(folder.place("meta/tasks.jsonl"))
-        self.tasks = {
-            int(row["task_index"]): str(row["task"]) for row in self._lines("tasks.jsonl", "task_index", "task")
-        }
-        self.episodes = sorted(
-            self._lines("episodes.jsonl", "episode_index", "length"), key=lambda episode: int(episode["episode_index"])
-        )
+        tasks = self._lines("tasks.jsonl", "task_index", "task")
+        self.tasks = {row["task_index"]: str(row["task"]) for row in tasks}
+        episodes = self._lines("episodes.jsonl", "episode_index", "length")
+        self.episodes = sorted(episodes, key=lambda episode: int(episode["episode_index"]))
 
     def _lines(self, name: str, *required: str) -> list[dict[str, Any]]:
+        """Return the objects of a file of lines, which have the columns `required`: whole numbers but for the task."""
         try:
             text = self._folder.read_bytes(f"meta/{name}").decode("utf-8")
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
             for row in rows:
-                _ = [row[column] for column in required]
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+                row |= {name: row[name] if name == "task" else _whole(row[name]) for name in required}
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as exc:
             raise SourceError(f"{self._folder.place(f'meta/{name}')} cannot be read: {exc!r}") from exc
         return rows
 
@@ -48,6 +47,10 @@ class LeRobotV2:
     def has_video(self, episode: Episode, view: str) -> bool:
         return self._folder.has_file(self._video(episode, view))
 
+    def has_rate(self, view: str, fps: float) -> bool:
+        # Each video begins with its episode, so that no rate places a frame.
+        return self._info.is_rate(fps) or self._info.is_rate_cut_off(fps)
+
     def first_frame(self, episode: Episode, view: str) -> VideoFrame:
         return VideoFrame(view, self._folder.place(self._video(episode, view)), 0)
 
@@ -55,3 +58,10 @@ class LeRobotV2:
         path = self._place(self._info.data_path, episode)
         rows = read_columns(self._folder, path, ["task_index"], optional=["frame_index"])
         return tasks_of_rows(episode, rows, self._folder.place(path))
+
+
+def _whole(value: Any) -> int:
+    number = int(value)
+    if number != float(value):
+        raise ValueError(f"{value!r} is no whole number")
+    return number

@@ -7,6 +7,7 @@ on from there. `meta/tasks.parquet` has `task_index` and, as pandas' index, the 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,24 @@ class LeRobotV3:
         path = self._video(episode, view)
         return path is not None and self._folder.has_file(path)
 
+    def has_rate(self, view: str, fps: float) -> bool:
+        """See `LeRobotLayout`. A rate cut off is told from a camera of that rate by which one fits the times."""
+        if not self._info.is_rate_cut_off(fps) or self._info.is_rate(fps):
+            return self._info.is_rate(fps)
+        parts = [(*self._times(episode, view), episode["length"]) for episode in self.episodes]
+        told = [
+            (end_s - start_s, length) for start_s, end_s, length in parts if start_s is not None and end_s is not None
+        ]
+        seconds, rows = sum(seconds for seconds, _ in told), sum(length for _, length in told)
+        return bool(abs(rows - seconds * self._info.fps) <= abs(rows - seconds * fps))
+
+    def _times(self, episode: Episode, view: str) -> tuple[float | None, float | None]:
+        return episode.get(f"videos/{view}/from_timestamp"), episode.get(f"videos/{view}/to_timestamp")
+
     def first_frame(self, episode: Episode, view: str) -> VideoFrame:
         path = self._video(episode, view)
-        start_s, end_s = (episode.get(f"videos/{view}/{column}") for column in ("from_timestamp", "to_timestamp"))
-        if path is None or start_s is None or end_s is None:
+        start_s, end_s = self._times(episode, view)
+        if path is None or start_s is None or end_s is None or not math.isfinite(end_s - start_s):
             raise MediaError(f"episode {episode['episode_index']} has no video of {view}")
         frames = round((end_s - start_s) * self._info.fps)
         if frames < episode["length"]:

@@ -144,6 +144,44 @@ def test_parts_of_videos_mean_nothing_to_robot_episodes(tmp_path, capsys):
     assert "--allow-partial means nothing for --source vla" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["build", "plan"])
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("vla", {"--nframe": "8", "--sampling": "longva"}),
+        ("lerobot", {"--nframe": "8", "--sampling": "longva", "--horizon": "8", "--action-expert-hz": "10"}),
+        ("folder", {"--vlm-reuse-count": "3", "--horizon": "4", "--action-expert-hz": "5"}),
+    ],
+)
+def test_options_of_another_kind_of_source_are_refused_also_with_their_defaults(
+    tmp_path, capsys, command, source, options
+):
+    encoder = "longva" if source == "folder" else "qwen2_5_vl"
+    what = ["--source", source, "--data", str(tmp_path), "--encoder", encoder, "--model", "small"]
+    for flag, value in options.items():
+        assert main([command, *what, "--store", str(tmp_path / "store"), flag, value]) == 2
+        assert f"{flag} means nothing for --source {source}" in capsys.readouterr().err
+
+
+def test_a_revision_of_what_is_no_hub_id_is_refused(refused, videos, tmp_path):
+    assert "--revision means nothing for --model small" in refused(revision="main")
+    assert f"--revision means nothing for --model {tmp_path}" in refused(model=tmp_path, revision="main")
+
+
+def test_help_tells_the_defaults_of_a_build(capsys):
+    with pytest.raises(SystemExit):
+        main(["build", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "share a VLM step (default: 3)",
+        "actions (default: 10)",
+        "sample (default: 8)",
+        "most (default: 128)",
+    ):
+        assert words in said
+    assert "fps:<rate> (default: source)" in said
+
+
 def test_two_videos_under_one_id_are_both_named(refused, videos):
     write_video(videos / "a.mkv")
     said = refused()

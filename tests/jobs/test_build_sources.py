@@ -14,6 +14,7 @@ from cache_store import FeatureStore
 from jobs.__main__ import main
 from jobs.arguments import make_parser
 from jobs.build_request import plan_title, tell_of_other_folders
+from pipeline.encoders import load_spec
 from pipeline.sources import parse_media_path
 from tests.media import write_video
 from tests.pipeline.sources.files import write_rows
@@ -51,10 +52,10 @@ def test_clips_of_a_benchmark_behind_a_url(tmp_path, capsys):
         f"{folder}{clip}" for clip in ("whole@0-1", "whole@1.5-2.5", "whole@0-1", "gone@0-1")
     ]
     assert [row["problem"] for row in questions] == [None, None, None, failure["reason"]]
-    # A retry may have the folder of the run that it mends.
-    assert main(["retry-failed", str(report_folder), "--report", str(report_folder), "--json"]) == 1
+    again = tmp_path / "again"
+    assert main(["retry-failed", str(report_folder), "--report", str(again), "--json"]) == 1
     assert [one["key"] for one in json.loads(capsys.readouterr().out)["failed"]] == [failure["key"]]
-    assert pyarrow.parquet.read_table(report_folder / "questions.parquet").to_pylist() == questions
+    assert pyarrow.parquet.read_table(again / "questions.parquet").to_pylist() == questions
 
 
 @pytest.mark.parametrize("spelled", ["long-video-bench", "longvideobench", "LongVideoBench", "long_video_bench"])
@@ -63,25 +64,50 @@ def test_a_benchmark_may_be_spelled_as_its_harness_does(spelled):
     assert make_parser().parse_args(arguments).source == "long-video-bench"
 
 
+VIDEOS = {"source": "folder", "data": "/a/videos", "encoder": "longva", "dataset": None, "nframe": 8}
+ARM = {**VIDEOS, "source": "lerobot", "encoder": "qwen2_5_vl"}
+EPISODES = {**ARM, "source": "vla"}
+
+
 @pytest.mark.parametrize(
-    ("source", "data", "more", "is_told"),
+    ("before", "changes", "is_told"),
     [
-        ("folder", "/b/videos", {}, True),
-        ("folder", "s3://bucket/videos", {}, True),
-        ("folder", "/a/videos", {}, False),
-        ("folder", "/b/other", {}, False),
-        ("folder", "/b/videos", {"dataset": "videos"}, False),  # asked for by name
-        ("lerobot", "/b/videos", {}, False),  # its names are episodes'
-        ("video-mme", "/b/videos", {}, False),  # its name is the benchmark's
+        (VIDEOS, {"data": "/b/videos"}, True),
+        (VIDEOS, {"data": "s3://bucket/videos"}, True),
+        (VIDEOS, {"data": "/a/videos"}, False),
+        (VIDEOS, {"data": "/b/other"}, False),
+        (VIDEOS, {"data": "/b/other", "dataset": "videos"}, True),
+        (VIDEOS, {"data": "/b/videos", "dataset": "other"}, False),
+        ({**VIDEOS, "dataset": "one"}, {"data": "/b/videos"}, True),
+        (VIDEOS, {"data": "/b/videos", "nframe": 4}, False),  # what is there of that many frames, no other made
+        (VIDEOS, {"data": "/b/videos", "source": "lerobot"}, False),  # its names are episodes'
+        (VIDEOS, {"data": "/b/videos", "source": "video-mme"}, False),  # its name is the benchmark's
+        (ARM, {"data": "/b/videos"}, True),
+        (ARM, {"data": "/b/other"}, False),
+        (EPISODES, {"data": "/b/other"}, True),
+        (EPISODES, {"data": "/a/videos"}, False),
     ],
 )
-def test_features_that_another_folder_of_the_same_name_made_are_told_of(tmp_path, capsys, source, data, more, is_told):
-    args = argparse.Namespace(source="folder", data=Path("/a/videos"), encoder="longva", dataset=None)
+def test_features_that_another_folder_of_the_same_name_made_are_told_of(tmp_path, capsys, before, changes, is_told):
+    def asked(**facts):
+        return argparse.Namespace(**{**facts, "data": parse_media_path(facts["data"])})
+
+    now = asked(**{**before, **changes})
     with FeatureStore(tmp_path / "store") as store:
-        store.remember_plan(plan_title(args), [])
-        vars(args).update({"source": source, "data": parse_media_path(data), **more})
-        tell_of_other_folders(args, store, skipped=0)
+        store.remember_plan("a title of another kind", [])
+        store.remember_plan(plan_title(asked(**before), load_spec(before["encoder"], "small")), [])
+        spec = load_spec(now.encoder, "small")
+        tell_of_other_folders(now, spec, store, skipped=0)
         assert capsys.readouterr().err == ""
-        tell_of_other_folders(args, store, skipped=3)
+        tell_of_other_folders(now, spec, store, skipped=3)
     told = capsys.readouterr().err
-    assert ("3 features of videos are there already, and /a/videos was built" in told) == is_told == bool(told)
+    assert ("are there already, and /a/videos was built under such names" in told) == is_told == bool(told)
+
+
+def test_plans_of_other_names_models_and_numbers_of_frames_are_kept_side_by_side():
+    args = argparse.Namespace(**{**VIDEOS, "data": Path("/a/videos")})
+    small = load_spec("longva", "small")
+    titles = {plan_title(args, small), plan_title(args, load_spec("longva", "small", select_layer=-1))}
+    for changes in ({"dataset": "one"}, {"dataset": "two"}, {"nframe": 4}):
+        titles.add(plan_title(argparse.Namespace(**{**vars(args), **changes}), small))
+    assert len(titles) == 5

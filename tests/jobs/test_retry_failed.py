@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from cache_store.naming import RUNS
-from jobs import run_folder
+from jobs import build_command, run_folder
 from jobs.__main__ import main
 from pipeline.failures import ErrorClass, UnitFailure
+from pipeline.lanes import BuildReport
 from tests.media import write_new_episode, write_video
 
 KEEP = ["--source", "folder", "--encoder", "longva", "--model", "small", "--nframe", "4"]
@@ -84,6 +85,33 @@ def test_only_what_failed_is_built_again(base, capsys, monkeypatch, tmp_path):
     ]
     assert main(["retry-failed", "mended"]) == 0
     assert "no failed units" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelled", ["run", "letters", "link"])
+def test_a_report_where_the_dead_letters_are_is_refused(base, spelled, capsys, tmp_path):
+    run = _run(base)
+    (tmp_path / "link").symlink_to(run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    asked, report = {"run": (run, run), "letters": (run / "failed.jsonl", run), "link": (run, tmp_path / "link")}[
+        spelled
+    ]
+    assert main(["retry-failed", str(asked), "--report", str(report)]) == 2
+    assert "dead letters that are retried" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_stopped_retry_leaves_the_dead_letters_and_names_their_folder(base, capsys, monkeypatch, tmp_path):
+    letters = (_run(base) / "failed.jsonl").read_bytes()
+
+    def stopped(plan, store, **more):
+        return BuildReport(not_started=plan.todo, stopped="stopped by SIGINT")
+
+    monkeypatch.setattr(build_command, "run_build", stopped)
+    assert main(["retry-failed", str(_run(base)), "--report", str(tmp_path / "again")]) == 1
+    said = capsys.readouterr().err
+    assert "2 of the units that had failed were not started" in said
+    assert f"vlm-cache retry-failed {_run(base)}" in said
+    assert (_run(base) / "failed.jsonl").read_bytes() == letters
 
 
 def test_a_run_without_failures_is_done_and_reports_nothing(base, capsys):

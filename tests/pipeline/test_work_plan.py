@@ -84,6 +84,15 @@ def test_a_source_that_changes_stops_what_reads_it_again(store, steps):
         list(plan.units())
 
 
+def test_an_episode_of_one_step_that_can_no_longer_be_read_stops_what_reads_it_again(store, steps):
+    source = Listed(step(0), replace(step(0), dataset="episode_2"))
+    plan = plan_build(source, steps, store, overwrite=False)
+    source.samples = (step(0), StepSample("episode_2", 0, (), "", problem="episode_2/data.pkl: torn"))
+    for read in (plan.wanted, plan.units):
+        with pytest.raises(SourceChanged, match=r"episode_2/data\.pkl: torn: it could be read when it was planned"):
+            list(read())
+
+
 def test_what_comes_behind_the_last_sample_is_the_next_builds(store, steps):
     source = Listed(step(0))
     plan = plan_build(source, steps, store, overwrite=False)

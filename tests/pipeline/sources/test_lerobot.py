@@ -181,6 +181,95 @@ def test_a_rate_that_is_the_data_sets_but_for_how_it_is_written_is_no_other(tmp_
     assert [image.view for image in next(iter(LeRobot(root))).images] == list(CAMERAS)
 
 
+def say_times(root: Path, *, rate: float) -> None:
+    """Let the meta files of version 3 place episodes, one behind the other, in videos of `rate` frames a second."""
+    begin = 0
+    for path in sorted((root / "meta/episodes").rglob("*.parquet")):
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        for row in rows:
+            first = 0 if row["videos/cam.front/file_index"] else begin
+            for camera, start in (("cam.front", first), ("cam.wrist", begin)):
+                row[f"videos/{camera}/from_timestamp"] = start / rate
+                row[f"videos/{camera}/to_timestamp"] = (start + row["length"]) / rate
+            begin += row["length"]
+        write_rows(path, rows)
+
+
+@pytest.mark.parametrize("lengths", [(500, 500, 4), (4, 3, 4)])
+def test_a_camera_of_the_rates_whole_part_is_told_from_a_rate_cut_off_by_its_times(tmp_path, lengths):
+    root = write_v3(tmp_path / "set", lengths=lengths)
+    say_rates(root, "info", fps=29.97, front=29, wrist=29)
+    say_times(root, rate=29.97)
+    firsts = [s.images[1].frame_index for s in LeRobot(root, vlm_reuse_count=1000)]
+    assert firsts == [0, lengths[0], lengths[0] + lengths[1]]
+    say_times(root, rate=29)
+    with pytest.raises(SourceError, match=r"video\.fps.*29 for cam\.front, 29 for cam\.wrist.*29\.97 "):
+        LeRobot(root)
+
+
+def test_times_of_another_writing_of_the_rate_are_no_other_rate(tmp_path):
+    root = write_v3(tmp_path / "set", lengths=(500, 500, 4))
+    say_rates(root, "info", fps=29.97, front=30000 / 1001, wrist=29.97)
+    say_times(root, rate=30000 / 1001)
+    assert [s.images[1].frame_index for s in LeRobot(root, vlm_reuse_count=1000)] == [0, 500, 1000]
+
+
+ODD = {
+    "text": lambda value: f"x{value}",
+    "null": lambda value: None,
+    "one null": lambda value: None if value == 1 else value,
+    "list": lambda value: [value],
+    "half": lambda value: value + 0.5,
+    "not a number": lambda value: float("nan"),
+    "bytes": lambda value: b"x",
+}
+
+
+def make_odd(path: Path, column: str, odd: str) -> None:
+    table = pyarrow.parquet.read_table(path)
+    values = [ODD[odd](value) for value in table[column].to_pylist()]
+    index = table.column_names.index(column)
+    pyarrow.parquet.write_table(table.set_column(index, column, pyarrow.array(values)), path)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("column", ["episode_index", "task_index", "frame_index"])
+@pytest.mark.parametrize("write", [write_v2, write_v3])
+def test_rows_with_an_odd_index_are_problems_of_their_episodes(tmp_path, write, column, odd):
+    root = write(tmp_path / "set")
+    make_odd(min((root / "data").rglob("*.parquet")), column, odd)
+    samples = list(LeRobot(root, vlm_reuse_count=7))
+    is_read = write is write_v3 or column != "episode_index"  # version 2 has a file for each
+    assert any(sample.problem for sample in samples) == is_read
+    assert len(samples) == (2 if write is write_v2 else 3)
+
+
+@pytest.mark.parametrize("odd", sorted({*ODD} - {"one null"}))
+@pytest.mark.parametrize("column", ["episode_index", "length", "data/chunk_index", "videos/cam.wrist/from_timestamp"])
+def test_odd_meta_files_of_version_3_are_refused_or_problems(tmp_path, column, odd):
+    root = write_v3(tmp_path / "set")
+    for path in (root / "meta/episodes").rglob("*.parquet"):
+        make_odd(path, column, odd)
+    if column.endswith("timestamp") and odd in ("null", "half", "not a number"):
+        assert any(sample.problem for sample in LeRobot(root))
+    else:
+        with pytest.raises(SourceError, match=r"meta/episodes.*file-000\.parquet"):
+            LeRobot(root)
+
+
+@pytest.mark.parametrize("value", ["x", None, [1], 0.5])
+@pytest.mark.parametrize(
+    ("file", "column"), [("tasks", "task_index"), ("episodes", "episode_index"), ("episodes", "length")]
+)
+def test_odd_meta_files_of_version_2_are_refused_by_name(tmp_path, file, column, value):
+    root = write_v2(tmp_path / "set")
+    path = root / f"meta/{file}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {column: value}) + "\n" for row in rows))
+    with pytest.raises(SourceError, match=rf"{file}\.jsonl cannot be read"):
+        LeRobot(root)
+
+
 def test_a_rate_that_is_no_number_is_refused(tmp_path):
     root = write_v2(tmp_path / "set")
     say_rates(root, "info", fps=30, wrist="fast")
