@@ -187,6 +187,11 @@ def dataset_shown(name: str) -> str:
     return parsed.dataset if parsed.fingerprint8 is None else f"{parsed.dataset}@{parsed.fingerprint8}"
 
 
+def is_video(name: str) -> bool:
+    """Whether a feature's path is a video's."""
+    return "_vlm" not in name.rpartition("/")[2]
+
+
 def is_small(size: int) -> bool:
     """Whether an entry of `size` bytes belongs to the pool of small ones."""
     return size < SMALL_BELOW_BYTES

@@ -52,6 +52,17 @@ def test_models_are_meant_by_whole_words_of_their_name(store):
     assert pruned(store, model="other", datasets=["recv_1"]) == []
 
 
+def test_videos_of_one_recipe_are_told_apart_by_signature_and_frame_count(store):
+    videos = [VideoKey("Two", "v", nframe, signature) for signature in (SIGNATURE, "99999999") for nframe in (8, 16)]
+    paths = [store.put(video, tensor(0), recipe=recipe("twin")).relative_to(store.root).as_posix() for video in videos]
+    store.put(VideoKey("Three", "v", 8, "88888888"), tensor(0), recipe=recipe("twin"))
+    assert pruned(store, model="99999999") == sorted(paths[2:])
+    assert pruned(store, model=SIGNATURE, datasets=["Two"]) == sorted(paths[:2])
+    assert pruned(store, model="nframe 16") == sorted(paths[1::2])
+    assert len(pruned(store, model="twin")) == 5
+    assert "88888888" in store.stats().datasets["Three"].models[0].model
+
+
 def test_a_recipe_is_meant_by_its_first_digits(store):
     fingerprint8 = next(entry.recipe_fingerprint8 for entry in store.entries() if entry.name == "recv_2_vlm0.pt")
     assert pruned(store, recipe_fingerprint=fingerprint8) == ["recv_2_vlm0.pt"]
