@@ -158,7 +158,7 @@ class Upkeep(Lookup):
         are mostly dead are rewritten. `datasets` as in `prune`. Killed at any moment, a second call goes on.
 
         Raises:
-            StoreFull: no room for a shard's frame beside the features.
+            StoreFull: no room for a shard's frame beside the features, or with `keep`, which evicts nothing, for all of it.
             StoreReadError, StoreWriteError: the disk failed; what is not packed is as it was.
         """
         from cache_store import packing
@@ -180,6 +180,7 @@ class Upkeep(Lookup):
         With `keep` the shards stay as they are, hidden by the files. Killed at any moment, a second call goes on.
 
         Raises:
+            StoreFull: with `keep`, which evicts nothing, no room for the files beside the shards.
             StoreReadError, StoreWriteError: the disk failed; what is not unpacked is still packed.
         """
         from cache_store import unpacking

@@ -25,7 +25,7 @@ from cache_store import (
     shards,
     taking,
 )
-from cache_store.errors import StoreFormatError, StoreWriteError
+from cache_store.errors import StoreFormatError, StoreFull, StoreWriteError
 from cache_store.ledger import Ledger
 from cache_store.migration import migrate
 from tests.cache_store.conftest import tensor
@@ -164,6 +164,29 @@ def test_kept_files_stay_and_the_packed_copies_take_over_when_they_go(store):
         (store.root / name).unlink()
     assert all_read(store)
     store.stats()  # what nobody journalled is found by a listing
+
+
+@pytest.mark.parametrize("work", ["pack", "unpack"])
+def test_copies_that_are_kept_count_under_the_limit_and_evict_nothing(tmp_path, work):
+    with filled(tmp_path / "store") as store:
+        if work == "unpack":
+            store.pack()
+        keep = getattr(store, work)
+        all_bytes = summed_on_disk(store)
+        store.set_limit(all_bytes * 3 // 2)
+        with pytest.raises(StoreFull, match="evict nothing"):
+            keep(keep=True)
+        assert summed_on_disk(store) == all_bytes
+        store.set_limit(all_bytes * 3)
+        keep(keep=True)
+        assert summed_on_disk(store) > all_bytes * 3 // 2
+        assert all_read(store)
+        store.close()
+        check(store)
+
+
+def summed_on_disk(store):
+    return sum(path.stat().st_size for path in [*store.root.rglob("*.pt"), *store.root.glob("packed/*.arrow")])
 
 
 def test_a_deleted_packed_feature_is_gone_for_all_who_read(store):
