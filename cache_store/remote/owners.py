@@ -60,7 +60,7 @@ class Owners:
         return owner
 
     def release(self, emptied: Iterable[str]) -> None:
-        """Forget the owners of data sets whose plain folder holds no feature any more."""
+        """Forget the owners of data sets of which no feature is left, a second recipe's neither."""
         gone = set(emptied)
         for marker in list(self._objects().names_in(naming.RECIPES)):
             content = self._objects().get(marker, lambda content, _: content)

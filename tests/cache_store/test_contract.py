@@ -21,6 +21,7 @@ from cache_store import (
     StoreFull,
     VideoKey,
     int8,
+    recipe_fingerprint,
 )
 from cache_store.remote.objects import open_objects
 from cache_store.remote.tier import folder_of
@@ -269,6 +270,21 @@ def test_a_second_recipe_of_a_video_lies_beside_the_first(backend):
         assert same(store.get(VIDEO, recipe=RECIPE), value_of(VIDEO, 1))
         assert same(store.get(VIDEO, recipe=ANOTHER), value_of(VIDEO, 2))
         assert same(store.get(VIDEO), value_of(VIDEO, 1))
+
+
+def test_a_second_recipe_is_put_where_it_is_when_the_first_one_is_pruned(backend):
+    with backend.open() as store:
+        for seed, recipe in enumerate((RECIPE, ANOTHER)):
+            store.put(VIDEO, value_of(VIDEO, seed), recipe=recipe)
+        backend.disturb()
+        store.prune(recipe_fingerprint=recipe_fingerprint(RECIPE))
+        store.put(VIDEO, value_of(VIDEO, 2), recipe=ANOTHER)
+        assert same(store.get(VIDEO, recipe=ANOTHER), value_of(VIDEO, 2))
+        assert store.delete(VIDEO, recipe=ANOTHER)
+        assert not store.contains(VIDEO, recipe=ANOTHER)
+        store.put(VIDEO, value_of(VIDEO, 3), recipe=ANOTHER)
+        store.clear()
+        assert store.put(VIDEO, value_of(VIDEO, 4), recipe=ANOTHER).parent.name == VIDEO.dataset
 
 
 def test_parts_buffers_and_maps_give_the_bits_of_the_whole(backend):
