@@ -92,7 +92,7 @@ class Books:
         with self._published([file]) as published:
             if create_only and opening.is_packed(self._root, file.name):
                 raise EntryExists(self._prefix + file.name)
-            publish(file.buffers, self._prefix + file.name, create_only=create_only)
+            publish(file.buffers, self._prefix + file.name, create_only=create_only, is_taken=self._is_packed)
             published.add(file.name)
 
     def publish_many(self, files: Sequence[NewFile], *, create_only: bool = False) -> None:
@@ -109,7 +109,10 @@ class Books:
                 raise EntryExists(self._prefix + taken)
             targets = [(file.buffers, self._prefix + file.name) for file in files]
             publish_many(
-                targets, published=lambda position: published.add(files[position].name), create_only=create_only
+                targets,
+                published=lambda position: published.add(files[position].name),
+                create_only=create_only,
+                is_taken=self._is_packed,
             )
 
     def publish_copy(self, file: NewFile, written_ns: int) -> None:
@@ -124,6 +127,9 @@ class Books:
             content = b"".join(file.buffers)
             if publish_new([(content, self._prefix + file.name, written_ns)], flush=False)[0]:
                 published.add(file.name)
+
+    def _is_packed(self, path: str) -> bool:
+        return opening.is_packed(self._root, path.removeprefix(self._prefix))
 
     @contextmanager
     def _published(self, files: Sequence[NewFile]) -> Iterator[set[str]]:

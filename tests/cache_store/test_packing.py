@@ -14,9 +14,11 @@ import torch
 from cache_store import (
     EntryExists,
     FeatureStore,
+    PutItem,
     ReadOnlyStore,
     StepKey,
     VideoKey,
+    atomic,
     evictor,
     packing,
     recipe_fingerprint,
@@ -212,6 +214,26 @@ def test_create_only_sees_packed_features(store):
     store.pack()
     with pytest.raises(EntryExists):
         store.put(STEPS[0], tensor(5), create_only=True)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_create_only_sees_what_is_packed_while_it_writes(store, monkeypatch, many):
+    real = atomic._write_all
+
+    def write_all(fd, buffers):
+        monkeypatch.setattr(atomic, "_write_all", real)
+        store.pack()
+        real(fd, buffers)
+
+    monkeypatch.setattr(atomic, "_write_all", write_all)
+    items = [PutItem(StepKey("new", 0), tensor(40), RECIPE), PutItem(STEPS[0], tensor(5), RECIPE)]
+    with pytest.raises(EntryExists):
+        if many:
+            store.put_many(items, create_only=True)
+        else:
+            store.put(items[1].key, items[1].value, recipe=RECIPE, create_only=True)
+    assert all_read(store)
+    assert store.contains(StepKey("new", 0)) is many
 
 
 def test_the_limit_counts_what_dead_rows_still_take(tmp_path):
