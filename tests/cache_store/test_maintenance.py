@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cache_store import FeatureStore, InvalidKey, StepKey, VideoKey
+from cache_store.copying import copy
 from cache_store.maintenance import Selection
 from cache_store.pins import Protected
 from tests.cache_store.conftest import tensor
@@ -42,6 +43,22 @@ def test_data_sets_are_meant_by_name_by_recipe_and_by_pattern(store):
     assert pruned(store, datasets=["recv_*"]) == ["recv_1_vlm0.pt", "recv_1_vlm1.pt", "recv_2_vlm0.pt"]
     assert pruned(store, datasets=["recv_2", "nothing"]) == ["recv_2_vlm0.pt"]
     assert pruned(store, datasets=[]) == []
+
+
+def test_a_bare_string_is_refused_where_data_sets_are_expected(store, tmp_path):
+    with FeatureStore(tmp_path / "target") as target:
+        calls = [
+            lambda: store.pin("recv_1"),
+            lambda: store.prune(datasets="recv_1"),
+            lambda: store.pack(datasets="recv_1"),
+            lambda: store.unpack(datasets="recv_1"),
+            lambda: store.reading(datasets="recv_1").__enter__(),
+            lambda: list(copy(store, target, datasets="recv_1")),
+        ]
+        for call in calls:
+            with pytest.raises(TypeError, match="'recv_1'; give a list"):
+                call()
+    assert store.pins() == []
 
 
 def test_models_are_meant_by_whole_words_of_their_name(store):
