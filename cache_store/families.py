@@ -74,8 +74,10 @@ def claim(root: Path, key: VideoKey, fingerprint: str) -> str:
 def release_empty(root: Path, datasets: Iterable[str]) -> None:
     """Forget the owners of those of `datasets` of which no feature is left, a second recipe's neither.
 
-    A second recipe that became the owner would put beside its features, and its readers find those of before. For `prune` and `clear`, which a person starts: a writer that claimed a family and has not yet published
-    its first file would lose the claim.
+    A second recipe that became the owner would put beside its features, and its readers find those of before.
+
+    For `prune` and `clear`, which a person starts: a writer that claimed a family and has not yet published its first
+    file would lose the claim.
     """
     emptied = {dataset.partition("@")[0] for dataset in datasets}
     emptied -= {dataset for dataset in emptied if _features(root, dataset) or _has_second(root, dataset)}

@@ -159,7 +159,7 @@ class Upkeep(Lookup):
         are mostly dead are rewritten. `datasets` as in `prune`. Killed at any moment, a second call goes on.
 
         Raises:
-            StoreFull: no room for a shard's frame beside the features, or with `keep`, which evicts nothing, for all of it.
+            StoreFull: no room for a shard's frame, or with `keep`, which evicts nothing, for all of it.
             StoreReadError, StoreWriteError: the disk failed; what is not packed is as it was.
         """
         from cache_store import packing

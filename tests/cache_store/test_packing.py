@@ -228,10 +228,7 @@ def test_create_only_sees_what_is_packed_while_it_writes(store, monkeypatch, man
     monkeypatch.setattr(atomic, "_write_all", write_all)
     items = [PutItem(StepKey("new", 0), tensor(40), RECIPE), PutItem(STEPS[0], tensor(5), RECIPE)]
     with pytest.raises(EntryExists):
-        if many:
-            store.put_many(items, create_only=True)
-        else:
-            store.put(items[1].key, items[1].value, recipe=RECIPE, create_only=True)
+        store.put_many(items, create_only=True) if many else store.put(*items[1][:2], recipe=RECIPE, create_only=True)
     assert all_read(store)
     assert store.contains(StepKey("new", 0)) is many
 

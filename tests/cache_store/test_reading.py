@@ -271,11 +271,11 @@ def test_frames_may_be_chosen_by_arrays_and_tensors(video, frames):
 
 @pytest.mark.parametrize(
     "frames",
-    [0, np.int64(0), torch.tensor(0), {0}, iter([0]), "0", [True, False], np.array([True]), torch.tensor([True]), [np.True_],
-     [torch.tensor(True)], [2.0], np.array([0.5]), torch.tensor([1.0]), [[0]], [None]],
+    [0, np.int64(0), torch.tensor(0), {0}, iter([0]), "0", [True, False], np.array([True]), torch.tensor([True]),
+     [np.True_], [torch.tensor(True)], [2.0], np.array([0.5]), torch.tensor([1.0]), [[0]], [None]],
 )  # fmt: skip
 def test_frames_that_are_no_whole_numbers_are_refused_by_name(video, frames):
-    with pytest.raises(ValueError, match="frames .*; give a slice or a sequence of whole numbers"):
+    with pytest.raises(ValueError, match=r"frames .*; give a slice or a sequence of whole numbers"):
         video.get(VIDEO, frames=frames)
     assert video.contains(VIDEO)
 
