@@ -5,6 +5,7 @@ What a row holds is found out once for each process, with its checksum; then onl
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 import time
@@ -74,7 +75,9 @@ class BatchReader:
         self._usage = usage
         self._shards = shards.of(root)
         self._hidden = _HiddenNames(root)
-        self._kinds: list[_Kind] = []
+        self._kinds: dict[int, _Kind] = {}
+        self._numbers: dict[_Kind, int] = {}
+        self._next_number = itertools.count()
         self._rows: _Rows | None = None
 
     def read(
@@ -169,9 +172,12 @@ class BatchReader:
             return 0, _OTHER
         place = head.place
         kind = _Kind(place.dtype, place.shape, place.nbytes, self._fast.fingerprint_in(content))
-        if kind not in self._kinds:
-            self._kinds.append(kind)
-        return int(shard.content_starts[row]) + len(head.content), self._kinds.index(kind)
+        number = self._numbers.get(kind)
+        if number is None:
+            number = next(self._next_number)
+            self._kinds[number] = kind  # first: a number that another thread learns of has its kind
+            number = self._numbers.setdefault(kind, number)
+        return int(shard.content_starts[row]) + len(head.content), number
 
 
 class _Rows:
@@ -181,7 +187,7 @@ class _Rows:
         self.view = view
         count = int(view.firsts[-1])
         self.starts = np.zeros(count, np.int64)  # of the tensors, in the shards' files
-        self.kinds = np.full(count, _UNKNOWN, np.int16)
+        self.kinds = np.full(count, _UNKNOWN, np.int32)
         self._memories = [shard.memory for shard in view.shards]
         self._texts = [shard.text[0] for shard in view.shards]
         # Of the names in their shard's text: one more for each shard.
