@@ -21,7 +21,8 @@ def canonical_json(value: object) -> str:
         # Recipes come back at every put, and their content is walked once; 2 is the version without references.
         return _canonical_json_of(marshal.dumps(value, 2))  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        # No plain dicts, lists and numbers (numpy's come back as bytes), or no JSON: the slow way does it, or says why not.
+        # No plain dicts and lists, no JSON, or numpy's numbers, which come back as bytes: the slow way does it, or says
+        # why not.
         return _canonical_json(value)
 
 
