@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cache_store import opening, scan
 from cache_store.archive import Record, open_content
 from cache_store.books import NewFile
-from cache_store.errors import DamagedFeature, StoreFull, StoreWriteError
+from cache_store.errors import DamagedFeature, StoreFull, StoreReadError, StoreWriteError
 from cache_store.processes import HERE
 from cache_store.remote.objects import ObjectInfo, Objects
 from cache_store.sizes import parse_size
@@ -136,7 +136,16 @@ class Tier:
             fingerprint8 = _checked(path, got[0])
         if self._downloads().get(name) is mine:  # else this process has replaced or deleted it meanwhile
             self._keep(NewFile(name, [got[0]], fingerprint8), stamp_ns(got[1]))
+            self._confirm(name)
         return got[0]
+
+    def _confirm(self, name: str) -> None:
+        """Delete a copy that was made while another process, which found none to delete, replaced the object."""
+        try:
+            if self.has(name):
+                self.is_current(name)
+        except StoreReadError:
+            self.forget(name)
 
     def _keep(self, file: NewFile, stamp: int) -> None:
         try:
