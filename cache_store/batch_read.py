@@ -38,18 +38,22 @@ class Batch(NamedTuple):
     features: torch.Tensor
     missing: list[int]
 
-    def with_rows(self, values: Mapping[int, object]) -> Batch:
+    def with_rows(self, values: Mapping[int, object], *, is_given: bool) -> Batch:
         """The batch with the features that were found for some of the missing positions.
+
+        Unless the tensor `is_given` by the caller, an empty batch gets the dtype and shape of the first of them.
 
         Raises:
             ValueError: they do not fit together, or are no tensors.
         """
         out = self.features
+        is_unknown = not is_given and len(self.missing) == len(out)
         for position, value in values.items():
             tensor = _main(value)
             if tensor is None:
                 raise ValueError(f"position {position} has no {MAIN_FIELD!r}")
-            if len(self.missing) == len(out) and out.shape[1:] != tensor.shape:
+            if is_unknown:
+                is_unknown = False
                 out = _empty(len(out), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
             if out.dtype != tensor.dtype or out.shape[1:] != tensor.shape:
                 raise ValueError(f"position {position} is {tensor.dtype} {list(tensor.shape)}, the batch {_shown(out)}")
