@@ -277,7 +277,7 @@ def _rows(frames: Frames | None, shape: tuple[int, ...]) -> Sequence[int]:
     length = shape[0]
     if isinstance(frames, slice):
         return range(*frames.indices(length))
-    given = frames.tolist() if hasattr(frames, "tolist") else frames
+    given = getattr(frames, "tolist", lambda: frames)()
     if not isinstance(given, Sequence):
         raise ValueError(f"frames is {frames!r}; give a slice or a sequence of whole numbers")
     rows = list(map(_whole_number, given))
