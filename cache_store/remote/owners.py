@@ -13,7 +13,6 @@ from cache_store.families import marked_in, recorded_in
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.remote.objects import Objects
 
-
 _BELIEVED_FOR_S = 2.0
 
 

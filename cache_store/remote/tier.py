@@ -35,12 +35,15 @@ _NAMES_AT_ONCE = 65_536
 logger = logging.getLogger("cache_store")
 
 
-def folder_of(url: str) -> Path:
-    """Where the copies of a remote root lie: one folder for each URL below `$VLM_CACHE_TIER` or the user's caches."""
+def folder_of(url: str, service: str) -> Path:
+    """Where the copies of a remote root lie: one folder for each URL of each service, below `$VLM_CACHE_TIER` or the
+    user's caches. `service` is `Objects.service`.
+    """
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     top = Path(os.environ.get(FOLDER_VARIABLE) or Path(caches) / "vlm-cache" / "tier")
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", url).strip("-")[:60]
-    return top.absolute() / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    named = f"{url}\n{service}" if service else url
+    return top.absolute() / f"{readable}-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
 
 
 def limit_bytes() -> int:

@@ -58,7 +58,7 @@ class Backend:
             with FeatureStore(self.root) as store:
                 self.repacks(store)
         if self.loses_copies:
-            shutil.rmtree(folder_of(self.root), ignore_errors=True)
+            shutil.rmtree(folder_of(self.root, open_objects(self.root).service), ignore_errors=True)
 
     def damage(self, name: str, content: bytes) -> None:
         """Flip a bit of the first place where a feature's file has this content."""

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -100,6 +101,31 @@ def test_the_managers_of_the_scripts_take_a_url(open_on):
     assert manager.get_cache_stats()["total_files"] == 1
     with pytest.raises(LocalOnly):
         manager.set_limit_gb(1)
+
+
+def test_services_that_know_one_url_share_no_copies(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path))
+    url = s3_bucket(monkeypatch)
+    here, again = FeatureStore(url), FeatureStore(url)
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    assert endpoint.startswith("http://127.0.0.1:")
+    s3_bucket(monkeypatch, endpoint.replace("127.0.0.1", "localhost"))
+    there = FeatureStore(url)
+    assert here.root == again.root != there.root
+    here.put(KEY, tensor(1))
+    assert torch.equal(here.get(KEY), tensor(1))
+    assert not there._tier.has(naming.relative_path(KEY))
+    for store in (here, again, there):
+        store.close()
+
+
+def test_what_another_process_has_in_memory_has_copies_of_its_own(open_on):
+    store = open_on("a")
+    code = "import sys; from cache_store import FeatureStore; print(FeatureStore(sys.argv[1]).root)"
+    asked = [sys.executable, "-c", code, store.location]
+    theirs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    assert os.path.dirname(theirs) == str(store.root.parent)
+    assert theirs != str(store.root)
 
 
 def test_a_copy_has_the_objects_bytes_and_name(open_on):
