@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,7 +106,12 @@ def packed(tmp_path, monkeypatch):
 
 
 def packed_with_its_files_kept(tmp_path, monkeypatch):
-    return Backend(tmp_path / "store", repacks=lambda store: store.pack(keep=True))
+    return Backend(tmp_path / "store", repacks=pack_beside)
+
+
+def pack_beside(store):
+    with suppress(StoreFull):  # where a test's limit leaves no room for copies
+        store.pack(keep=True)
 
 
 def packed_and_unpacked_in_turns(tmp_path, monkeypatch):
