@@ -21,11 +21,22 @@ _WRITEV_BUFFERS = 64
 _SYNCFS_FROM_FILES = 8  # below, flushing the few files alone does not wait for other programs' data
 
 
-def publish(buffers: Iterable[Bytes], path: str | Path, *, create_only: bool = False) -> None:
+def _free(path: str) -> bool:
+    return False
+
+
+def publish(
+    buffers: Iterable[Bytes],
+    path: str | Path,
+    *,
+    create_only: bool = False,
+    is_taken: Callable[[str], bool] = _free,
+) -> None:
     """Write the buffers one after another to a temporary file and give it the name `path`, replacing the old.
 
     File and folder are flushed to the disk before this returns. Missing folders are created. Permissions are
-    what the umask gives. On any error the old file is untouched.
+    what the umask gives. On any error the old file is untouched. With `create_only` a new file goes again when
+    `is_taken(path)` says that the name belongs to something that lies elsewhere.
 
     Raises:
         EntryExists: with `create_only`, when the name is taken.
@@ -41,8 +52,7 @@ def publish(buffers: Iterable[Bytes], path: str | Path, *, create_only: bool = F
             finally:
                 os.close(fd)
             if create_only:
-                # A link, because O_EXCL on the final name would show readers an empty file for a moment.
-                os.link(temp, path)
+                _link(temp, str(path), is_taken)
                 _remove_quietly(temp)
             else:
                 os.replace(temp, path)
@@ -56,12 +66,29 @@ def publish(buffers: Iterable[Bytes], path: str | Path, *, create_only: bool = F
         raise StoreWriteError(str(path), exc) from exc
 
 
+def _link(temp: str, path: str, is_taken: Callable[[str], bool]) -> None:
+    # A link, because O_EXCL on the final name would show readers an empty file for a moment.
+    os.link(temp, path)
+    # Asked only now: until the name was linked, what had it may have gone elsewhere.
+    if is_taken(path):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samefile(temp, path):
+                os.unlink(path)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        # Else another writer has replaced the new file, or a packer has taken it.
+
+
 def publish_many(
-    files: Sequence[tuple[Iterable[Bytes], str]], *, published: Callable[[int], None], create_only: bool = False
+    files: Sequence[tuple[Iterable[Bytes], str]],
+    *,
+    published: Callable[[int], None],
+    create_only: bool = False,
+    is_taken: Callable[[str], bool] = _free,
 ) -> None:
     """Publish files with one flush for all contents, then the renames, then one flush for each folder.
 
-    `published(position)` is called after each rename. On an error files not yet renamed are removed.
+    `published(position)` is called after each rename. On an error files not yet renamed are removed, and the folders
+    of the others are flushed as well. `create_only` and `is_taken` as in `publish`.
 
     Raises:
         EntryExists: with `create_only`, when a name is taken; files before it are published.
@@ -75,15 +102,17 @@ def publish_many(
             temps.append(_open_temp(os.path.dirname(path)))
             _write_all(temps[-1][1], buffers)
         _flush_all([fd for _, fd in temps])
-        for (temp, _), (_, path) in zip(temps, files, strict=True):
-            if create_only:
-                os.link(temp, path)
-            else:
-                os.replace(temp, path)
-            done += 1
-            published(done - 1)
-        for path in sorted({os.path.dirname(path) for _, path in files}):
-            flush_folder(path)
+        try:
+            for (temp, _), (_, path) in zip(temps, files, strict=True):
+                if create_only:
+                    _link(temp, path, is_taken)
+                else:
+                    os.replace(temp, path)
+                done += 1
+                published(done - 1)
+        finally:
+            for folder in sorted({os.path.dirname(path) for _, path in files[:done]}):
+                flush_folder(folder)
     except FileExistsError as exc:
         raise EntryExists(path) from exc
     except OSError as exc:

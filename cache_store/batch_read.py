@@ -5,6 +5,7 @@ What a row holds is found out once for each process, with its checksum; then onl
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 import time
@@ -37,18 +38,22 @@ class Batch(NamedTuple):
     features: torch.Tensor
     missing: list[int]
 
-    def with_rows(self, values: Mapping[int, object]) -> Batch:
+    def with_rows(self, values: Mapping[int, object], *, is_given: bool) -> Batch:
         """The batch with the features that were found for some of the missing positions.
+
+        Unless the tensor `is_given` by the caller, an empty batch gets the dtype and shape of the first of them.
 
         Raises:
             ValueError: they do not fit together, or are no tensors.
         """
         out = self.features
+        is_unknown = not is_given and len(self.missing) == len(out)
         for position, value in values.items():
             tensor = _main(value)
             if tensor is None:
                 raise ValueError(f"position {position} has no {MAIN_FIELD!r}")
-            if len(self.missing) == len(out) and out.shape[1:] != tensor.shape:
+            if is_unknown:
+                is_unknown = False
                 out = _empty(len(out), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
             if out.dtype != tensor.dtype or out.shape[1:] != tensor.shape:
                 raise ValueError(f"position {position} is {tensor.dtype} {list(tensor.shape)}, the batch {_shown(out)}")
@@ -74,7 +79,9 @@ class BatchReader:
         self._usage = usage
         self._shards = shards.of(root)
         self._hidden = _HiddenNames(root)
-        self._kinds: list[_Kind] = []
+        self._kinds: dict[int, _Kind] = {}
+        self._numbers: dict[_Kind, int] = {}
+        self._next_number = itertools.count()
         self._rows: _Rows | None = None
 
     def read(
@@ -169,9 +176,12 @@ class BatchReader:
             return 0, _OTHER
         place = head.place
         kind = _Kind(place.dtype, place.shape, place.nbytes, self._fast.fingerprint_in(content))
-        if kind not in self._kinds:
-            self._kinds.append(kind)
-        return int(shard.content_starts[row]) + len(head.content), self._kinds.index(kind)
+        number = self._numbers.get(kind)
+        if number is None:
+            number = next(self._next_number)
+            self._kinds[number] = kind  # first: a number that another thread learns of has its kind
+            number = self._numbers.setdefault(kind, number)
+        return int(shard.content_starts[row]) + len(head.content), number
 
 
 class _Rows:
@@ -181,7 +191,7 @@ class _Rows:
         self.view = view
         count = int(view.firsts[-1])
         self.starts = np.zeros(count, np.int64)  # of the tensors, in the shards' files
-        self.kinds = np.full(count, _UNKNOWN, np.int16)
+        self.kinds = np.full(count, _UNKNOWN, np.int32)
         self._memories = [shard.memory for shard in view.shards]
         self._texts = [shard.text[0] for shard in view.shards]
         # Of the names in their shard's text: one more for each shard.

@@ -92,7 +92,7 @@ class Books:
         with self._published([file]) as published:
             if create_only and opening.is_packed(self._root, file.name):
                 raise EntryExists(self._prefix + file.name)
-            publish(file.buffers, self._prefix + file.name, create_only=create_only)
+            publish(file.buffers, self._prefix + file.name, create_only=create_only, is_taken=self._is_packed)
             published.add(file.name)
 
     def publish_many(self, files: Sequence[NewFile], *, create_only: bool = False) -> None:
@@ -109,7 +109,10 @@ class Books:
                 raise EntryExists(self._prefix + taken)
             targets = [(file.buffers, self._prefix + file.name) for file in files]
             publish_many(
-                targets, published=lambda position: published.add(files[position].name), create_only=create_only
+                targets,
+                published=lambda position: published.add(files[position].name),
+                create_only=create_only,
+                is_taken=self._is_packed,
             )
 
     def publish_copy(self, file: NewFile, written_ns: int) -> None:
@@ -124,6 +127,9 @@ class Books:
             content = b"".join(file.buffers)
             if publish_new([(content, self._prefix + file.name, written_ns)], flush=False)[0]:
                 published.add(file.name)
+
+    def _is_packed(self, path: str) -> bool:
+        return opening.is_packed(self._root, path.removeprefix(self._prefix))
 
     @contextmanager
     def _published(self, files: Sequence[NewFile]) -> Iterator[set[str]]:
@@ -208,25 +214,37 @@ class Books:
         fields = f"{size}\t{written_us}\t{file.fingerprint8}\t{self._run_id or ''}\t{claimed_bytes}\t{file.name}"
         return Line("p", change, fields, now_us())
 
-    def publish_shard(self, name: str, buffers: Sequence[Bytes], frame_bytes: int) -> int:
-        """Publish a shard whose files exist already and will go: only its frame has to find room; returns what did.
+    def publish_shard(self, name: str, buffers: Sequence[Bytes], new_bytes: int, *, may_evict: bool) -> int:
+        """Publish a shard of which only `new_bytes` have to find room, the rest is of files that will go.
+
+        Returns the bytes that were claimed for it, 0 without a limit.
 
         Raises:
             StoreFull, StoreWriteError: nothing was published.
         """
+        with self.room_for(name, new_bytes, may_evict=may_evict) as claimed_bytes:
+            publish(buffers, self._root / name)
+        return claimed_bytes
+
+    @contextmanager
+    def room_for(self, name: str, new_bytes: int, *, may_evict: bool) -> Iterator[int]:
+        """Claim room in a shard's name, which its `p` line uses; an error in the `with` gives it back.
+
+        Raises:
+            StoreFull, StoreWriteError: nothing is claimed.
+        """
         growths: list[Growth] = []
         if self.budget.limits.limit_bytes is not None:
-            growths = [Growth(name, frame_bytes)]
+            growths = [Growth(name, new_bytes)]
             with self._lock:
                 self._know_files()
-                self.budget.claim(growths)
+                self.budget.claim(growths, may_evict=may_evict)
         try:
-            publish(buffers, self._root / name)
+            yield sum(growth.bytes for growth in growths)
         except BaseException:
             with self._lock:
                 self.budget.release(growths)
             raise
-        return sum(growth.bytes for growth in growths)
 
     def change_limits(self, limits: Settings) -> None:
         """Take other limits from the next put on; room granted under the old ones is given back.

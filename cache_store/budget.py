@@ -58,7 +58,7 @@ class Budget:
         self._has_spare = True  # evicting before it was needed made room the last time
         self.limits = Settings()
 
-    def claim(self, files: Sequence[Growth]) -> None:
+    def claim(self, files: Sequence[Growth], *, may_evict: bool = True) -> None:
         """Make sure that the files may grow, and announce them; the caller publishes and says so, or `release`s.
 
         Raises:
@@ -77,7 +77,7 @@ class Budget:
             if self._granted_in != self._journal.generation:
                 self._granted, missing_bytes = 0, needed_bytes  # as above, noticed by the append
         if missing_bytes > 0:
-            self._grant(missing_bytes, announced)
+            self._grant(missing_bytes, announced, may_evict=may_evict)
         self._granted -= needed_bytes
 
     def release(self, files: Iterable[Growth]) -> None:
@@ -95,7 +95,7 @@ class Budget:
         self._granted = 0
         return granted
 
-    def _grant(self, missing_bytes: int, announced: Line) -> None:
+    def _grant(self, missing_bytes: int, announced: Line, *, may_evict: bool) -> None:
         limit_bytes = self.limits.limit_bytes
         assert limit_bytes is not None, "only called under a limit"
         if self._granted + missing_bytes > limit_bytes:
@@ -104,7 +104,7 @@ class Budget:
                 limit_bytes=limit_bytes,
                 needed_bytes=self._granted + missing_bytes,
             )
-        asked_bytes = max(missing_bytes, _grant_ahead(limit_bytes))
+        asked_bytes = max(missing_bytes, _grant_ahead(limit_bytes) if may_evict else 0)
         before = self._journal.generation
         self._journal.append(line("r", asked_bytes), announced)
         if before != self._journal.generation:
@@ -112,6 +112,12 @@ class Budget:
         self._granted_in = self._journal.generation
         self._granted += asked_bytes
         self._ledger.refresh()
+        if not may_evict:
+            if self._ledger.total_bytes > limit_bytes:
+                self._give_up(missing_bytes, announced)
+                reason = "copies of what the store has already evict nothing"
+                raise StoreFull(reason, limit_bytes=limit_bytes, needed_bytes=missing_bytes)
+            return
         if self._ledger.total_bytes > limit_bytes and asked_bytes > missing_bytes:
             if self._has_spare and self._evict_unasked(limit_bytes, announced, may_fold=False):
                 return

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from cache_store import naming
 from cache_store.archive import Content
-from cache_store.dataset_patterns import DatasetPatterns
+from cache_store.dataset_patterns import DatasetPatterns, named
 from cache_store.errors import DamagedFeature, EntryExists
 from cache_store.keys import VideoKey
 from cache_store.maintenance import video_key_in
@@ -55,7 +55,7 @@ def copy(
 def _meant(entries: Iterator[EntryInfo], datasets: Iterable[str] | None) -> Iterator[EntryInfo]:
     if datasets is None:
         return entries
-    patterns = DatasetPatterns(tuple(datasets))
+    patterns = DatasetPatterns(named(datasets))
     parts = ((entry, entry.dataset.partition("@")) for entry in entries)
     return (entry for entry, (dataset, _, recipe8) in parts if patterns.matches(dataset, recipe8 or None))
 

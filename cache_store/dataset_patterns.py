@@ -42,6 +42,17 @@ class DatasetPatterns:
         )
 
 
+def named(datasets: Iterable[str]) -> tuple[str, ...]:
+    """Data sets as a caller gives them.
+
+    Raises:
+        TypeError: a bare string, of which each letter would be one.
+    """
+    if isinstance(datasets, str):
+        raise TypeError(f"datasets is the string {datasets!r}; give a list of names: [{datasets!r}]")
+    return tuple(datasets)
+
+
 def check_pattern(pattern: object) -> None:
     """Refuse what can match no data set.
 

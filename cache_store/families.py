@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cache_store import naming, opening
+from cache_store import naming, opening, shards
 from cache_store.archive import Record
 from cache_store.atomic import create_only
 from cache_store.errors import DamagedFeature, StoreReadError
@@ -38,7 +38,16 @@ def claimed_name(root: Path, key: FeatureKey, fingerprint: str | None, *, is_sec
     if not isinstance(key, VideoKey) or fingerprint is None:
         return naming.relative_path(key)
     owner = owner_of(root, key) if is_second else claim(root, key, fingerprint)
-    return naming.relative_path(key, second_recipe=None if owner == fingerprint else fingerprint)
+    return name_for(root, key, fingerprint, is_owner=owner == fingerprint)
+
+
+def name_for(root: Path, key: VideoKey, fingerprint: str, *, is_owner: bool) -> str:
+    """Where a recipe's feature of a key lies or is to lie.
+
+    A recipe that became the owner later, when a person removed the marker, may have it in its own folder already.
+    """
+    second = naming.relative_path(key, second_recipe=fingerprint)
+    return naming.relative_path(key) if is_owner and not opening.is_file(root, second) else second
 
 
 def claim(root: Path, key: VideoKey, fingerprint: str) -> str:
@@ -63,12 +72,15 @@ def claim(root: Path, key: VideoKey, fingerprint: str) -> str:
 
 
 def release_empty(root: Path, datasets: Iterable[str]) -> None:
-    """Forget the owners of those of `datasets` whose plain folder holds no feature any more.
+    """Forget the owners of those of `datasets` of which no feature is left, a second recipe's neither.
 
-    For `prune` and `clear`, which a person starts: a writer that claimed a family and has not yet published
-    its first file would lose the claim.
+    A second recipe that became the owner would put beside its features, and its readers find those of before.
+
+    For `prune` and `clear`, which a person starts: a writer that claimed a family and has not yet published its first
+    file would lose the claim.
     """
-    emptied = {dataset for dataset in datasets if not _features(root, dataset)}
+    emptied = {dataset.partition("@")[0] for dataset in datasets}
+    emptied -= {dataset for dataset in emptied if _features(root, dataset) or _has_second(root, dataset)}
     try:
         markers = sorted((root / naming.RECIPES).iterdir())
     except OSError:
@@ -117,6 +129,13 @@ def _first_in_folder(root: Path, key: VideoKey) -> str | None:
         if (fingerprint := recorded_in(record, key)) is not None:
             return fingerprint
     return None
+
+
+def _has_second(root: Path, dataset: str) -> bool:
+    beginning = f"{dataset}@"
+    if any(name.startswith(beginning) for name in shards.of(root).view().names()):
+        return True
+    return any(_features(root, name) for name in os.listdir(root) if name.startswith(beginning))
 
 
 def _features(root: Path, folder: str) -> list[str]:

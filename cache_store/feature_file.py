@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,7 +145,10 @@ class _Payload:
         self._check(flat.data, how.check)
         if how.out is not None:
             return how.out
-        return torch.from_numpy(flat).view(getattr(torch, place.dtype)).view(place.shape)
+        dtype = getattr(torch, place.dtype)
+        if not place.nbytes:
+            return torch.empty(place.shape, dtype=dtype)  # an empty array's stride, 0, does not let torch view it
+        return torch.from_numpy(flat).view(dtype).view(place.shape)
 
     def _read_frames(self, how: How) -> torch.Tensor:
         import torch
@@ -272,11 +277,22 @@ def _rows(frames: Frames | None, shape: tuple[int, ...]) -> Sequence[int]:
     length = shape[0]
     if isinstance(frames, slice):
         return range(*frames.indices(length))
-    rows = [int(frame) for frame in frames or ()]
+    given = getattr(frames, "tolist", lambda: frames)()
+    if not isinstance(given, Sequence):
+        raise ValueError(f"frames is {frames!r}; give a slice or a sequence of whole numbers")
+    rows = list(map(_whole_number, given))
     for row in rows:
         if not -length <= row < length:
             raise IndexError(f"frame {row} of a feature of {length} frames")
     return [row % length for row in rows]
+
+
+def _whole_number(frame: Any) -> int:
+    # A truth value is a whole number to Python: a mask would be read as frames 0 and 1.
+    if not str(getattr(frame, "dtype", type(frame).__name__)).endswith("bool"):
+        with contextlib.suppress(TypeError):
+            return operator.index(frame)
+    raise ValueError(f"frames has {frame!r}; give a slice or a sequence of whole numbers")
 
 
 def _runs(rows: Sequence[int], *, at_most: int | None = None) -> list[tuple[int, int, int]]:

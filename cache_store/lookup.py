@@ -68,8 +68,7 @@ class Lookup:
         fingerprint = Wanted.of(recipe).fingerprint
         if isinstance(key, VideoKey) and fingerprint is not None:
             owner = families.owner_of(self.root, key)
-            if owner not in (None, fingerprint):
-                name = naming.relative_path(key, second_recipe=fingerprint)
+            name = families.name_for(self.root, key, fingerprint, is_owner=owner in (None, fingerprint))
         return self.root / name
 
     def file_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path | None:

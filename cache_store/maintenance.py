@@ -87,7 +87,10 @@ class Selection:
 
 
 class _MadeHow:
-    """Whether files were made by a model or a recipe, by what they say of themselves; one read for each recipe."""
+    """Whether files were made by a model or a recipe, by what they say of themselves; one read for each recipe.
+
+    A video's tower signature and frame count are in its key and not in its recipe: asked for a model, each is read.
+    """
 
     def __init__(self, record_of: RecordOf, model: str | None, recipe_fingerprint: str | None) -> None:
         self._record_of = record_of
@@ -98,7 +101,7 @@ class _MadeHow:
     def fits(self, entry: EntryInfo) -> bool:
         if self._model is None and self._recipe_fingerprint is None:
             return True
-        if entry.recipe_fingerprint8 is None:
+        if entry.recipe_fingerprint8 is None or (self._model is not None and naming.is_video(entry.name)):
             return self._record_fits(entry.name)
         if entry.recipe_fingerprint8 not in self._answers:
             self._answers[entry.recipe_fingerprint8] = self._record_fits(entry.name)

@@ -96,8 +96,11 @@ def relative_path(key: FeatureKey, *, second_recipe: str | None = None) -> str:
 
 
 def step_path(key: StepKey) -> str:
-    if key.prompt_hash is None and type(key.vlm_idx) is int and key.vlm_idx >= 0 and key.dataset in _SAFE_DATASETS:
-        return f"{key.dataset}_vlm{key.vlm_idx}.pt"
+    try:
+        if key.prompt_hash is None and type(key.vlm_idx) is int and key.vlm_idx >= 0 and key.dataset in _SAFE_DATASETS:
+            return f"{key.dataset}_vlm{key.vlm_idx}.pt"
+    except TypeError:
+        pass  # not hashable, and so no string
     check_dataset(key.dataset)
     if len(_SAFE_DATASETS) < _MAX_SAFE_DATASETS:
         _SAFE_DATASETS.add(key.dataset)
@@ -185,6 +188,11 @@ def dataset_shown(name: str) -> str:
     if parsed is None:
         return ""
     return parsed.dataset if parsed.fingerprint8 is None else f"{parsed.dataset}@{parsed.fingerprint8}"
+
+
+def is_video(name: str) -> bool:
+    """Whether a feature's path is a video's."""
+    return "_vlm" not in name.rpartition("/")[2]
 
 
 def is_small(size: int) -> bool:

@@ -75,7 +75,7 @@ def pack(
     Damaged files stay and are named. With `keep` the loose files stay as well.
 
     Raises:
-        StoreFull: no room for the next shard's frame.
+        StoreFull: no room for the next shard's frame, or with `keep` for all of it.
         StoreReadError, StoreWriteError: the disk failed; what is packed is packed, and a second run goes on.
     """
     report = PackReport(dry_run=dry_run)
@@ -181,8 +181,10 @@ class _Packing:
         if not rows:
             return
         buffers, name = encoded(rows), naming.shard_name()
-        frame_bytes = sum(map(len, buffers)) - sum(len(row.content) for row in rows)
-        claimed_bytes = self._books.publish_shard(name, buffers, frame_bytes)
+        new_bytes = sum(map(len, buffers))
+        if not self._keep:
+            new_bytes -= sum(len(row.content) for row in rows)  # whose files will go: only the shard's frame is new
+        claimed_bytes = self._books.publish_shard(name, buffers, new_bytes, may_evict=not self._keep)
         del buffers
         shard = _read_back(self._root / name, rows)
         try:

@@ -20,7 +20,7 @@ from cache_store import naming
 from cache_store.atomic import publish
 from cache_store.clock import file_system_now_s
 from cache_store.dataset_names import names_to_search
-from cache_store.dataset_patterns import DatasetPatterns, check_pattern
+from cache_store.dataset_patterns import DatasetPatterns, check_pattern, named
 from cache_store.errors import InvalidKey, StoreReadError, StoreWriteError
 from cache_store.processes import Owner, is_alive, this_process
 from cache_store.reports import PinInfo
@@ -69,7 +69,7 @@ def add(
     if for_s is not None and not (math.isfinite(for_s) and for_s > 0):
         raise ValueError(f"a pin for {for_s} seconds protects nothing; give a number above 0, or None for ever")
     expires = None if for_s is None else file_system_now_s(root) + for_s
-    pin = Pin(uuid.uuid4().hex, tuple(datasets), tuple(names), expires, owner, note)
+    pin = Pin(uuid.uuid4().hex, named(datasets), tuple(names), expires, owner, note)
     if not pin.datasets and not pin.names:
         raise ValueError("a pin needs a data set or a feature to protect")
     for dataset in pin.datasets:

@@ -20,8 +20,9 @@ def canonical_json(value: object) -> str:
     try:
         # Recipes come back at every put, and their content is walked once; 2 is the version without references.
         return _canonical_json_of(marshal.dumps(value, 2))  # type: ignore[arg-type]
-    except ValueError:
-        # No plain dicts and lists, or no JSON: the slow way does it, or says why not.
+    except (TypeError, ValueError):
+        # No plain dicts and lists, no JSON, or numpy's numbers, which come back as bytes: the slow way does it, or says
+        # why not.
         return _canonical_json(value)
 
 

@@ -241,8 +241,8 @@ class FeatureStore(Upkeep):
 
         `out`: a contiguous CPU tensor, such as a pinned one, of the main tensor's dtype and shape, which is filled and
         takes its place. After a miss its content is undefined.
-        `frames`: a slice or indices along the main tensor's first dimension; only their bytes are read, and their
-        checksum, which covers the whole tensor, is not verified.
+        `frames`: a slice or a sequence, array or tensor of indices along the main tensor's first dimension; only their
+        bytes are read, and their checksum, which covers the whole tensor, is not verified.
         `check`: "once" verifies a large file's checksum the first time that this process reads it, a small one's
         always; "always"; or "size", structure and sizes only.
         `mmap`: map instead of read, copy-on-write, where the file system is this machine's own; else, and for int8, it

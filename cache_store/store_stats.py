@@ -34,16 +34,21 @@ class _Dataset:
 
 
 def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo], record_of: RecordOf) -> StoreStats:
-    """The statistics of all entries; reads a record for each data set and recipe, and the heads of int8 files."""
+    """The statistics of all entries; reads a record for each recipe, of videos in each folder, and heads of int8 files.
+
+    Videos of one folder and recipe are told by one of them, also where their signatures or frame counts differ.
+    """
     datasets: dict[str, _Dataset] = {}
-    records: dict[str, Record | None] = {}
+    records: dict[tuple[str, str], Record | None] = {}
     groups = list(entry_table.groups(view.table))
     for group in groups:
         fingerprint8 = group.fingerprint8
         of_dataset = datasets.setdefault(dataset_shown(group.name), _Dataset())
-        if fingerprint8 not in records or not fingerprint8:
-            records[fingerprint8] = _found(record_of, group.name)
-        record = records[fingerprint8]
+        # A video's record tells its tower's signature, which its recipe need not.
+        made = (naming.group_of(group.name) if naming.is_video(group.name) else "", fingerprint8)
+        if made not in records or not fingerprint8:
+            records[made] = _found(record_of, group.name)
+        record = records[made]
         of_dataset.models.append(ModelStats(model_in(record), fingerprint8 or None, group.entries, group.bytes))
         if _is_int8(record):
             of_dataset.losses += _losses(root, view.table, group)

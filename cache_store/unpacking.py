@@ -14,11 +14,12 @@ from cache_store.atomic import publish_new
 from cache_store.books import Books
 from cache_store.dataset_patterns import DatasetPatterns
 from cache_store.errors import StoreReadError
+from cache_store.journal import line, now_us
 from cache_store.lease import lease
 from cache_store.packing import PackProgress, PackReport, Told, remove_folders, tidy
 from cache_store.removing import waste_lines
 from cache_store.reports import Problem
-from cache_store.rewriting import gone_line, rewrite
+from cache_store.rewriting import gone_line, rewrite, waste_bytes
 from cache_store.shard_file import Shard
 from cache_store.taking import identity_of, put_back_all, take
 
@@ -88,19 +89,33 @@ def _unpack_rows(root: Path, books: Books, shard: Shard, rows: list[int], report
             report.problems.append(Problem(shard.name(row), problem))
     paths = [f"{root}/{shard.name(row)}" for row in sound]
     files = [(shard.content(row), path, int(shard.written_ns[row])) for row, path in zip(sound, paths, strict=True)]
+    name, claimed = f"{naming.PACKED}/{shard.id}", 0
     # A name that is taken is taken by a newer version, or by the file that an earlier run wrote.
-    made = publish_new(files)
+    if keep:
+        with books.room_for(name, int(shard.bytes[sound].sum()), may_evict=False) as claimed:
+            made = publish_new(files)
+    else:
+        made = publish_new(files)
     wasted = 0
     for row, path, is_new in zip(sound, paths, made, strict=True):
         if is_new and shard.is_dead(row):
             _withdraw(root, shard, row, path)
             continue
-        wasted += int(shard.bytes[row]) if is_new and not keep else 0
+        wasted += int(shard.bytes[row]) if is_new else 0
         report.files += 1
         report.bytes += int(shard.bytes[row])
-    if not keep:
+    if keep:
+        waste, time_us = waste_bytes(shard) + _hidden_bytes(root, shard), now_us()
+        books.journal.append(line("p", wasted - claimed, waste, time_us, "", "", claimed, name, time_us=time_us))
+    else:
         shard.mark("dead", sound)
-        books.journal.append(*waste_lines(root, {f"{naming.PACKED}/{shard.id}": wasted}))
+        books.journal.append(*waste_lines(root, {name: wasted}))
+
+
+def _hidden_bytes(root: Path, shard: Shard) -> int:
+    """Bytes of the rows that count and are hidden by files of their names."""
+    rows = np.flatnonzero(shard.counting()).tolist()
+    return sum(int(shard.bytes[row]) for row in rows if os.path.lexists(f"{root}/{shard.name(row)}"))
 
 
 def _withdraw(root: Path, shard: Shard, row: int, path: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cache_store import families, maintenance, pins, shards, verification
 from cache_store.books import Books, View
 from cache_store.clock import file_system_now_s
+from cache_store.dataset_patterns import named
 from cache_store.keys import FeatureKey
 from cache_store.lookup import Lookup
 from cache_store.name_sample import Sample
@@ -137,7 +138,7 @@ class Upkeep(Lookup):
         Raises:
             ValueError: no condition at all (use `clear()`), or one that cannot be met.
         """
-        names = None if datasets is None else tuple(datasets)
+        names = None if datasets is None else named(datasets)
         selection = maintenance.Selection(names, older_than_s, unused_for_s, model, recipe_fingerprint, down_to_bytes)
         now_s = file_system_now_s(self.root)
         protected = pins.Protected(pins.active(self.root, now_s) if keep_pinned else [])
@@ -158,13 +159,13 @@ class Upkeep(Lookup):
         are mostly dead are rewritten. `datasets` as in `prune`. Killed at any moment, a second call goes on.
 
         Raises:
-            StoreFull: no room for a shard's frame beside the features.
+            StoreFull: no room for a shard's frame, or with `keep`, which evicts nothing, for all of it.
             StoreReadError, StoreWriteError: the disk failed; what is not packed is as it was.
         """
         from cache_store import packing
 
         self._begin()
-        names = None if datasets is None else tuple(datasets)
+        names = None if datasets is None else named(datasets)
         return packing.pack(self.root, self._books, names, progress, keep=keep, dry_run=dry_run)
 
     def unpack(
@@ -180,12 +181,13 @@ class Upkeep(Lookup):
         With `keep` the shards stay as they are, hidden by the files. Killed at any moment, a second call goes on.
 
         Raises:
+            StoreFull: with `keep`, which evicts nothing, no room for the files beside the shards.
             StoreReadError, StoreWriteError: the disk failed; what is not unpacked is still packed.
         """
         from cache_store import unpacking
 
         self._begin()
-        names = None if datasets is None else tuple(datasets)
+        names = None if datasets is None else named(datasets)
         return unpacking.unpack(self.root, self._books, names, progress, keep=keep, dry_run=dry_run)
 
     def clear(self) -> PruneReport:

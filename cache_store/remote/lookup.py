@@ -35,10 +35,9 @@ class RemoteLookup(Lookup):
 
     def _connect(self, url: str | os.PathLike[str]) -> None:
         self._url = os.fspath(url).rstrip("/")
-        self.root = tier.folder_of(self._url)
         self._connected: tuple[int, Objects, ThreadPoolExecutor] | None = None
         self._connecting = threading.Lock()
-        self._connection()
+        self.root = tier.folder_of(self._url, self._objects().service)
         self._owners = Owners(self._objects, self._recorded)
 
     def _connection(self) -> tuple[int, Objects, ThreadPoolExecutor]:

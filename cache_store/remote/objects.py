@@ -16,6 +16,7 @@ import fsspec
 
 from cache_store import naming
 from cache_store.errors import EntryExists, StoreFormatError, StoreReadError, StoreWriteError
+from cache_store.processes import this_process
 from cache_store.remote.retries import patiently
 
 T = TypeVar("T")
@@ -60,10 +61,10 @@ class Objects:
         self._lock = threading.Lock()
         self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
         protocol = file_system.protocol
-        names = {protocol} if isinstance(protocol, str) else set(protocol)
+        self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         # Before 2025.2 fsspec has no `mode`, and takes it as it takes any option: a put that is to create replaces.
         knows_modes = tuple(map(int, fsspec.__version__.split(".")[:2])) >= (2025, 2)
-        self._puts_in_one_step = knows_modes and bool(names & _PUT_IN_ONE_STEP)
+        self._puts_in_one_step = knows_modes and bool(self._protocols & _PUT_IN_ONE_STEP)
 
     def check(self) -> None:
         """Make sure that there can be objects here.
@@ -71,6 +72,14 @@ class Objects:
         Raises:
             StoreFormatError: there cannot.
         """
+
+    @property
+    def service(self) -> str:
+        """What tells apart services that know one URL; "" where the URL says it all."""
+        if "memory" in self._protocols:
+            owner = this_process(None)
+            return f"{owner.host}:{owner.pid}:{owner.started}"
+        return str(getattr(self._fs, "account_name", None) or getattr(self._fs, "endpoint_url", None) or "")
 
     def put(self, name: str, content: bytes, *, create_only: bool = False) -> None:
         """Publish an object, replacing the old one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from time import monotonic
 
 from cache_store import naming
 from cache_store.archive import Record
@@ -12,14 +13,19 @@ from cache_store.families import marked_in, recorded_in
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.remote.objects import Objects
 
+_BELIEVED_FOR_S = 2.0
+
 
 class Owners:
-    """The owners of the families of one remote root; one that was found is remembered, because it stays."""
+    """The owners of the families of one remote root; one that was found is believed for a moment.
+
+    Another machine's `prune` may have freed the family since, and another recipe have become its owner.
+    """
 
     def __init__(self, objects: Callable[[], Objects], record_of: Callable[[str], Record | None]) -> None:
         self._objects = objects
         self._record_of = record_of
-        self._known: dict[str, str] = {}
+        self._known: dict[str, tuple[str, float]] = {}  # and when it was read, by the monotonic clock
 
     def owner_of(self, key: VideoKey) -> str | None:
         """Fingerprint (64 hex digits) of the recipe that owns the plain folder for this family; None: free.
@@ -27,12 +33,14 @@ class Owners:
         Where someone removed the marker, one of its features tells, if the put's own name is among them.
         """
         marker = naming.family_marker(key)
-        if marker not in self._known:
+        owner, read_s = self._known.get(marker, (None, 0.0))
+        if owner is None or monotonic() - read_s > _BELIEVED_FOR_S:
             owner = self._marked(marker)
             if owner is None:
+                self._known.pop(marker, None)
                 return self._recorded(key)
-            self._known[marker] = owner
-        return self._known[marker]
+            self._known[marker] = (owner, monotonic())
+        return owner
 
     def claimed_name(self, key: FeatureKey, fingerprint: str | None, *, is_second: bool = False) -> str:
         """The name that a put of this recipe writes; the first recipe of a video family becomes its owner.
@@ -60,7 +68,7 @@ class Owners:
         return owner
 
     def release(self, emptied: Iterable[str]) -> None:
-        """Forget the owners of data sets whose plain folder holds no feature any more."""
+        """Forget the owners of data sets of which no feature is left, a second recipe's neither."""
         gone = set(emptied)
         for marker in list(self._objects().names_in(naming.RECIPES)):
             content = self._objects().get(marker, lambda content, _: content)

@@ -46,6 +46,12 @@ class S3Objects(Objects):
         except Exception as exc:
             raise StoreFormatError(self.url, str(exc)) from exc
 
+    @property
+    def service(self) -> str:
+        endpoint = str(self._fs.s3.meta.endpoint_url)
+        # Amazon's buckets have one name all over the world, whichever region answers.
+        return "" if endpoint.endswith(".amazonaws.com") else endpoint
+
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         key = path[len(self._bucket) + 1 :]
         answer: dict[str, Any] = self._fs.call_s3(method, Bucket=self._bucket, Key=key, **arguments)

@@ -289,10 +289,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
                 pass
             with self._telling():
                 found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
-        return self._filled(found, keys, recipe, on_stale)
+        return self._filled(found, keys, recipe, on_stale, is_given=out is not None)
 
     def _filled(
-        self, found: Batch, keys: Sequence[FeatureKey], recipe: Mapping[str, Any] | None, on_stale: OnStale
+        self,
+        found: Batch,
+        keys: Sequence[FeatureKey],
+        recipe: Mapping[str, Any] | None,
+        on_stale: OnStale,
+        *,
+        is_given: bool,
     ) -> Batch:
         """The batch with what has no copy: evicted since, damaged, or larger than the limit of the copies."""
         late: dict[int, object] = {}
@@ -302,7 +308,7 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
                 late[position] = value
         if not late:
             return found
-        return found.with_rows(late)
+        return found.with_rows(late, is_given=is_given)
 
     def delete(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
         """Delete the object that `put` would replace, and its copy here; False when there was none."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cache_store import opening, scan
 from cache_store.archive import Record, open_content
 from cache_store.books import NewFile
-from cache_store.errors import DamagedFeature, StoreFull, StoreWriteError
+from cache_store.errors import DamagedFeature, StoreFull, StoreReadError, StoreWriteError
 from cache_store.processes import HERE
 from cache_store.remote.objects import ObjectInfo, Objects
 from cache_store.sizes import parse_size
@@ -35,12 +35,15 @@ _NAMES_AT_ONCE = 65_536
 logger = logging.getLogger("cache_store")
 
 
-def folder_of(url: str) -> Path:
-    """Where the copies of a remote root lie: one folder for each URL below `$VLM_CACHE_TIER` or the user's caches."""
+def folder_of(url: str, service: str) -> Path:
+    """Where the copies of a remote root lie: one folder for each URL of each service, below `$VLM_CACHE_TIER` or the
+    user's caches. `service` is `Objects.service`.
+    """
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     top = Path(os.environ.get(FOLDER_VARIABLE) or Path(caches) / "vlm-cache" / "tier")
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", url).strip("-")[:60]
-    return top.absolute() / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    named = f"{url}\n{service}" if service else url
+    return top.absolute() / f"{readable}-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
 
 
 def limit_bytes() -> int:
@@ -136,7 +139,16 @@ class Tier:
             fingerprint8 = _checked(path, got[0])
         if self._downloads().get(name) is mine:  # else this process has replaced or deleted it meanwhile
             self._keep(NewFile(name, [got[0]], fingerprint8), stamp_ns(got[1]))
+            self._confirm(name)
         return got[0]
+
+    def _confirm(self, name: str) -> None:
+        """Delete a copy that was made while another process, which found none to delete, replaced the object."""
+        try:
+            if self.has(name):
+                self.is_current(name)
+        except StoreReadError:
+            self.forget(name)
 
     def _keep(self, file: NewFile, stamp: int) -> None:
         try:

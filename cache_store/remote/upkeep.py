@@ -150,9 +150,10 @@ class RemoteUpkeep(RemoteLookup, Upkeep):
         if not dry_run:
             gone = list(self._pool().map(lambda entry: self._delete_name(entry.name), deleted))
             deleted = [entry for entry, is_gone in zip(deleted, gone, strict=True) if is_gone]
-            emptied = {entry.dataset for entry in deleted}
-            self._owners.release({one for one in emptied if not any(map(naming.is_feature, self._in_folder(one)))})
+            emptied = {entry.dataset.partition("@")[0] for entry in deleted}
+            self._owners.release({dataset for dataset in emptied if not self._has_videos(dataset)})
         return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run, chosen.pinned)
 
-    def _in_folder(self, folder: str) -> Iterator[str]:
-        return self._objects().names_in(folder)
+    def _has_videos(self, dataset: str) -> bool:
+        folders = (dataset, *self._objects().folders(f"{dataset}@"))
+        return any(naming.is_feature(name) for folder in folders for name in self._objects().names_in(folder))

@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from cache_store import StepKey, StoreWriteError, atomic
+from cache_store import EntryExists, StepKey, StoreWriteError, atomic
 from cache_store.atomic import create_only, make_folder, publish
 from tests.cache_store.conftest import SimulatedCrash, tensor
 
@@ -89,6 +89,17 @@ def test_create_only_has_one_winner_and_never_an_empty_file(tmp_path):
     assert not create_only(b"second", tmp_path / "marker")
     assert (tmp_path / "marker").read_bytes() == b"first"
     assert [path.name for path in tmp_path.iterdir()] == ["marker"]
+
+
+def test_the_folder_of_what_is_published_before_an_error_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(atomic, "flush_folder", lambda folder: flushed.append(str(folder)))
+    (tmp_path / "b").write_bytes(b"old")
+    files = [([b"new"], f"{tmp_path}/{name}") for name in ("a", "b")]
+    with pytest.raises(EntryExists):
+        atomic.publish_many(files, published=lambda _: None, create_only=True)
+    assert flushed == [str(tmp_path)]
+    assert [(tmp_path / name).read_bytes() for name in ("a", "b")] == [b"new", b"old"]
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])

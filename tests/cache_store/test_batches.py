@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 
@@ -141,6 +142,18 @@ def test_packed_rows_are_copied_without_opening_a_file(tmp_path, monkeypatch):
         monkeypatch.setattr(batch_read.BatchReader, "_looked_at", lambda *_: pytest.fail("looked at twice"))
         monkeypatch.setattr("cache_store.reader.Reader.read_step", lambda *_: pytest.fail("read one by one"))
         assert torch.equal(store.get_batch(STEPS).features, expected(range(40)))
+
+
+def test_a_batch_is_read_where_more_recipes_than_a_short_number_counts_were_read(tmp_path):
+    with FeatureStore(tmp_path / "store") as store:
+        for number, key in enumerate(STEPS):
+            store.put(key, tensor(number), recipe={"instruction": number})
+        store.pack()
+        store.get_batch(STEPS[:1])
+        store._reader._batches._next_number = itertools.count(2**15)
+        for _ in range(3):
+            assert torch.equal(store.get_batch(STEPS).features, expected(range(40)))
+        assert len(store._reader._batches._numbers) > 30
 
 
 def test_a_name_with_another_ones_hash_value_is_missing(tmp_path, monkeypatch):

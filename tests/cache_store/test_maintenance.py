@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cache_store import FeatureStore, InvalidKey, StepKey, VideoKey
+from cache_store.copying import copy
 from cache_store.maintenance import Selection
 from cache_store.pins import Protected
 from tests.cache_store.conftest import tensor
@@ -44,12 +45,39 @@ def test_data_sets_are_meant_by_name_by_recipe_and_by_pattern(store):
     assert pruned(store, datasets=[]) == []
 
 
+def test_a_bare_string_is_refused_where_data_sets_are_expected(store, tmp_path):
+    with FeatureStore(tmp_path / "target") as target:
+        calls = [
+            lambda: store.pin("recv_1"),
+            lambda: store.prune(datasets="recv_1"),
+            lambda: store.pack(datasets="recv_1"),
+            lambda: store.unpack(datasets="recv_1"),
+            lambda: store.reading(datasets="recv_1").__enter__(),
+            lambda: list(copy(store, target, datasets="recv_1")),
+        ]
+        for call in calls:
+            with pytest.raises(TypeError, match="'recv_1'; give a list"):
+                call()
+    assert store.pins() == []
+
+
 def test_models_are_meant_by_whole_words_of_their_name(store):
     assert len(pruned(store, model=SIGNATURE)) == 2
     assert len(pruned(store, model="longva")) == 2
     assert len(pruned(store, model="weights abababab")) == 5
     assert pruned(store, model="long") == []
     assert pruned(store, model="other", datasets=["recv_1"]) == []
+
+
+def test_videos_of_one_recipe_are_told_apart_by_signature_and_frame_count(store):
+    videos = [VideoKey("Two", "v", nframe, signature) for signature in (SIGNATURE, "99999999") for nframe in (8, 16)]
+    paths = [store.put(video, tensor(0), recipe=recipe("twin")).relative_to(store.root).as_posix() for video in videos]
+    store.put(VideoKey("Three", "v", 8, "88888888"), tensor(0), recipe=recipe("twin"))
+    assert pruned(store, model="99999999") == sorted(paths[2:])
+    assert pruned(store, model=SIGNATURE, datasets=["Two"]) == sorted(paths[:2])
+    assert pruned(store, model="nframe 16") == sorted(paths[1::2])
+    assert len(pruned(store, model="twin")) == 5
+    assert "88888888" in store.stats().datasets["Three"].models[0].model
 
 
 def test_a_recipe_is_meant_by_its_first_digits(store):

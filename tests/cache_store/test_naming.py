@@ -61,6 +61,8 @@ def test_a_dangerous_data_set_name_is_refused_and_told_why(dataset, word):
 @pytest.mark.parametrize(
     "key",
     [
+        StepKey(["a"], 0),
+        VideoKey(["a"], "v", 1, "0" * 8),
         StepKey("a", -1),
         StepKey("a", True),
         StepKey("a", "1"),

@@ -14,9 +14,11 @@ import torch
 from cache_store import (
     EntryExists,
     FeatureStore,
+    PutItem,
     ReadOnlyStore,
     StepKey,
     VideoKey,
+    atomic,
     evictor,
     packing,
     recipe_fingerprint,
@@ -25,7 +27,7 @@ from cache_store import (
     shards,
     taking,
 )
-from cache_store.errors import StoreFormatError, StoreWriteError
+from cache_store.errors import StoreFormatError, StoreFull, StoreWriteError
 from cache_store.ledger import Ledger
 from cache_store.migration import migrate
 from tests.cache_store.conftest import tensor
@@ -166,6 +168,29 @@ def test_kept_files_stay_and_the_packed_copies_take_over_when_they_go(store):
     store.stats()  # what nobody journalled is found by a listing
 
 
+@pytest.mark.parametrize("work", ["pack", "unpack"])
+def test_copies_that_are_kept_count_under_the_limit_and_evict_nothing(tmp_path, work):
+    with filled(tmp_path / "store") as store:
+        if work == "unpack":
+            store.pack()
+        keep = getattr(store, work)
+        all_bytes = summed_on_disk(store)
+        store.set_limit(all_bytes * 3 // 2)
+        with pytest.raises(StoreFull, match="evict nothing"):
+            keep(keep=True)
+        assert summed_on_disk(store) == all_bytes
+        store.set_limit(all_bytes * 3)
+        keep(keep=True)
+        assert summed_on_disk(store) > all_bytes * 3 // 2
+        assert all_read(store)
+        store.close()
+        check(store)
+
+
+def summed_on_disk(store):
+    return sum(path.stat().st_size for path in [*store.root.rglob("*.pt"), *store.root.glob("packed/*.arrow")])
+
+
 def test_a_deleted_packed_feature_is_gone_for_all_who_read(store):
     store.pack()
     with FeatureStore(store.root) as other:
@@ -189,6 +214,23 @@ def test_create_only_sees_packed_features(store):
     store.pack()
     with pytest.raises(EntryExists):
         store.put(STEPS[0], tensor(5), create_only=True)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_create_only_sees_what_is_packed_while_it_writes(store, monkeypatch, many):
+    real = atomic._write_all
+
+    def write_all(fd, buffers):
+        monkeypatch.setattr(atomic, "_write_all", real)
+        store.pack()
+        real(fd, buffers)
+
+    monkeypatch.setattr(atomic, "_write_all", write_all)
+    items = [PutItem(StepKey("new", 0), tensor(40), RECIPE), PutItem(STEPS[0], tensor(5), RECIPE)]
+    with pytest.raises(EntryExists):
+        store.put_many(items, create_only=True) if many else store.put(*items[1][:2], recipe=RECIPE, create_only=True)
+    assert all_read(store)
+    assert store.contains(StepKey("new", 0)) is many
 
 
 def test_the_limit_counts_what_dead_rows_still_take(tmp_path):

@@ -39,6 +39,24 @@ def same(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
+def test_an_empty_tensor_is_read_in_every_way(store, dtype, shape):
+    empty = torch.empty(shape, dtype=dtype)
+    store.put(KEY, empty)
+    store.put(VIDEO, {"vision_features": torch.ones(2, 3), "boxes": empty})
+    for _ in range(2):
+        assert same(store.get(KEY), empty)
+        assert same(store.get(KEY, mmap=True), empty)
+        assert same(store.get(KEY, frames=slice(0, 1)), empty[0:1])
+        out = torch.empty(shape, dtype=dtype)
+        assert store.get(KEY, out=out) is out
+        assert same(store.get_batch([KEY, KEY]).features[1], empty)
+        assert same(store.get(VIDEO)["boxes"], empty)
+        store.pack()
+    store.unpack()
+
+
 @pytest.fixture
 def video(store):
     store.put(VIDEO, {"vision_features": LARGE, "nframe": 8}, recipe=RECIPE)
@@ -242,6 +260,24 @@ def test_chosen_frames_are_the_rows_of_the_whole(video, frames, tmp_path):
     video.delete(VIDEO)
     torch.save({"vision_features": LARGE.transpose(1, 2), "nframe": 8}, video.path_of(VIDEO))  # strides: torch's way
     assert same(video.get(VIDEO, frames=frames)["vision_features"], LARGE.transpose(1, 2)[rows].contiguous())
+
+
+@pytest.mark.parametrize(
+    "frames", [np.array([0]), np.array([5, 0, -1]), torch.tensor([0]), torch.tensor([2, 7]), (np.int64(3),)]
+)
+def test_frames_may_be_chosen_by_arrays_and_tensors(video, frames):
+    assert same(video.get(VIDEO, frames=frames)["vision_features"], LARGE[[int(row) for row in frames]])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [0, np.int64(0), torch.tensor(0), {0}, iter([0]), "0", [True, False], np.array([True]), torch.tensor([True]),
+     [np.True_], [torch.tensor(True)], [2.0], np.array([0.5]), torch.tensor([1.0]), [[0]], [None]],
+)  # fmt: skip
+def test_frames_that_are_no_whole_numbers_are_refused_by_name(video, frames):
+    with pytest.raises(ValueError, match=r"frames .*; give a slice or a sequence of whole numbers"):
+        video.get(VIDEO, frames=frames)
+    assert video.contains(VIDEO)
 
 
 def test_a_frame_that_is_not_there_is_an_index_error(video):

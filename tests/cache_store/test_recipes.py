@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from cache_store.recipes import differences, recipe_fingerprint
@@ -15,6 +16,12 @@ def test_the_fingerprint_is_sha256_of_sorted_compact_json_and_ignores_order():
     text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
     assert recipe_fingerprint(recipe) == hashlib.sha256(text.encode()).hexdigest()
     assert recipe_fingerprint(dict(reversed(recipe.items()))) == recipe_fingerprint(recipe)
+
+
+def test_numbers_of_numpy_count_as_pythons_where_json_knows_them_and_are_refused_by_name_else():
+    assert recipe_fingerprint({"fps": np.float64(2.0)}) == recipe_fingerprint({"fps": 2.0})
+    with pytest.raises(TypeError, match="float32"):
+        recipe_fingerprint({"fps": np.float32(2.0)})
 
 
 @pytest.mark.parametrize("recipe", [{"a": float("nan")}, {1: "a"}, {"a": {2: 3}}, {"a": object()}, {"a": {1}}])

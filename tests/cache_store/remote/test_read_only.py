@@ -102,7 +102,7 @@ def test_what_leads_nowhere_and_limits_are_refused(url):
     for ask in (FeatureStore, ReadOnlyStore, is_root, absolute_root):
         with pytest.raises(StoreFormatError, match="give the URL as text"):
             ask(Path(url))
-    assert not folder_of(url).exists()
+    assert not folder_of(url, open_objects(url).service).exists()
 
 
 def test_a_video_that_is_missing_costs_no_listing_of_the_whole_root(url):

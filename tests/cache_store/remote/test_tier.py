@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -21,6 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cache_store import (
     FeatureStore,
     LocalOnly,
+    PutItem,
     ReadOnlyStore,
     RecipeMismatch,
     StepKey,
@@ -31,8 +33,9 @@ from cache_store import (
     get_cache_manager,
     known_aliases,
     naming,
+    recipe_fingerprint,
 )
-from cache_store.remote import retries
+from cache_store.remote import owners, retries
 from cache_store.remote import tier as tiers
 from cache_store.remote.objects import ObjectInfo, Objects
 from tests.cache_store.conftest import local_url, tensor
@@ -98,6 +101,31 @@ def test_the_managers_of_the_scripts_take_a_url(open_on):
     assert manager.get_cache_stats()["total_files"] == 1
     with pytest.raises(LocalOnly):
         manager.set_limit_gb(1)
+
+
+def test_services_that_know_one_url_share_no_copies(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path))
+    url = s3_bucket(monkeypatch)
+    here, again = FeatureStore(url), FeatureStore(url)
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    assert endpoint.startswith("http://127.0.0.1:")
+    s3_bucket(monkeypatch, endpoint.replace("127.0.0.1", "localhost"))
+    there = FeatureStore(url)
+    assert here.root == again.root != there.root
+    here.put(KEY, tensor(1))
+    assert torch.equal(here.get(KEY), tensor(1))
+    assert not there._tier.has(naming.relative_path(KEY))
+    for store in (here, again, there):
+        store.close()
+
+
+def test_what_another_process_has_in_memory_has_copies_of_its_own(open_on):
+    store = open_on("a")
+    code = "import sys; from cache_store import FeatureStore; print(FeatureStore(sys.argv[1]).root)"
+    asked = [sys.executable, "-c", code, store.location]
+    theirs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    assert os.path.dirname(theirs) == str(store.root.parent)
+    assert theirs != str(store.root)
 
 
 def test_a_copy_has_the_objects_bytes_and_name(open_on):
@@ -326,6 +354,21 @@ def test_what_is_replaced_while_it_is_downloaded_leaves_no_copy_of_what_it_was(o
     assert torch.equal(store.get(KEY), tensor(2))
 
 
+def test_what_another_process_replaces_or_deletes_while_it_is_downloaded_leaves_no_copy(open_on, held):
+    store, other = open_on("a"), open_on("a")
+    for key in (KEY, OTHER):
+        store.put(key, tensor(1))
+    with ThreadPoolExecutor(2) as pool:
+        reads = [pool.submit(store.get, key) for key in (KEY, OTHER)]
+        assert all(held.began.acquire(timeout=30) for _ in reads)
+        other.put(KEY, tensor(2))
+        other.delete(OTHER)
+        held.let_go.set()
+        assert all(torch.equal(read.result(), tensor(1)) for read in reads)
+    assert torch.equal(other.get(KEY), tensor(2))
+    assert other.get(OTHER) is None
+
+
 def test_a_prefetch_need_not_be_waited_for_and_the_read_takes_what_it_downloads(open_on, held):
     store = open_on("a")
     store.put(KEY, tensor(1))
@@ -477,6 +520,33 @@ def test_a_video_in_two_recipes_has_one_owner_on_all_machines(open_on):
     there = open_on("c")
     there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
     assert torch.equal(there.get(VIDEO)["vision_features"], tensor(2))
+
+
+def test_a_recipe_leaves_a_family_alone_that_another_one_has_got_since(open_on, monkeypatch):
+    here, there = open_on("a"), open_on("b")
+    here.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    there.prune(recipe_fingerprint=recipe_fingerprint(RECIPE))
+    there.put(VIDEO, {"vision_features": tensor(2)}, recipe=ANOTHER)
+    now_s = owners.monotonic()
+    monkeypatch.setattr(owners, "monotonic", lambda: now_s + 3)
+    here.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    for machine in ("b", "c"):
+        store = open_on(machine)
+        assert torch.equal(store.get(VIDEO, recipe=ANOTHER)["vision_features"], tensor(2))
+        assert torch.equal(store.get(VIDEO, recipe=RECIPE)["vision_features"], tensor(1))
+
+
+def test_a_buffer_that_does_not_fit_is_refused_where_copies_find_no_room(open_on, monkeypatch):
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "100")
+    store = open_on("a")
+    store.put_many([PutItem(KEY, tensor(1)), PutItem(OTHER, tensor(2, width=32))])
+    for out in (torch.empty(1, 7), torch.empty(1, 1, 1, 64), torch.empty(1, 1, 1, 32, dtype=torch.float16)):
+        with pytest.raises(ValueError, match="the batch"):
+            store.get_batch([KEY], out=out)
+    out = torch.empty(1, 1, 1, 64, dtype=torch.float16)
+    assert store.get_batch([KEY], out=out).features is out
+    with pytest.raises(ValueError, match="the batch"):
+        store.get_batch([KEY, OTHER])
 
 
 def test_a_sample_is_downloaded_alone_and_is_the_one_of_a_folder(open_on, tmp_path):
