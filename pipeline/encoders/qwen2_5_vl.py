@@ -85,7 +85,8 @@ class Qwen25VlSpec(DigestedWeights):
             "family": self.family,
             "tap_point": "last_hidden_state",
             "weights_sha256": self._weights_digest,
-            "architecture": json.loads(self.architecture_json),
+            # Its digest, because each step's file of some kilobytes has the recipe in it.
+            "architecture_sha256": hashlib.sha256(self.architecture_json.encode()).hexdigest(),
             "width": self.width,
             "pooling": "mean over tokens, then float16",
             "preprocess": self.preprocess.recipe(),

@@ -150,7 +150,7 @@ def test_logits_that_are_no_numbers_are_no_answer(filled, videos):
     longva = cached(filled)
     language = next(module for name, module in longva.model.named_modules() if name.endswith("lm_head"))
     torch.nn.init.constant_(language.weight, float("nan"))
-    with pytest.raises(EvaluationError, match=r"not finite in torch\.float16"):
+    with pytest.raises(EvaluationError, match=r"no finite numbers in torch\.float16"):
         longva.letter_logits(message(videos, "long"), LETTERS)
 
 

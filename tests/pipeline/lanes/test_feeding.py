@@ -125,7 +125,7 @@ def test_clips_of_one_file_go_in_one_call(plan):
     first, second = planned.source._samples
     clips = [replace(first, video_id=f"clip {number}", start_s=float(number)) for number in range(5)]
     planned.source._samples[:] = [*clips, second]
-    planned.decisions[:] = bytes(6)
+    planned = plan_build(planned.source, planned.task, FeatureStore(planned.task.store_root), overwrite=False)
     feeding = Feeding(planned, None, [lane], lane_bytes=2**40)
     feeding.note_decoded(FILE_BYTES // 3)
     assert [[work.unit.name for work in feeding.next_to_decode(lane)] for _ in range(3)] == [
