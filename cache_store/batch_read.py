@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 _SETTLED_AFTER_NS = 50_000_000
+_ROWS_PER_SHARD = 100  # from which on whole arrays are faster
 _UNKNOWN, _OTHER = -1, -2  # not looked at yet; to be read with care
 _LEFT, _READ = -1, -2  # in no shard, or hidden; read
 
@@ -98,8 +99,8 @@ class BatchReader:
         """
         left = list(range(len(keys)))
         view = self._shards.view()
-        if view.shards and not view.taken and all(type(key) is StepKey for key in keys):
-            names = [naming.step_path(key) for key in keys]  # type: ignore[arg-type]
+        if view.shards and not view.taken and set(map(type, keys)) == {StepKey}:
+            names = list(map(naming.step_path, keys))  # type: ignore[arg-type]
             out, left = self._read_packed(view, names, fingerprint, out)
         missing = []
         for position in left:
@@ -126,16 +127,14 @@ class BatchReader:
         at = np.flatnonzero(rows != _LEFT)
         kinds = self._kinds_of(view, known, rows[at])
         unfit = [
-            kind
-            for kind in np.unique(kinds).tolist()
-            if kind < 0 or fingerprint not in (None, self._kinds[kind].fingerprint)
+            kind for kind in _distinct(kinds) if kind < 0 or fingerprint not in (None, self._kinds[kind].fingerprint)
         ]
         if unfit:
             is_fit = ~np.isin(kinds, unfit)
             at, kinds = at[is_fit], kinds[is_fit]
         is_sound = known.is_sound(rows[at], [names[one] for one in at.tolist()] if len(at) < len(names) else names)
         at, kinds = at[is_sound], kinds[is_sound]
-        for number in np.unique(kinds).tolist():
+        for number in _distinct(kinds):
             kind = self._kinds[number]
             if out is None:
                 out = _empty(len(names), kind.dtype, kind.shape)
@@ -215,16 +214,28 @@ class _Rows:
         """Which of the rows, all of mapped shards, have these very names, and count."""
         numbers = self._shards_of(rows)
         own, text_at, shards = rows - self.view.firsts[numbers], rows + numbers, numbers.tolist()
-        live, dead = (self._live_at[numbers] + own).tolist(), (self._dead_at[numbers] + own).tolist()
-        memories: list[Any] = self._memories
-        counting = [memories[n][a] != 0 and memories[n][b] == 0 for n, a, b in zip(shards, live, dead, strict=True)]
+        is_sound = self._counting(numbers, own)
         starts, ends = self._names_at[text_at].tolist(), self._names_at[text_at + 1].tolist()
         texts = self._texts
         found = [texts[n][start:end] for n, start, end in zip(shards, starts, ends, strict=True)]
-        is_sound = np.array(counting, bool)
         if found != names:
             is_sound &= np.fromiter(map(operator.eq, found, names), bool, len(names))
         return is_sound
+
+    def _counting(self, numbers: np.ndarray[Any, Any], own: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Which of the shards' own rows count now: shard by shard where many rows are of each, else row by row."""
+        memories: list[Any] = self._memories
+        if len(own) < _ROWS_PER_SHARD * len(memories):
+            live, dead = (self._live_at[numbers] + own).tolist(), (self._dead_at[numbers] + own).tolist()
+            rows = zip(numbers.tolist(), live, dead, strict=True)
+            return np.array([memories[n][a] != 0 and memories[n][b] == 0 for n, a, b in rows], bool)
+        counting = np.empty(len(own), bool)
+        for number in np.unique(numbers).tolist():
+            is_of, content = numbers == number, np.frombuffer(memories[number], np.uint8)
+            of_shard = own[is_of]
+            live, dead = content[self._live_at[number] + of_shard], content[self._dead_at[number] + of_shard]
+            counting[is_of] = (live != 0) & (dead == 0)
+        return counting
 
     def copy(
         self, rows: np.ndarray[Any, Any], target: memoryview, positions: np.ndarray[Any, Any], nbytes: int
@@ -250,7 +261,7 @@ class _HiddenNames:
 
     def among(self, names: list[str], view: View) -> np.ndarray[Any, Any]:
         """For each name whether a loose file of this name is there."""
-        if any("/" in name for name in names):
+        if "/" in "".join(names):
             return self._one_by_one(names)
         try:
             status = os.stat(self._root)
@@ -274,6 +285,14 @@ class _HiddenNames:
     def _one_by_one(self, names: list[str]) -> np.ndarray[Any, Any]:
         exists, prefix = os.access, f"{self._root}/"
         return np.fromiter((exists(prefix + name, os.F_OK) for name in names), bool, len(names))
+
+
+def _distinct(kinds: np.ndarray[Any, Any]) -> list[int]:
+    """The values in it, in order; nearly always one."""
+    if len(kinds) and (kinds == kinds[0]).all():
+        return [int(kinds[0])]
+    found: list[int] = np.unique(kinds).tolist()
+    return found
 
 
 def _main(value: object) -> torch.Tensor | None:

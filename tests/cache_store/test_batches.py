@@ -16,10 +16,12 @@ RECIPE = {"weights": "a"}
 STEPS = [StepKey(f"e{number % 3}", number) for number in range(40)]
 
 
-@pytest.fixture(params=["loose", "packed", "packed where nothing may be mapped"])
+@pytest.fixture(params=["loose", "packed", "packed, many of each shard", "packed where nothing may be mapped"])
 def store(request, tmp_path, monkeypatch):
     if request.param.endswith("mapped"):
         monkeypatch.setattr("cache_store.shard_file.is_on_local_disk", lambda *_: False)
+    if request.param.endswith("of each shard"):
+        monkeypatch.setattr(batch_read, "_ROWS_PER_SHARD", 1)
     with FeatureStore(tmp_path / "store") as store:
         for number, key in enumerate(STEPS):
             store.put(key, tensor(number), recipe=RECIPE)
@@ -167,7 +169,9 @@ def test_a_name_with_another_ones_hash_value_is_missing(tmp_path, monkeypatch):
             assert store.get(STEPS[1]) is None
 
 
-def test_a_batch_spans_shards_that_come_and_go_and_names_of_any_script(tmp_path):
+@pytest.mark.parametrize("rows_per_shard", [1, 100])
+def test_a_batch_spans_shards_that_come_and_go_and_names_of_any_script(tmp_path, monkeypatch, rows_per_shard):
+    monkeypatch.setattr(batch_read, "_ROWS_PER_SHARD", rows_per_shard)
     keys = [StepKey(episode, number) for number in range(24) for episode in ("ascii", "épisode", "回合")]
     with FeatureStore(tmp_path / "store") as store:
         for until in (24, 48, 72):
