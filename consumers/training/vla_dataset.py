@@ -157,6 +157,11 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         """The steps that the samples need, ascending; without those whose samples the filter left out."""
         return self.steps.indices if self._kept is None else self.steps.indices[self._found]
 
+    def steps_of_samples(self) -> np.ndarray:
+        """Return the step of each sample, int32 [samples], in their order."""
+        steps: np.ndarray = self._vlm_of if self._kept is None else self._vlm_of[self._kept]
+        return steps
+
     @property
     def num_samples(self) -> int:
         """How many samples the episode has, cached or not."""

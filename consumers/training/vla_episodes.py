@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -60,6 +61,14 @@ class VLAEpisodeSet(Dataset[Sample | None]):
     def sample_weights(self, weights: Sequence[float]) -> np.ndarray:
         """Return each sample's weight, that of its episode."""
         return np.repeat(np.asarray(weights, np.float64), [len(episode) for episode in self.episodes])
+
+    def digest(self) -> str:
+        """Return 16 hex digits that tell which samples these are, and in which order; folders may have moved."""
+        digest = hashlib.sha256()
+        for episode in self.episodes:
+            digest.update(repr((episode.data_dir.name, len(episode))).encode())
+            digest.update(episode.steps_of_samples().tobytes())
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
