@@ -178,6 +178,16 @@ class TestRecipes:
         with pytest.raises(RecipeMismatch, match="other"):
             found[6]
 
+    @pytest.mark.parametrize("more", [{}, {"images": {"decoder": "PIL"}}])
+    def test_a_recipe_that_names_no_views_fits_any_views(self, episode, tmp_path, more):
+        fill(tmp_path / "own", "episode_1", STEPS, recipe={"model": "mine", **more})
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "own", views_to_use=[1])
+        assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+        assert found.preflight().is_complete
+        fill(tmp_path / "named", "episode_1", STEPS, recipe={"model": "mine", "images": {"views": ["View2"]}})
+        with pytest.raises(RecipeMismatch, match=r"images\.views"):
+            UnifiedVLADataset(episode, cache_root=tmp_path / "named", views_to_use=["View1"])[0]
+
     def test_features_without_a_record_fit_any_instruction(self, episode, tmp_path):
         fill(tmp_path / "old", "episode_1", [0])
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "old", instruction="Do it.")
