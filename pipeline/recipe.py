@@ -65,8 +65,8 @@ def with_instruction(recipe: Mapping[str, Json], instruction: str) -> dict[str, 
 
 
 def with_views(recipe: Mapping[str, Json], views: Sequence[str]) -> dict[str, Json]:
-    """Return a step's recipe as it would be of these views, in their order."""
-    return {**recipe, "images": {**_images(recipe), "views": list(views)}}
+    """Return a step's recipe as it would be of these views, in their order. One that names no views stays as it is."""
+    return {**recipe, "images": {**_images(recipe), "views": list(views)}} if views_of(recipe) else dict(recipe)
 
 
 def views_of(recipe: Mapping[str, Json]) -> list[str]:

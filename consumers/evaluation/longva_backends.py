@@ -136,7 +136,9 @@ def _real(model_path: str, *, nframe: int, sampling: SamplingRule, device_map: s
     def load_images(paths: Sequence[Path]) -> tuple[Any, list[tuple[int, int]]]:
         from PIL import Image
 
-        pictures = [Image.open(path).convert("RGB") for path in paths]
+        from pipeline.vision.images import read_image
+
+        pictures = [Image.fromarray(read_image(path)) for path in paths]
         return process_images(pictures, processor, model.config), [picture.size for picture in pictures]
 
     def load_video(media: Media) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Everything that streaming raises on purpose, beside ValueError for arguments that are wrong by themselves.
+"""Everything that streaming raises on purpose, beside ValueError for arguments that are wrong by themselves, and
+`pipeline.errors.MediaError` for files of images or videos that are damaged.
 
 StreamError
 ├── NoFrames           a question before the first frame

@@ -9,6 +9,7 @@ import numpy as np
 
 from consumers.streaming.errors import FrameSizeChanged, TimeRunsBackwards
 from consumers.streaming.numeric_options import require_numbers
+from pipeline.errors import MediaError
 
 # Three thousand years: positions stay numbers that every kernel can hold. Unix time lies far below, unless it is in
 # milliseconds.
@@ -20,11 +21,16 @@ def as_frame(image: Any) -> np.ndarray:
 
     Raises:
         ValueError: it is something else, or a PIL image of more than 8 bits per channel, which PIL would clip.
+        MediaError: a PIL image's file, which is read here, is cut short or damaged; the message names it.
     """
     if hasattr(image, "convert"):
         if image.mode == "F" or image.mode.startswith("I"):
             raise ValueError(f"expected a PIL image of 8 bits per channel, got mode {image.mode}; scale it to uint8")
-        image = image.convert("RGB")
+        try:
+            image = image.convert("RGB")
+        # PIL reports damage as OSError, ValueError, SyntaxError, struct.error and more.
+        except Exception as exc:
+            raise MediaError(f"{getattr(image, 'filename', '') or image}: not a readable image: {exc}") from exc
     try:
         frame = np.asarray(image)
     except (TypeError, RuntimeError) as exc:  # a tensor on a GPU, with a graph, or of a dtype that numpy lacks

@@ -15,6 +15,7 @@ import torch
 from cache_store import CacheStoreError, FeatureStore, VideoKey, recipe_fingerprint
 from consumers.streaming.qwen_runner import QwenRunner
 from pipeline.encoders.checkpoint import tensor_mark, weights_digest
+from pipeline.encoders.qwen2_5_vl import vision_architecture_sha256
 
 DATASET = "stream-frame-pairs"
 
@@ -35,7 +36,7 @@ class PairFeatures:
 
     Each pair goes through the tower alone: its bits depend on nothing but its pixels. Memory holds what the last call
     asked for, unless the tower has changed since; the store is keyed by the resized pixels and the recipe (weights,
-    processor, dtype, kernel). A store that fails costs a warning, not the answer.
+    architecture, processor, dtype, kernel). A store that fails costs a warning, not the answer.
     """
 
     def __init__(self, runner: QwenRunner, store: FeatureStore | None = None) -> None:
@@ -57,6 +58,7 @@ class PairFeatures:
             "family": "qwen2_5_vl",
             "tap_point": "merged tokens of one pair of frames",
             "weights_sha256": weights_digest((name, tensor.cpu()) for name, tensor in tower.state_dict().items()),
+            "architecture_sha256": vision_architecture_sha256(tower.config),
             "preprocess": self._runner.preprocess.recipe(),
             "dtype": str(tower.dtype).removeprefix("torch."),
             "attention": tower.config._attn_implementation,

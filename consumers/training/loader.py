@@ -77,6 +77,7 @@ def create_unified_dataloader(
         seed=seed,
         rank=rank if distributed else 0,
         world_size=world_size if distributed else 1,
+        samples=episodes.digest(),
         prefetch=None if num_workers else episodes.prefetch,
         prefetch_samples=max(_SAMPLES_AHEAD, _BATCHES_AHEAD * batch_size),
     )

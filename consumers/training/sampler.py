@@ -20,6 +20,9 @@ class ResumableSampler(Sampler[int]):
     Each iteration after the first begins the next epoch, unless `set_epoch` said which. `state_dict` tells epoch and
     position, as torchdata's `StatefulDataLoader` asks for them; a plain `DataLoader` fetches ahead, so ask `state_at`.
 
+    `samples` is a digest of what the indices stand for, such as `VLAEpisodeSet.digest()`: a state is then refused where
+    they stand for other samples. It goes into the states; one that has none is not compared.
+
     `prefetch` is told, ahead of time, what comes next: each index once, when it is among the next `prefetch_samples`.
     Data sets behind a URL have such a method, for loaders without worker processes; with those, a `DataLoader` itself
     lets `prefetch_factor` batches be read ahead.
@@ -37,6 +40,7 @@ class ResumableSampler(Sampler[int]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        samples: str | None = None,
         prefetch: Callable[[Sequence[int]], object] | None = None,
         prefetch_samples: int = 64,
     ) -> None:
@@ -44,7 +48,7 @@ class ResumableSampler(Sampler[int]):
             raise ValueError(f"{num_samples} samples for process {rank} of {world_size}: there must be some of each")
         self._limits = None if weights is None else _cumulated(np.asarray(weights, np.float64), num_samples)
         self._num_samples, self._shuffle, self._seed = num_samples, shuffle, seed
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._samples = rank, world_size, samples
         self._prefetch, self._prefetch_samples = prefetch, prefetch_samples
         self._epoch, self._position = 0, 0
         self._is_fresh = True  # the next iteration goes on from `_position` of `_epoch`
@@ -107,8 +111,15 @@ class ResumableSampler(Sampler[int]):
             ValueError: it is that of another order: of other samples, weights, seed, shuffling or world size; or it is
                 no state.
         """
-        if state.get("order") != self._identity():
-            raise ValueError(f"the state is of another order, {state.get('order')}; this one is {self._identity()}")
+        order, own = state.get("order") or {}, self._identity()
+        samples = order.get("samples")
+        if None not in (samples, self._samples) and samples != self._samples:
+            raise ValueError(
+                f"the state is of other samples, {samples}; these are {self._samples}: the episodes, their order, or "
+                "which of their samples are left differ; open the data set as it was then, or begin anew"
+            )
+        if {**order, "samples": None} != {**own, "samples": None}:
+            raise ValueError(f"the state is of another order, {order}; this one is {own}")
         epoch, position = state.get("epoch", -1), state.get("position", -1)
         if min(epoch, position) < 0:
             raise ValueError(f"epoch {epoch} and position {position} are no state: neither is below 0")
@@ -122,6 +133,7 @@ class ResumableSampler(Sampler[int]):
             "shuffle": self._shuffle,
             "seed": self._seed,
             "world_size": self._world_size,
+            "samples": self._samples,
         }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cache_store import ReadOnlyStore, StepKey, absolute_root, prompt_hash
-from consumers.training.coverage import Coverage, Steps, coverage_of
+from consumers.training.coverage import Coverage, Steps, coverage_of, first_recipes
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
 from consumers.training.old_format import SENSOR_WIDTH
 from consumers.training.open_episodes import (
@@ -52,6 +52,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature that has one is
     noted at the opening (`recipe`), with this data set's instruction in it and, where they are given, its
     `views_to_use`; `on_stale` says what a feature of any other recipe means later: an error, a miss, or use it. Where
+    nothing is cached at the opening, the first read in each process that finds a feature notes its recipe. Where
     thousands of files without a recipe come first, none is noted, and nothing compared, before `preflight`.
 
     `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`); of a recipe, in the names
@@ -128,6 +129,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         """Note what of the episode the store holds; None: nothing is known, and nothing is counted as cached."""
         none = np.zeros(len(self.steps.indices), bool)
         self._found, self._nested = (none, none) if coverage is None else (coverage.found, coverage.nested)
+        self._was_empty = not self._found.any()
         self.compare_with(None if coverage is None else coverage.recipe)
         self._filter()
 
@@ -152,10 +154,19 @@ class UnifiedVLADataset(Dataset[Sample | None]):
             views = _named_views(views_of(self.recipe), self.views_to_use)
             self.recipe = with_views(self.recipe, sorted(set(views)))
 
+    def is_to_note(self) -> bool:
+        """Whether the first feature that is read tells the recipe, since nothing was cached at the opening."""
+        return self.recipe is None and self._was_empty and self.reader.on_stale != "use"
+
     @property
     def needed_steps(self) -> np.ndarray:
         """The steps that the samples need, ascending; without those whose samples the filter left out."""
         return self.steps.indices if self._kept is None else self.steps.indices[self._found]
+
+    def steps_of_samples(self) -> np.ndarray:
+        """Return the step of each sample, int32 [samples], in their order."""
+        steps: np.ndarray = self._vlm_of if self._kept is None else self._vlm_of[self._kept]
+        return steps
 
     @property
     def num_samples(self) -> int:
@@ -205,7 +216,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         features: list[Any] = [None] * len(indices)
         if self.use_cache:
-            features = self.reader.read([(self.key_of(index), self.recipe) for index in indices])
+            features = read_features(self.reader, [(self, index) for index in indices])
         return [self.sample(index, feature) for index, feature in zip(indices, features, strict=True)]
 
     def key_of(self, index: int) -> StepKey:
@@ -307,6 +318,25 @@ def look_up_all(datasets: Sequence[UnifiedVLADataset]) -> None:
         states = ReadOnlyStore(root).states(pairs)
         for dataset, steps in asked:
             dataset.fitted_by([state == "present" for state in islice(states, len(steps))])
+
+
+def read_features(reader: FeatureReader, places: Sequence[tuple[UnifiedVLADataset, int]]) -> list[Any]:
+    """Return the feature of each data set's sample, None where there is none that fits.
+
+    Of episodes of which nothing was cached at the opening, the recipe of the first that is there now is noted first.
+
+    Raises:
+        RecipeMismatch, StoreReadError: as `FeatureReader.read`.
+    """
+    features = reader.read([(dataset.key_of(index), dataset.recipe) for dataset, index in places])
+    hits = (place for place, feature in zip(places, features, strict=True) if feature is not None)
+    late = {id(dataset): (dataset, dataset.key_of(index)) for dataset, index in hits if dataset.is_to_note()}
+    if not late:
+        return features
+    recipes = first_recipes(ReadOnlyStore(reader.root), [[key] for _, key in late.values()])
+    for (dataset, _), recipe in zip(late.values(), recipes, strict=True):
+        dataset.compare_with(recipe)
+    return reader.read([(dataset.key_of(index), dataset.recipe) for dataset, index in places])
 
 
 def _named_views(views: Sequence[str], wanted: Sequence[str | int]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from cache_store import FeatureKey
 from consumers.training.feature_reader import Recipe
 from consumers.training.preflight import Preflight, preflight
-from consumers.training.vla_dataset import Sample, UnifiedVLADataset, look_up_all
+from consumers.training.vla_dataset import Sample, UnifiedVLADataset, look_up_all, read_features
 from pipeline.sources.vla_episodes import refuse_doubles
 
 
@@ -61,6 +62,14 @@ class VLAEpisodeSet(Dataset[Sample | None]):
         """Return each sample's weight, that of its episode."""
         return np.repeat(np.asarray(weights, np.float64), [len(episode) for episode in self.episodes])
 
+    def digest(self) -> str:
+        """Return 16 hex digits that tell which samples these are, and in which order; folders may have moved."""
+        digest = hashlib.sha256()
+        for episode in self.episodes:
+            digest.update(repr((episode.data_dir.name, len(episode))).encode())
+            digest.update(episode.steps_of_samples().tobytes())
+        return digest.hexdigest()[:16]
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
@@ -74,7 +83,8 @@ class VLAEpisodeSet(Dataset[Sample | None]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         places = [self._place(index) for index in indices]
-        features = iter(self._reader.read(list(_wanted(places))) if self._reader is not None else ())
+        cached = [place for place in places if place[0].use_cache]
+        features = iter(read_features(self._reader, cached) if self._reader is not None else ())
         return [episode.sample(index, next(features) if episode.use_cache else None) for episode, index in places]
 
     def _place(self, index: int) -> tuple[UnifiedVLADataset, int]:

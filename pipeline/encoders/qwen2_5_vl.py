@@ -298,16 +298,21 @@ def find_qwen2_5_vl(model: str, revision: str | None) -> tuple[Path, dict[str, A
 
 def _architecture_json(config: Any) -> str:
     """Return what changes the numbers of a parsed configuration, in whichever version of transformers it was saved."""
-
-    def facts(part: Any, keys: Sequence[str]) -> dict[str, Any]:
-        found = {key: getattr(part, key, None) for key in keys}
-        # Older files say the type twice, and the old name is read only where the new one is missing.
-        rope = {name: value for name, value in (found["rope_parameters"] or {}).items() if name != "type"}
-        return {**found, "rope_parameters": rope}
-
-    text, kinds = facts(config.text_config, TEXT_KEYS), enumerate(config.text_config.layer_types)
+    text, kinds = _facts(config.text_config, TEXT_KEYS), enumerate(config.text_config.layer_types)
     text["sliding_layers"] = [layer for layer, kind in kinds if kind != "full_attention"]
-    return json.dumps({"vision": facts(config.vision_config, VISION_KEYS), "text": text}, sort_keys=True)
+    return json.dumps({"vision": _facts(config.vision_config, VISION_KEYS), "text": text}, sort_keys=True)
+
+
+def vision_architecture_sha256(vision_config: Any) -> str:
+    """Return the SHA-256 (hex) of what changes the numbers of a vision tower's parsed configuration."""
+    return hashlib.sha256(json.dumps(_facts(vision_config, VISION_KEYS), sort_keys=True).encode()).hexdigest()
+
+
+def _facts(part: Any, keys: Sequence[str]) -> dict[str, Any]:
+    found = {key: getattr(part, key, None) for key in keys}
+    # Older files say the type twice, and the old name is read only where the new one is missing.
+    rope = {name: value for name, value in (found["rope_parameters"] or {}).items() if name != "type"}
+    return {**found, "rope_parameters": rope}
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

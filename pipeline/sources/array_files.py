@@ -38,7 +38,7 @@ class StoredArray:
         """Return rows `start` to `stop` (exclusive), as a slice would; the caller's own copy if they lie plainly.
 
         Raises:
-            MediaError: the file cannot be read, or is shorter than its header says.
+            MediaError: the file, which is named with its folder, cannot be read, or is shorter than its header says.
         """
         start, stop, _ = slice(start, stop).indices(self.shape[0])
         if self._offset is None:
@@ -57,9 +57,9 @@ class StoredArray:
             finally:
                 os.close(fd)
         except OSError as exc:
-            raise MediaError(f"{self.path.name} cannot be read: {exc}") from exc
+            raise MediaError(f"{self.path} cannot be read: {exc}") from exc
         if read < len(buffer):
-            raise MediaError(f"{self.path.name} ends within {self.name!r}; it was cut off or replaced")
+            raise MediaError(f"{self.path} ends within {self.name!r}; it was cut off or replaced")
         return np.frombuffer(buffer, self.dtype).reshape(shape)
 
 
@@ -130,4 +130,4 @@ def _loaded(path: Path, name: str) -> np.ndarray:
             array: np.ndarray = loaded[name]
             return array
     except Exception as exc:
-        raise MediaError(f"{path.name} cannot be read: {type(exc).__name__}: {exc}") from exc
+        raise MediaError(f"{path} cannot be read: {type(exc).__name__}: {exc}") from exc

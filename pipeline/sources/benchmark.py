@@ -12,7 +12,14 @@ from typing import Any
 from pipeline.errors import SourceError
 from pipeline.sources.annotations import SUFFIXES, read_rows
 from pipeline.sources.archives import unpack_hint
-from pipeline.sources.choices import ANSWER_COLUMNS, OPTION_COLUMNS, AnswerIs, choices_of
+from pipeline.sources.choices import (
+    ANSWER_COLUMNS,
+    EACH_OPTION_COLUMNS,
+    OPTION_COLUMNS,
+    AnswerIs,
+    choices_of,
+    split_question,
+)
 from pipeline.sources.data_folder import DataFolder
 from pipeline.sources.media_path import MediaPath, absolute
 from pipeline.sources.samples import IgnoredFile, Question, VideoSample
@@ -89,7 +96,7 @@ class Layout:
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read."""
-        asked = ("question", *OPTION_COLUMNS, *ANSWER_COLUMNS, *DURATION_COLUMNS, *DOMAIN_COLUMNS)
+        asked = ("question", *OPTION_COLUMNS, *EACH_OPTION_COLUMNS, *ANSWER_COLUMNS, *DURATION_COLUMNS, *DOMAIN_COLUMNS)
         wanted = (*self.video_columns, *self.other_columns, *self.question_id, *self.question_type, *asked)
         return tuple(dict.fromkeys(wanted))
 
@@ -228,15 +235,15 @@ class Benchmark:
     def questions(self) -> Iterator[Question]:
         """Yield every row of the annotations in their order, with the video that it asks about."""
         for row, found in zip(self._rows, self._asked, strict=True):
-            sample = self._samples[found]
+            choices, question = choices_of(row.values, answer_is=self._layout.answer_is), row.text("question")
             yield Question(
                 annotations=row.file,
                 task=self._layout.task(row),
                 question_id=self._question_id(row),
-                question=row.text("question"),
+                question=split_question(question)[0] if choices and question else question,
                 question_type=row.text(*self._layout.question_type),
-                sample=sample,
-                choices=choices_of(row.values, answer_is=self._layout.answer_is),
+                sample=self._samples[found],
+                choices=choices,
                 duration=_duration_group(row),
                 domain=row.text(*DOMAIN_COLUMNS),
             )

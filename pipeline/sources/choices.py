@@ -13,9 +13,11 @@ from typing import Any, Literal, TypeAlias
 AnswerIs: TypeAlias = Literal["index", "letter", "text"]
 
 OPTION_COLUMNS = ("options", "candidates")
+EACH_OPTION_COLUMNS = tuple(f"option{index}" for index in range(5))  # LongVideoBench's parquet; "N/A" fills up
 ANSWER_COLUMNS = ("answer", "correct_choice")  # the latter holds an index
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LABEL = re.compile(r"\(?([A-Z])[.):]\s*")
+_LABEL_IN_QUESTION = re.compile(r"(?:\(?([A-Z])[.):]|(?:Caption|Option|Sentence) ([A-Z1-9]):)\s*\S")
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,43 @@ class Choices:
 def choices_of(values: Mapping[str, Any], *, answer_is: AnswerIs) -> Choices | None:
     """Return a row's options and answer; None if it has none, or none that can be told from each other.
 
-    Options are a list, or the text of one (VLMEvalKit's TSV). An index may also be given as a letter; where a letter is
-    expected, what is none is looked for among the options, with their letters or without.
+    Options are a list, or the text of one (VLMEvalKit's TSV), or a column each. An index may also be given as a letter;
+    where a letter is expected, what is none is looked for among the options, with their letters or without. Where a
+    text is expected, the question may list its options itself, in its last lines; then the answer may be a letter, too.
     """
+    answer = str(values.get("correct_choice" if answer_is == "index" else "answer", "")).strip()
+    if answer_is == "text":
+        in_question = _choices(split_question(str(values.get("question", "")))[1], answer, "letter")
+        if in_question is not None:
+            return in_question
     listed = _listed(next((values[name] for name in OPTION_COLUMNS if name in values), None))
-    if listed is None or not 2 <= len(listed) <= len(_LETTERS):
+    return _choices(listed or _one_by_one(values), answer, answer_is)
+
+
+def split_question(question: str) -> tuple[str, list[str]]:
+    """Return the question and the options that it lists below itself, one a line, each with its letter or number.
+
+    Without such lines the question is returned as it is, and no options.
+    """
+    lines = [line.strip() for line in question.split("\n") if line.strip()]
+    matches = [_LABEL_IN_QUESTION.match(line) for line in lines]
+    labels = [(match[1] or match[2]) if match else "" for match in matches]
+    first = next((place for place in range(len(lines) - 1, 0, -1) if labels[place] in ("A", "1")), len(lines))
+    found = labels[first:]
+    if len(found) < 2 or not all(found) or "".join(found) not in f"{_LETTERS} 123456789":
+        return question, []
+    return "\n".join(lines[:first]), lines[first:]
+
+
+def _one_by_one(values: Mapping[str, Any]) -> list[str]:
+    each = [str(values.get(name, "N/A")).strip() for name in EACH_OPTION_COLUMNS]
+    return each[: each.index("N/A")] if "N/A" in each else each
+
+
+def _choices(listed: Sequence[str], text: str, answer_is: AnswerIs) -> Choices | None:
+    if not 2 <= len(listed) <= len(_LETTERS):
         return None
     options = _without_letters(listed)
-    text = str(values.get("correct_choice" if answer_is == "index" else "answer", "")).strip()
     answer = _index(text, answer_is, listed, options)
     if answer is None or answer >= len(options) or len(set(options)) < len(options):
         return None

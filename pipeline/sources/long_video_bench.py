@@ -1,9 +1,10 @@
 """LongVideoBench: several questions about each video; the validation part, unless a file of the test part is named.
 
-The repository (longvideobench/LongVideoBench) ships `lvb_val.json`, `lvb_test_wo_gt.json`, the same as parquet, and
-`videos.tar.part.*`, which unpack to `videos/`. Its rows name the file within `videos/` (`video_path`: `x.mp4`), as
-lmms-eval reads them; VLMEvalKit's `LongVideoBench.tsv` says `./videos/x.mp4`. The videos are already cut: the
-column `starting_timestamp_for_subtitles` belongs to the subtitles and bounds no clip.
+The repository (longvideobench/LongVideoBench) ships `lvb_val.json`, `lvb_test_wo_gt.json`, the same as parquet with
+`option0` to `option4` in place of `candidates`, and `videos.tar.part.*`, which unpack to `videos/`. Its rows name the
+file within `videos/` (`video_path`: `x.mp4`), as lmms-eval reads them; VLMEvalKit's `LongVideoBench.tsv` says
+`./videos/x.mp4`. The videos are already cut: the column `starting_timestamp_for_subtitles` belongs to the subtitles
+and bounds no clip.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The repository (MLVU/MVLU) ships `MLVU/json/<n>_<task>.json` and `MLVU/video/<n>_<task>/<video>`, the video with its
 extension; VLMEvalKit's `MLVU_MCQ.tsv` and `MLVU_OpenEnded.tsv` name that folder in `prefix`. lmms-eval reads
 parquet files of other repositories (sy1998/MLVU_dev, sy1998/MLVU_Test), whose `video_name` is relative to the
-folder of the videos.
+folder of the videos, and whose questions list the options themselves and are answered by letter.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Question:
     annotations: str  # annotation file, POSIX
     task: str | None  # the part of the benchmark that asks, in its own spelling
     question_id: str  # the benchmark's own, or the row's number in its file; unique within file and task at best
-    question: str | None
+    question: str | None  # without the options that it lists itself, where they are among `choices`
     question_type: str | None
     sample: VideoSample
     choices: Choices | None = None  # None: not multiple choice, or without an answer

@@ -1,9 +1,10 @@
 """TempCompass: 410 short videos, each asked about in four tasks: multi-choice, yes_no, caption_matching and captioning.
 
 The repository (lmms-lab/TempCompass) ships `<task>/test-*.parquet` with `video_id`, `question`, `answer` and `dim`,
-and a zip that unpacks to `videos/<video_id>.mp4`, where both harnesses look. VLMEvalKit writes `<task>.json` with
-the same columns, and `TempCompass_MCQ.tsv`, `TempCompass_YorN.tsv` and `TempCompass_Captioning.tsv` with
-`task_type`, `prefix`, `video`, `suffix`.
+and a zip that unpacks to `videos/<video_id>.mp4`, where both harnesses look. The options are the last lines of the
+question, and the answer is one of them. VLMEvalKit writes `<task>.json` with the same columns, and
+`TempCompass_MCQ.tsv`, `TempCompass_YorN.tsv` and `TempCompass_Captioning.tsv` with `task_type`, `prefix`, `video`,
+`suffix` and, of the first, `candidates`.
 """
 
 from __future__ import annotations

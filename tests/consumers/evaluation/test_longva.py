@@ -26,6 +26,7 @@ from consumers.evaluation import (
 from consumers.evaluation.live_tower import FeatureTower
 from consumers.evaluation.small_longva import IMAGE_TOKEN_INDEX, SmallLongVA
 from pipeline.encoders import small_models
+from pipeline.errors import MediaError
 from tests.consumers.evaluation.conftest import DATASET, NFRAME, build, message
 
 LETTERS = "ABCD"
@@ -372,6 +373,15 @@ def test_a_checkpoint_runs_through_the_package_longva(checkpoint, plain, filled,
         assert torch.equal(found, plain.letter_logits(question, LETTERS))
     assert longva.generate_inner(question) == plain.generate_inner(question)
     assert longva.statistics.hit_rate == 1.0
+
+
+def test_an_image_of_a_checkpoints_question_that_is_cut_short_is_named(checkpoint, tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 84, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    longva = LongVA_Cached(str(checkpoint), None, nframe=NFRAME)
+    with pytest.raises(MediaError, match=r"cut\.png: not a readable image"):
+        longva.generate_inner([{"type": "image", "value": str(path)}, {"type": "text", "value": "What?"}])
 
 
 def test_a_checkpoint_with_another_tower_is_refused_the_features(checkpoint, filled, videos):

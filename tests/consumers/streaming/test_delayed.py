@@ -156,6 +156,17 @@ def test_a_store_keeps_pairs_for_other_processes(eager, tmp_path, monkeypatch):
         assert other.ask(QUESTION, **FEW)[1]["pairs_encoded"] == 10
 
 
+def test_a_store_keeps_pairs_of_towers_apart_that_differ_in_their_architecture_alone(tmp_path):
+    with FeatureStore(tmp_path) as store:
+        answers = []
+        for blocks in ([0], [0, 1]):
+            loaded = load_streaming_model("small", attention="eager")
+            loaded[0].model.visual.config.fullatt_block_indexes = blocks
+            engine = filled(loaded, 4, feature_store=store)
+            answers.append(engine.ask(QUESTION, **FEW)[1]["pairs_encoded"])
+        assert answers == [2, 2]
+
+
 @pytest.mark.parametrize("is_reset", [True, False])
 @pytest.mark.parametrize("is_stored", [True, False])
 def test_weights_that_change_in_the_live_model_are_not_answered_with_features_of_the_old_ones(

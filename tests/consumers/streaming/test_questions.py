@@ -22,6 +22,7 @@ from consumers.streaming import (
 )
 from consumers.streaming.decoding import Answer
 from consumers.streaming.qwen_runner import QwenRunner
+from pipeline.errors import MediaError
 from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, same, video
 
 FRAMES = video(16)
@@ -288,6 +289,16 @@ def test_frames_that_do_not_fit_are_refused_and_the_stream_goes_on(engine, appen
     before = bits(engine)
     with pytest.raises(error, match=says):
         append(engine)
+    assert goes_on(engine, before)
+
+
+def test_an_image_whose_file_is_cut_short_is_named_and_the_stream_goes_on(engine, tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 84, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    before = bits(engine)
+    with pytest.raises(MediaError, match=r"cut\.png: not a readable image"):
+        engine.append_video_chunk([Image.open(path)])
     assert goes_on(engine, before)
 
 

@@ -83,6 +83,17 @@ def test_archives_that_were_cut_off_are_named(tmp_path, name):
         opened(tmp_path / "episode_1")[0]
 
 
+@pytest.mark.parametrize("sensor", ["raw", "compressed"])
+def test_a_sensor_that_is_torn_after_the_opening_is_named_with_its_episode(tmp_path, sensor):
+    write_new(tmp_path / "episode_1", sensor=sensor)
+    found = opened(tmp_path / "episode_1")
+    found.data()
+    (path,) = (tmp_path / "episode_1").glob("sensor_data*")
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(MediaError, match=rf"{path} (ends within|cannot be read)"):
+        found[0]
+
+
 @pytest.mark.parametrize("field", ["alines", "forces"])
 def test_nan_of_a_sensor_reaches_no_sample(tmp_path, field):
     arrays = write_new(tmp_path / "episode_1")

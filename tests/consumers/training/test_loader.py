@@ -124,6 +124,18 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(data):
     assert batches + [batch["cache_keys"] for batch in second] == expected
 
 
+def test_a_state_is_refused_by_as_many_samples_of_other_episodes_and_goes_with_moved_ones(data):
+    state = make(data).sampler.state_at(4)
+    (data / "new").rename(data / "moved")
+    moved = create_unified_dataloader([str(data / "old" / "*")], [data / "moved"], num_workers=0, use_cache=False)
+    moved.sampler.load_state_dict(state)
+    (data / "moved" / "red" / "data_collection_3").rename(data / "moved" / "red" / "data_collection_4")
+    other = create_unified_dataloader([str(data / "old" / "*")], [data / "moved"], num_workers=0, use_cache=False)
+    assert len(other.dataset) == len(moved.dataset)
+    with pytest.raises(ValueError, match="other samples"):
+        other.sampler.load_state_dict(state)
+
+
 def test_two_episodes_of_one_name_are_both_named(data):
     shutil.copytree(data / "new" / "blue" / "episode_1", data / "new" / "red" / "episode_1")
     with pytest.raises(SourceError, match=r"'episode_1'.*blue.*red"):

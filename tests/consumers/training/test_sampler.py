@@ -122,6 +122,16 @@ def test_the_state_of_another_order_is_refused(other):
         sampler.load_state_dict(state)
 
 
+def test_the_state_of_other_samples_is_refused_where_both_are_known():
+    state = ResumableSampler(20, samples="0a").state_dict()
+    with pytest.raises(ValueError, match="other samples, 0a; these are 0b"):
+        ResumableSampler(20, samples="0b").load_state_dict(state)
+    ResumableSampler(20, samples="0a").load_state_dict(state)
+    ResumableSampler(20).load_state_dict(state)
+    del state["order"]["samples"]
+    ResumableSampler(20, samples="0b").load_state_dict(state)
+
+
 @pytest.mark.parametrize("wrong", [{"position": -1}, {"epoch": -1}, {"position": None}, {"order": None}])
 def test_what_is_no_state_is_refused(wrong):
     sampler = ResumableSampler(20)

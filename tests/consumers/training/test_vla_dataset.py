@@ -178,6 +178,41 @@ class TestRecipes:
         with pytest.raises(RecipeMismatch, match="other"):
             found[6]
 
+    @pytest.mark.parametrize("more", [{}, {"images": {"decoder": "PIL"}}])
+    def test_a_recipe_that_names_no_views_fits_any_views(self, episode, tmp_path, more):
+        fill(tmp_path / "own", "episode_1", STEPS, recipe={"model": "mine", **more})
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "own", views_to_use=[1])
+        assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+        assert found.preflight().is_complete
+        fill(tmp_path / "named", "episode_1", STEPS, recipe={"model": "mine", "images": {"views": ["View2"]}})
+        with pytest.raises(RecipeMismatch, match=r"images\.views"):
+            UnifiedVLADataset(episode, cache_root=tmp_path / "named", views_to_use=["View1"])[0]
+
+    @pytest.mark.parametrize("on_stale", ["error", "miss", "use"])
+    @pytest.mark.parametrize("in_a_set", [False, True])
+    def test_of_an_episode_that_was_empty_at_the_opening_one_recipe_is_read(
+        self, episode, tmp_path, on_stale, in_a_set
+    ):
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "late", on_stale=on_stale)
+        source = VLAEpisodeSet([found]) if in_a_set else found
+        assert source[0]["vl_cache"] is None
+        fill(tmp_path / "late", "episode_1", STEPS, recipe=recipe())
+        fill(tmp_path / "late", "episode_1", [60], recipe=recipe(encoder={"model": "large"}))
+        assert torch.equal(source[0]["vl_cache"], feature_of("episode_1", 0))
+        assert found.recipe == (None if on_stale == "use" else recipe())
+        if on_stale == "error":
+            with pytest.raises(RecipeMismatch, match="large"):
+                source[6]
+        else:
+            assert (source[6]["vl_cache"] is None) == (on_stale == "miss")
+
+    def test_the_first_feature_of_an_episode_that_was_empty_is_held_against_its_instruction(self, episode, tmp_path):
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "late", instruction="Do it.")
+        assert found[0]["vl_cache"] is None
+        fill(tmp_path / "late", "episode_1", STEPS, recipe=recipe())
+        with pytest.raises(RecipeMismatch, match="instruction"):
+            found[0]
+
     def test_features_without_a_record_fit_any_instruction(self, episode, tmp_path):
         fill(tmp_path / "old", "episode_1", [0])
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "old", instruction="Do it.")

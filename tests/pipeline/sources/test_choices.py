@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.sources import BENCHMARKS, Benchmark, Choices
-from pipeline.sources.choices import choices_of
+from pipeline.sources.choices import choices_of, split_question
 from tests.pipeline.sources.files import touch, write_rows
 
 PLAIN = ("a cat", "a dog", "neither")
@@ -94,6 +94,108 @@ def test_a_benchmarks_files_are_read_by_its_rule(tmp_path):
     write_rows(tmp_path / "LongVideoBench.tsv", [row, {**row, "correct_choice": 2}])
     questions = Benchmark(BENCHMARKS["long-video-bench"], tmp_path).questions()
     assert [question.choices for question in questions] == [Choices(("4", "0", "1"), answer) for answer in (0, 2)]
+
+
+# Annotations with exactly the columns of the published files.
+@pytest.mark.parametrize(
+    ("source", "file", "row", "video", "question", "choices"),
+    [
+        (
+            "temp-compass",
+            "multi-choice/test-00000-of-00001.parquet",
+            {"question": "What is it?\nA. a cat\nB. a dog\nC. neither", "answer": "B. a dog", "dim": "action"},
+            {"video_id": "x"},
+            "What is it?",
+            Choices(PLAIN, 1),
+        ),
+        (
+            "temp-compass",
+            "caption_matching/test-00000-of-00001.parquet",
+            {
+                "question": "Which fits?\nCaption A: a cat\nCaption B: a dog",
+                "answer": "Caption B: a dog",
+                "dim": "order",
+            },
+            {"video_id": "x"},
+            "Which fits?",
+            Choices(("Caption A: a cat", "Caption B: a dog"), 1),
+        ),
+        (
+            "temp-compass",
+            "caption_matching.json",
+            {"question": "Which fits?\nOption 1: a cat\nOption 2: a dog", "answer": "Option 1: a cat", "dim": "order"},
+            {"video_id": "x"},
+            "Which fits?",
+            Choices(("Option 1: a cat", "Option 2: a dog"), 0),
+        ),
+        (
+            "mlvu",
+            "mlvu/test-00000-of-00001.parquet",
+            {
+                "duration": 480.0,
+                "question": "What is it?\n(A) a cat\n(B) a dog\n(C) neither",
+                "candidates": list(PLAIN),
+                "answer": "B",
+                "task_type": "plotQA",
+            },
+            {"video_name": "x.mp4"},
+            "What is it?",
+            Choices(PLAIN, 1),
+        ),
+        (
+            "mlvu",
+            "mlvu/test-00000-of-00001.parquet",
+            {"duration": 480.0, "question": "What is it?", "candidates": list(PLAIN), "answer": "a dog"},
+            {"video_name": "x.mp4"},
+            "What is it?",
+            Choices(PLAIN, 1),
+        ),
+        (
+            "mlvu",
+            "test-00000-of-00001.parquet",
+            {"question": "How many?\nLook.\n(A) 2\n(B) 0\n(C) 1", "answer": "(B)", "task_type": "count"},
+            {"video_name": "x.mp4"},
+            "How many?\nLook.",
+            Choices(("2", "0", "1"), 1),
+        ),
+        (
+            "long-video-bench",
+            "validation-00000-of-00001.parquet",
+            {
+                "video_id": "x",
+                "id": "x_0",
+                "correct_choice": 1,
+                "question": "What is it?",
+                **{f"option{index}": text for index, text in enumerate((*PLAIN, "N/A", "N/A"))},
+                "duration_group": 15,
+            },
+            {"video_path": "x.mp4"},
+            "What is it?",
+            Choices(PLAIN, 1),
+        ),
+    ],
+)
+def test_options_are_read_where_each_published_layout_keeps_them(tmp_path, source, file, row, video, question, choices):
+    touch(tmp_path / "videos/x.mp4")
+    write_rows(tmp_path / file, [{**video, **row}])
+    (asked,) = Benchmark(BENCHMARKS[source], tmp_path).questions()
+    assert (asked.question, asked.choices, asked.sample.problem) == (question, choices, None)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is it?",
+        "What is it?\nA. a cat",
+        "What is it?\nA. a cat\nC. a dog",
+        "What is it?\nA. a cat\nor something else?\nB. a dog",
+        "A. a cat\nB. a dog",
+        "Which?\nOption 1: a cat\nOption 3: a dog",
+    ],
+)
+def test_a_question_without_a_whole_list_of_options_is_none(question):
+    assert split_question(question) == (question, [])
+    assert choices_of({"question": question, "answer": "A"}, answer_is="text") is None
 
 
 def test_questions_carry_them_with_duration_and_domain(tmp_path):
