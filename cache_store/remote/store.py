@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,15 +78,27 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def put_many(self, items: Iterable[PutItem], *, create_only: bool = False) -> list[Path]:
         """Store several features, several requests at a time; returns where copies will lie, in order.
 
+        After an error no upload goes on: none is begun any more, and those that were have ended.
+
         Raises:
             InvalidKey, TypeError, ValueError: nothing was published.
             EntryExists: with `create_only`, when an object is there already; some others may be published.
             StoreReadError, StoreWriteError: the service failed; some may be published, all others are as they were.
         """
         contents = dict(self._encoded(item) for item in items)
-        for _ in self._pool().map(lambda pair: self._upload(*pair, create_only=create_only), contents.items()):
-            pass
-        return [self.root / name for name in contents]
+        uploads = {
+            self.root / name: self._pool().submit(self._upload, name, content, create_only=create_only)
+            for name, content in contents.items()
+        }
+        try:
+            wait(uploads.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            begun = {path: upload for path, upload in uploads.items() if not upload.cancel()}
+        # What goes on behind an error would replace what the caller puts next.
+        wait(begun.values())
+        for upload in begun.values():
+            upload.result()
+        return list(uploads)
 
     def bytes_at(self, path: Path) -> int:
         """Bytes of the object that a put returned the copy's path of; 0 where it is gone already."""

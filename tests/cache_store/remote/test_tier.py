@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -396,6 +397,32 @@ def test_a_prefetch_that_fails_is_told_by_the_read_and_gives_up_the_rest(open_on
         with pytest.raises(StoreReadError, match=r"episode_vlm7\.pt"):
             store.get(keys[7])
     assert torch.equal(store.get(keys[7]), tensor(1))
+
+
+def test_after_a_failed_batch_no_upload_goes_on(open_on, monkeypatch):
+    begun, ended, has_failed = threading.Barrier(2), [], threading.Event()
+
+    def pipe_file(self, path, value, **options):
+        if path.endswith("_vlm0.pt"):
+            begun.wait(30)
+            has_failed.set()
+            raise PermissionError(path)
+        if path.endswith("_vlm1.pt"):
+            begun.wait(30)
+            assert has_failed.wait(30)
+            time.sleep(0.2)
+        whole(self, path, value, **options)
+        ended.append(path)
+
+    store, whole = open_on("a"), MemoryFileSystem.pipe_file
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+        with pytest.raises(StoreWriteError, match=r"episode_vlm0\.pt"):
+            store.put_many(PutItem(StepKey("episode", number), tensor(number)) for number in range(300))
+        published = len(ended)
+        assert any(path.endswith("_vlm1.pt") for path in ended)
+        store._pool().submit(int).result()
+        assert len(ended) == published
 
 
 def test_where_copies_find_no_room_nothing_is_downloaded_ahead_of_its_read(open_on, monkeypatch):
