@@ -78,7 +78,8 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def put_many(self, items: Iterable[PutItem], *, create_only: bool = False) -> list[Path]:
         """Store several features, several requests at a time; returns where copies will lie, in order.
 
-        After an error no upload goes on: none is begun any more, and those that were have ended.
+        After an error no upload goes on: none is begun any more, and those that were have ended. Its `published` are
+        those that are in the store.
 
         Raises:
             InvalidKey, TypeError, ValueError: nothing was published.
@@ -96,8 +97,12 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             begun = {path: upload for path, upload in uploads.items() if not upload.cancel()}
         # What goes on behind an error would replace what the caller puts next.
         wait(begun.values())
-        for upload in begun.values():
-            upload.result()
+        try:
+            for upload in begun.values():
+                upload.result()
+        except CacheStoreError as exc:
+            exc.published = [path for path, upload in begun.items() if upload.exception() is None]
+            raise
         return list(uploads)
 
     def bytes_at(self, path: Path) -> int:

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cache_store import (
+    EntryExists,
     FeatureStore,
     LocalOnly,
     PutItem,
@@ -423,6 +424,17 @@ def test_after_a_failed_batch_no_upload_goes_on(open_on, monkeypatch):
         assert any(path.endswith("_vlm1.pt") for path in ended)
         store._pool().submit(int).result()
         assert len(ended) == published
+
+
+def test_a_create_only_batch_tells_what_it_has_published(open_on):
+    store = open_on("a")
+    store.put(StepKey("episode", 1), tensor(9))
+    items = [PutItem(StepKey("episode", number), tensor(number)) for number in range(3)]
+    with pytest.raises(EntryExists) as caught:
+        store.put_many(items, create_only=True)
+    there = [path for path in map(store.path_of, (item.key for item in items)) if open_on("b").copy_of(path.name)]
+    assert set(caught.value.published) == {path for path in there if path.name != "episode_vlm1.pt"}
+    assert torch.equal(store.get(StepKey("episode", 1)), tensor(9))
 
 
 def test_where_copies_find_no_room_nothing_is_downloaded_ahead_of_its_read(open_on, monkeypatch):
