@@ -188,16 +188,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             return self._read(key, wanted, "error", options)
         except (RecipeMismatch, InexactFeature):
             self._look_again(key, wanted)
-            with self._telling():
+            with self._telling(self.root):
                 return self._read(key, wanted, on_stale, options)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _telling(self, copies: Path | str) -> Iterator[None]:
         """Let errors name the URL, and not where a copy lies."""
         try:
             yield
         except (RecipeMismatch, InexactFeature) as exc:
-            raise exc.said_of(self.location, copied_to=str(self.root)) from exc
+            raise exc.said_of(self.location, copied_to=str(copies)) from exc
 
     def _read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any]) -> object | None:
         copies = self._tier.store
@@ -241,7 +241,8 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         with tempfile.TemporaryDirectory(prefix="vlm-cache-") as folder, FeatureStore(folder) as passing:
             for name, content in unkept.items():
                 publish([content], Path(folder) / name)
-            return passing.get(key, on_stale=on_stale, **options)
+            with self._telling(folder):
+                return passing.get(key, on_stale=on_stale, **options)
 
     def _look_again(self, key: FeatureKey, wanted: Wanted) -> None:
         """Replace what copies of a key are out of date."""
@@ -305,7 +306,7 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         except (RecipeMismatch, InexactFeature):
             for _ in self._pool().map(lambda key: self._look_again(key, wanted), keys):
                 pass
-            with self._telling():
+            with self._telling(self.root):
                 found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
         return self._filled(found, keys, recipe, on_stale, is_given=out is not None)
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -161,6 +162,17 @@ def test_a_recipe_that_a_copy_does_not_fit_is_asked_of_the_service(open_on):
         assert str(here.root) not in str(caught.value)
         assert pickle.loads(pickle.dumps(caught.value)).path == f"{here.location}/episode_vlm0.pt"
     assert here.get(KEY, recipe=RECIPE, on_stale="miss") is None
+
+
+@pytest.mark.parametrize("key", [KEY, VIDEO])
+def test_a_recipe_that_an_object_without_a_copy_does_not_fit_names_the_object(open_on, monkeypatch, key):
+    value = tensor(1) if key is KEY else {"vision_features": tensor(1)}
+    open_on("a").put(key, value, recipe=RECIPE)
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "10")
+    small = open_on("small")
+    with pytest.raises(RecipeMismatch, match=f"^{small.location}/{naming.relative_path(key)} was made") as caught:
+        small.get(key, recipe=ANOTHER)
+    assert tempfile.gettempdir() not in str(caught.value)
 
 
 def test_a_batch_asks_the_service_about_what_does_not_fit(open_on):
