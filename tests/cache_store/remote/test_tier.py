@@ -587,6 +587,19 @@ def test_a_recipe_leaves_a_family_alone_that_another_one_has_got_since(open_on, 
         assert torch.equal(store.get(VIDEO, recipe=RECIPE)["vision_features"], tensor(1))
 
 
+def test_objects_that_tell_no_recipe_are_read_once_for_many_keys_that_are_asked_about(open_on, monkeypatch):
+    store = open_on("a")
+    keys = [replace(VIDEO, video_id=f"v{number}") for number in range(20)]
+    for key in keys:
+        store.put(key, {"vision_features": tensor(1)})
+    now_s, asked = owners.monotonic(), store.transfers.requests
+    monkeypatch.setattr(owners, "monotonic", lambda: now_s)
+    assert {store.path_of(key, recipe=RECIPE).parent.name for key in keys} == {"Video-MME"}
+    assert store.transfers.requests - asked < 3 * len(keys)
+    assert store.put(VIDEO, {"vision_features": tensor(2)}, recipe=RECIPE).parent.name == "Video-MME"
+    assert {store.path_of(key, recipe=ANOTHER).parent.name for key in keys} != {"Video-MME"}
+
+
 def test_a_buffer_that_does_not_fit_is_refused_where_copies_find_no_room(open_on, monkeypatch):
     monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "100")
     store = open_on("a")
