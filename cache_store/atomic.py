@@ -19,6 +19,8 @@ from cache_store.file_systems import is_on_local_disk
 Bytes = bytes | memoryview
 _WRITEV_BUFFERS = 64
 _SYNCFS_FROM_FILES = 8  # below, flushing the few files alone does not wait for other programs' data
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 def _free(path: str) -> bool:
@@ -52,7 +54,7 @@ def publish(
             finally:
                 os.close(fd)
             if create_only:
-                _link(temp, str(path), is_taken)
+                _publish_new(temp, str(path), is_taken)
                 _remove_quietly(temp)
             else:
                 os.replace(temp, path)
@@ -66,13 +68,45 @@ def publish(
         raise StoreWriteError(str(path), exc) from exc
 
 
-def _link(temp: str, path: str, is_taken: Callable[[str], bool]) -> None:
-    # A link, because O_EXCL on the final name would show readers an empty file for a moment.
-    os.link(temp, path)
-    # Asked only now: until the name was linked, what had it may have gone elsewhere.
+def give_free_name(file: str | Path, path: str | Path) -> None:
+    """Give a file a name that nothing has; its old name is gone, or is the caller's to remove.
+
+    By a link, because O_EXCL on the new name would show readers an empty file for a moment; where the file system has
+    none, by a rename that replaces nothing, which is Linux's own.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: as the system says, or that the file system has neither.
+    """
+    try:
+        os.link(file, path)
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        number = _rename_no_replace(os.fsencode(file), os.fsencode(path))
+        if number in (errno.EINVAL, *_NO_LINKS):
+            reason = "the file system has neither hard links nor renameat2's RENAME_NOREPLACE; put the store on another"
+            raise OSError(exc.errno, reason, str(path)) from exc
+        if number:
+            raise OSError(number, os.strerror(number), str(path)) from exc
+
+
+def _rename_no_replace(file: bytes, path: bytes) -> int:
+    """Rename unless there is one of this name; returns the system's error number, 0 for none."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return errno.ENOSYS
+    return ctypes.get_errno() if rename(_AT_FDCWD, file, _AT_FDCWD, path, _RENAME_NOREPLACE) else 0
+
+
+def _publish_new(temp: str, path: str, is_taken: Callable[[str], bool]) -> None:
+    mine = os.stat(temp)
+    give_free_name(temp, path)
+    # Asked only now: until the name was given, what had it may have gone elsewhere.
     if is_taken(path):
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samefile(temp, path):
+            if os.path.samestat(mine, os.stat(path)):
                 os.unlink(path)
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         # Else another writer has replaced the new file, or a packer has taken it.
@@ -105,7 +139,7 @@ def publish_many(
         try:
             for (temp, _), (_, path) in zip(temps, files, strict=True):
                 if create_only:
-                    _link(temp, path, is_taken)
+                    _publish_new(temp, path, is_taken)
                 else:
                     os.replace(temp, path)
                 done += 1
@@ -144,7 +178,7 @@ def publish_new(files: Sequence[tuple[Bytes, str, int]], *, flush: bool = True) 
             _flush_all([fd for _, fd in temps])
         for (temp, _), (_, path, _) in zip(temps, files, strict=True):
             try:
-                os.link(temp, path)
+                give_free_name(temp, path)
                 made.append(True)
             except FileExistsError:
                 made.append(False)
@@ -173,8 +207,7 @@ def create_only(content: bytes, path: Path) -> bool:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            # A link, because O_EXCL on the final name would show readers an empty file for a moment.
-            os.link(temp, path)
+            give_free_name(temp, path)
         except FileExistsError:
             return False
         finally:

@@ -17,7 +17,7 @@ from cache_store.accounts import Changes
 from cache_store.atomic import Bytes, publish, publish_many, publish_new
 from cache_store.budget import Budget, Growth
 from cache_store.clock import file_system_now_s
-from cache_store.errors import EntryExists, StoreWriteError
+from cache_store.errors import CacheStoreError, EntryExists, StoreWriteError
 from cache_store.journal import Journal, Line, deletion, line, now_us
 from cache_store.lease import lease
 from cache_store.ledger import Ledger
@@ -96,7 +96,7 @@ class Books:
             published.add(file.name)
 
     def publish_many(self, files: Sequence[NewFile], *, create_only: bool = False) -> None:
-        """As `publish` for several files with one flush to the disk; in an error's case some may be published.
+        """As `publish` for several files with one flush to the disk; an error tells which are `published`.
 
         Raises:
             EntryExists: with `create_only`, when a name is taken, perhaps after some of the files.
@@ -108,12 +108,16 @@ class Books:
             if taken is not None:
                 raise EntryExists(self._prefix + taken)
             targets = [(file.buffers, self._prefix + file.name) for file in files]
-            publish_many(
-                targets,
-                published=lambda position: published.add(files[position].name),
-                create_only=create_only,
-                is_taken=self._is_packed,
-            )
+            try:
+                publish_many(
+                    targets,
+                    published=lambda position: published.add(files[position].name),
+                    create_only=create_only,
+                    is_taken=self._is_packed,
+                )
+            except CacheStoreError as exc:
+                exc.published = [self._root / name for name in published]
+                raise
 
     def publish_copy(self, file: NewFile, written_ns: int) -> None:
         """Publish a copy of what lies elsewhere, with that one's time of writing, unless the name is taken.

@@ -20,11 +20,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from cache_store.int8 import Loss
 
 
 class CacheStoreError(Exception):
-    """Root of the tree. The message is built from the fields, so that a pickled copy says the same."""
+    """Root of the tree. The message is built from the fields, so that a pickled copy says the same.
+
+    `published` are the features of a failed `put_many` that it has published, by the paths that it would have returned.
+    """
+
+    published: Sequence[Path] = ()
 
     def __init__(self, message: str, **fields: Any) -> None:
         super().__init__(message)

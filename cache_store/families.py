@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from cache_store import naming, opening, shards
@@ -23,7 +25,23 @@ def owner_of(root: Path, key: VideoKey) -> str | None:
 
     Read from the marker, or from the first file of the family when someone removed the marker.
     """
-    return _marked(root / naming.family_marker(key)) or _first_in_folder(root, key)
+    marked = _marked(root / naming.family_marker(key))
+    if marked is not None:
+        return marked
+    try:
+        changed_ns = os.stat(root / key.dataset).st_mtime_ns
+    except OSError:
+        # No folder: nothing is loose there.
+        changed_ns = 0
+    packed_in = tuple(shard.id for shard in shards.of(root).view().shards)
+    return _first_since(root, replace(key, video_id=""), changed_ns, packed_in)
+
+
+@lru_cache(maxsize=64)
+def _first_since(root: Path, family: VideoKey, changed_ns: int, packed_in: tuple[str, ...]) -> str | None:
+    # Looked for once while folder and shards stay as they are: whoever asks for each video of a folder of old files,
+    # which tell no recipe, would read all of them each time. A put leaves a marker, which comes first.
+    return _first_in_folder(root, family)
 
 
 def claimed_name(root: Path, key: FeatureKey, fingerprint: str | None, *, is_second: bool = False) -> str:

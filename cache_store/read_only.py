@@ -20,7 +20,7 @@ from cache_store.settings import Settings
 class ReadOnlyStore(Lookup):
     """The features under `root` at one moment, that of the first question about them all. A missing folder has none.
 
-    `root` may be a URL: then the service is asked, and copies on this machine are neither looked at nor made.
+    `root` may be a URL: then the service is asked; copies on this machine are left as they are, and none is made.
 
     Raises:
         StoreFormatError: `root` cannot be a store.

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from cache_store import naming, shards
-from cache_store.atomic import flush_folder, make_folder
+from cache_store.atomic import flush_folder, give_free_name, make_folder
 from cache_store.errors import StoreWriteError
 
 Identity = tuple[int, int, int]
@@ -58,7 +58,7 @@ def put_back(root: Path, name: str, folder: Path) -> None:
     taken = folder / name
     with contextlib.suppress(FileExistsError):
         make_folder((root / name).parent)
-        os.link(taken, root / name)
+        give_free_name(taken, root / name)
         flush_folder((root / name).parent)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(taken)

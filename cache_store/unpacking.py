@@ -19,7 +19,7 @@ from cache_store.lease import lease
 from cache_store.packing import PackProgress, PackReport, Told, remove_folders, tidy
 from cache_store.removing import waste_lines
 from cache_store.reports import Problem
-from cache_store.rewriting import gone_line, rewrite, waste_bytes
+from cache_store.rewriting import rewrite, rewritten_lines, waste_bytes
 from cache_store.shard_file import Shard
 from cache_store.taking import identity_of, put_back_all, take
 
@@ -49,9 +49,11 @@ def unpack(
                     progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
             shard.forget_pages()
             report.shards += bool(rows)
-            if not dry_run and not keep and shard.states()[1].all() and rewrite(root, shard) == []:
-                books.journal.append(gone_line(shard))
-                report.freed_bytes += shard.file_bytes
+            # Under a limit at once: what was unpacked of a shard of which more is left is there twice until then.
+            is_due = shard.states()[1].all() or (rows and books.budget.limits.limit_bytes is not None)
+            if not dry_run and not keep and is_due and (new := rewrite(root, shard)) is not None:
+                books.journal.append(*rewritten_lines(shard, new))
+                report.freed_bytes += shard.file_bytes - sum(one.file_bytes for one in new)
         if not dry_run:
             report.freed_bytes += tidy(root, books)
             shard_index.write(root)

@@ -43,7 +43,11 @@ class Upkeep(Lookup):
         return file_system_now_s(self.root)
 
     def stats(self) -> StoreStats:
-        """Sizes as the files are now, and counters of all processes up to their last flush."""
+        """Sizes as the files are now, and counters of all processes up to their last flush.
+
+        The `models` of a data set are told by one feature for each recipe, of features without one by one of them:
+        other tower signatures, and frame counts that the recipe does not tell, are not told apart.
+        """
         from cache_store import store_stats
 
         with self._viewed() as view:

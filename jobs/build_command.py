@@ -46,8 +46,9 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
         if store.limit_bytes is not None:
             check_room(plan, store, store.limit_bytes, may_evict_own=args.allow_eviction)
         set_limits(args, store, remember=True)  # a refused build leaves the store as it was
+        notes: list[str] = []
         if only is None:
-            tell_of_other_folders(args, spec, store, skipped=plan.skipped)
+            notes = tell_of_other_folders(args, spec, store, skipped=plan.skipped)
             store.remember_plan(plan_title(args, spec), plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
         events = folder.begin(args, task.shared_recipe())
@@ -77,7 +78,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             file=sys.stderr,
         )
     if args.json:
-        print_json({**report.to_json(), "folder": str(folder.folder)})
+        print_json({**report.to_json(), "notes": notes, "folder": str(folder.folder)})
     else:
         print_report(report, folder.folder)
     return report.exit_status

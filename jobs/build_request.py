@@ -91,23 +91,25 @@ def plan_title(args: argparse.Namespace, spec: EncoderSpec) -> str:
 
 def tell_of_other_folders(
     args: argparse.Namespace, spec: EncoderSpec, store: FeatureStore | ReadOnlyStore, *, skipped: int
-) -> None:
-    """Say on stderr if what the store has under the names of this build was built from another folder.
+) -> list[str]:
+    """Say on stderr if what the store has under the names of this build was built from another folder; returns it too.
 
     Nothing else can tell the media apart: a data set may as well have been moved.
     """
+    notes: list[str] = []
     if not skipped or args.source not in ("folder", *STEP_SOURCES):
-        return
+        return notes
     own = json.loads(plan_title(args, spec))
     name = own.get("dataset", "these episodes")
     advice = "name it with another --dataset" if "dataset" in own else "build them into another store"
     for other in map(_read_title, plans.titles(store.root)):
         if other != own and {**other, "data": own["data"]} == own:
-            print(
-                f"note: {skipped:,} features of {name} are there already, and {other['data']} was built under such "
-                f"names before; if {own['data']} holds other media of the same names, {advice}",
-                file=sys.stderr,
+            notes.append(
+                f"{skipped:,} features of {name} are there already, and {other['data']} was built under such "
+                f"names before; if {own['data']} holds other media of the same names, {advice}"
             )
+            print(f"note: {notes[-1]}", file=sys.stderr)
+    return notes
 
 
 def _read_title(title: str) -> dict[str, Any]:

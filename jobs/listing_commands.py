@@ -170,12 +170,12 @@ def _copy_shown(url: str, key: FeatureKey | None, file: Path | None) -> Path:
         raise BuildRefused(
             f"say which feature of {url}: a FILE, relative to it, or a key (--dataset and what goes with it)"
         )
-    names = [str(file)] if key is None else list(candidates(key, None))
     with open_store(url) as store:
         assert isinstance(store, RemoteStore)
+        names = [str(file)] if key is None else store.possible_names(key)
         found = next(filter(None, map(store.copy_of, names)), None)
     if found is None:
-        raise BuildRefused(f"{names[0]} is not in {url}")
+        raise BuildRefused(f"{file if key is None else next(candidates(key, None))} is not in {url}")
     return found
 
 

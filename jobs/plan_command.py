@@ -44,8 +44,8 @@ def plan(args: argparse.Namespace) -> int:
     check_name(args, store)
     task = task_of(args, spec, store.location, sampling, run_id=None)
     made = plan_build(source, task, store, overwrite=args.overwrite)
-    tell_of_other_folders(args, spec, store, skipped=made.skipped)
-    report = _reported(args, made, store)
+    notes = tell_of_other_folders(args, spec, store, skipped=made.skipped)
+    report = _reported(args, made, store, notes)
     if args.json:
         print_json(report.to_json())
     else:
@@ -53,7 +53,7 @@ def plan(args: argparse.Namespace) -> int:
     return report.exit_status
 
 
-def _reported(args: argparse.Namespace, made: Plan, store: ReadOnlyStore) -> PlanReport:
+def _reported(args: argparse.Namespace, made: Plan, store: ReadOnlyStore, notes: list[str]) -> PlanReport:
     entries, stored_bytes = store.size()
     lanes = _lanes(args)
     probe = _probed(args, made, lanes)
@@ -85,6 +85,7 @@ def _reported(args: argparse.Namespace, made: Plan, store: ReadOnlyStore) -> Pla
         own_bytes_evicted=own_bytes,
         ignored=[(str(file.path), file.reason) for file in made.source.ignored()],
         reasons=reasons,
+        notes=notes,
     )
 
 

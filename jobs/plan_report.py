@@ -48,6 +48,7 @@ class PlanReport:
     own_bytes_evicted: int  # with --allow-eviction: of its own features, at least
     ignored: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
     reasons: list[str] = field(default_factory=list)  # why it would not fit, or not make everything
+    notes: list[str] = field(default_factory=list)  # what may not be as it seems, and a build says too
 
     @property
     def exit_status(self) -> int:
@@ -104,4 +105,5 @@ class PlanReport:
             },
             "fits": self.fits,
             "reasons": self.reasons,
+            "notes": self.notes,
         }

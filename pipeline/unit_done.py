@@ -17,6 +17,7 @@ class UnitDone:
     encode_s: float = 0.0  # on the device
     write_s: float = 0.0  # from the feature's arrival on the host to its final name
     split_into: int | None = None  # frames or steps at once, where the device had no memory for what the recipe asks
+    is_found: bool = False  # in the store, and not published by who tells it
 
 
 def published(unit: Unit, task: BuildTask, store: FeatureStore) -> UnitDone | None:
@@ -27,4 +28,4 @@ def published(unit: Unit, task: BuildTask, store: FeatureStore) -> UnitDone | No
     if task.run_id is not None:
         store.protect([unit.key], recipe=recipe)
     # None under an alias of its data set.
-    return UnitDone(unit.name, store.bytes_of(unit.key, recipe=recipe) or 0)
+    return UnitDone(unit.name, store.bytes_of(unit.key, recipe=recipe) or 0, is_found=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cache_store")
 
 
-def table(objects: Objects, tier: Tier | None) -> Table:
-    """All features as the service lists them, in the columns of `entry_table`.
+def table(
+    objects: Objects, tier: Tier | None, *, on_page: Callable[[list[ObjectInfo]], object] = lambda page: None
+) -> Table:
+    """All features as the service lists them, in the columns of `entry_table`; `on_page` is given their objects.
 
     It knows no uses, and no recipes but those that a folder's name tells. Old copies leave the tier that is given, and
     what writers left on the way to a name goes a day later.
@@ -40,6 +42,7 @@ def table(objects: Objects, tier: Tier | None) -> Table:
     for page in features(objects, leavings):
         if tier is not None:
             tier.compare(page)
+        on_page(page)
         written = [info.written_us for info in page]
         names = [info.name for info in page]
         recipes = [name.partition("/")[0].partition("@")[2] if "@" in name else "" for name in names]

@@ -186,16 +186,21 @@ class RemoteLookup(Lookup):
 
     def _told_records(self, key: VideoKey) -> Iterator[tuple[str, Record]]:
         """The names under which a video has features, with their records."""
-        file = naming.relative_path(key).rpartition("/")[2]
-        for folder in (None, f"{key.dataset}@"):
-            names = candidates(key, None)
-            if folder is not None:
-                names = (f"{found}/{file}" for found in sorted(self._objects().folders(folder)))
-            for name in names:
-                try:
-                    yield name, self._recorded(name) or Record()
-                except (FileNotFoundError, DamagedFeature):
-                    continue
+        for name in self.possible_names(key):
+            try:
+                yield name, self._recorded(name) or Record()
+            except (FileNotFoundError, DamagedFeature):
+                continue
+
+    def possible_names(self, key: FeatureKey) -> Iterator[str]:
+        """The relative paths under which a key may have features, those of a plain reader first.
+
+        Folders of second recipes are asked of the service when it comes to them.
+        """
+        yield from candidates(key, None)
+        if isinstance(key, VideoKey):
+            file = naming.relative_path(key).rpartition("/")[2]
+            yield from (f"{folder}/{file}" for folder in sorted(self._objects().folders(f"{key.dataset}@")))
 
     def _record(self, name: str) -> Record | None:
         return self._recorded(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from math import inf
 from time import monotonic
 
 from cache_store import naming
@@ -17,15 +18,19 @@ _BELIEVED_FOR_S = 2.0
 
 
 class Owners:
-    """The owners of the families of one remote root; one that was found is believed for a moment.
+    """The owners of the families of one remote root; what was found is believed for a moment.
 
-    Another machine's `prune` may have freed the family since, and another recipe have become its owner.
+    Another machine's `prune` may have freed the family since, and another recipe have become its owner. What the old
+    one puts in that moment lies in the plain folder, in the place of the new one's feature of the same video if there
+    is one by then. So does what was on its way when the family was freed. Who asks for a recipe is never given it for
+    another's: each feature tells its own.
     """
 
     def __init__(self, objects: Callable[[], Objects], record_of: Callable[[str], Record | None]) -> None:
         self._objects = objects
         self._record_of = record_of
         self._known: dict[str, tuple[str, float]] = {}  # and when it was read, by the monotonic clock
+        self._recorded: dict[str, tuple[str | None, float]] = {}  # of families without a marker
 
     def owner_of(self, key: VideoKey) -> str | None:
         """Fingerprint (64 hex digits) of the recipe that owns the plain folder for this family; None: free.
@@ -38,7 +43,7 @@ class Owners:
             owner = self._marked(marker)
             if owner is None:
                 self._known.pop(marker, None)
-                return self._recorded(key)
+                return self._told_by_features(key, marker)
             self._known[marker] = (owner, monotonic())
         return owner
 
@@ -79,12 +84,15 @@ class Owners:
             if is_gone:
                 self._objects().delete(marker)
         self._known.clear()
+        self._recorded.clear()
 
     def _marked(self, marker: str) -> str | None:
         return marked_in(self._objects().get(marker, lambda content, _: content) or b"")
 
-    def _recorded(self, key: VideoKey) -> str | None:
-        for name in self._objects().names_in(key.dataset):
-            if (fingerprint := recorded_in(self._record_of(name), key)) is not None:
-                return fingerprint
-        return None
+    def _told_by_features(self, key: VideoKey, marker: str) -> str | None:
+        owner, read_s = self._recorded.get(marker, (None, -inf))
+        if monotonic() - read_s > _BELIEVED_FOR_S:
+            names = self._objects().names_in(key.dataset)
+            owner = next(filter(None, (recorded_in(self._record_of(name), key) for name in names)), None)
+            self._recorded[marker] = (owner, monotonic())
+        return owner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,15 +78,32 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def put_many(self, items: Iterable[PutItem], *, create_only: bool = False) -> list[Path]:
         """Store several features, several requests at a time; returns where copies will lie, in order.
 
+        After an error no upload goes on: none is begun any more, and those that were have ended. Its `published` are
+        those that are in the store.
+
         Raises:
             InvalidKey, TypeError, ValueError: nothing was published.
             EntryExists: with `create_only`, when an object is there already; some others may be published.
             StoreReadError, StoreWriteError: the service failed; some may be published, all others are as they were.
         """
         contents = dict(self._encoded(item) for item in items)
-        for _ in self._pool().map(lambda pair: self._upload(*pair, create_only=create_only), contents.items()):
-            pass
-        return [self.root / name for name in contents]
+        uploads = {
+            self.root / name: self._pool().submit(self._upload, name, content, create_only=create_only)
+            for name, content in contents.items()
+        }
+        try:
+            wait(uploads.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            begun = {path: upload for path, upload in uploads.items() if not upload.cancel()}
+        # What goes on behind an error would replace what the caller puts next.
+        wait(begun.values())
+        try:
+            for upload in begun.values():
+                upload.result()
+        except CacheStoreError as exc:
+            exc.published = [path for path, upload in begun.items() if upload.exception() is None]
+            raise
+        return list(uploads)
 
     def bytes_at(self, path: Path) -> int:
         """Bytes of the object that a put returned the copy's path of; 0 where it is gone already."""
@@ -170,16 +188,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             return self._read(key, wanted, "error", options)
         except (RecipeMismatch, InexactFeature):
             self._look_again(key, wanted)
-            with self._telling():
+            with self._telling(self.root):
                 return self._read(key, wanted, on_stale, options)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _telling(self, copies: Path | str) -> Iterator[None]:
         """Let errors name the URL, and not where a copy lies."""
         try:
             yield
         except (RecipeMismatch, InexactFeature) as exc:
-            raise exc.said_of(self.location, copied_to=str(self.root)) from exc
+            raise exc.said_of(self.location, copied_to=str(copies)) from exc
 
     def _read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any]) -> object | None:
         copies = self._tier.store
@@ -223,7 +241,8 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         with tempfile.TemporaryDirectory(prefix="vlm-cache-") as folder, FeatureStore(folder) as passing:
             for name, content in unkept.items():
                 publish([content], Path(folder) / name)
-            return passing.get(key, on_stale=on_stale, **options)
+            with self._telling(folder):
+                return passing.get(key, on_stale=on_stale, **options)
 
     def _look_again(self, key: FeatureKey, wanted: Wanted) -> None:
         """Replace what copies of a key are out of date."""
@@ -287,7 +306,7 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         except (RecipeMismatch, InexactFeature):
             for _ in self._pool().map(lambda key: self._look_again(key, wanted), keys):
                 pass
-            with self._telling():
+            with self._telling(self.root):
                 found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
         return self._filled(found, keys, recipe, on_stale, is_given=out is not None)
 

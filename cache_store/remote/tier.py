@@ -70,6 +70,15 @@ def stamp_ns(info: ObjectInfo) -> int:
     return info.written_us // 1_000_000 * 1_000_000_000 + int.from_bytes(digest[:8], "big") % 1_000_000_000
 
 
+def is_copy_of(root: Path, info: ObjectInfo) -> bool:
+    """Whether the folder of the copies has one of this version."""
+    try:
+        status = os.stat(f"{root}/{info.name}")
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (info.bytes, stamp_ns(info))
+
+
 class Tier:
     """The copies of one remote root. Whatever goes wrong with a copy costs a download, never a wrong answer."""
 
@@ -167,22 +176,15 @@ class Tier:
             StoreReadError: the service refused or could not be reached.
         """
         info = self._objects().head(name)
-        if info is not None and self._is_copy_of(info):
+        if info is not None and is_copy_of(self.root, info):
             return True
         self.forget(name)
         return False
 
-    def _is_copy_of(self, info: ObjectInfo) -> bool:
-        try:
-            status = os.stat(f"{self.root}/{info.name}")
-        except OSError:
-            return False
-        return (status.st_size, status.st_mtime_ns) == (info.bytes, stamp_ns(info))
-
     def compare(self, page: list[ObjectInfo]) -> None:
         """Delete those copies that are of other versions than a listing tells."""
         for info in page:
-            if self.has(info.name) and not self._is_copy_of(info):
+            if self.has(info.name) and not is_copy_of(self.root, info):
                 self.forget(info.name)
 
     def forget_all_but(self, table: Table) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from cache_store.atomic import give_free_name
 from cache_store.clock import file_system_now_s
 from cache_store.errors import CacheStoreError
 from cache_store.naming import CLAIMS
@@ -53,7 +54,7 @@ class FileBoard:
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def create(self, name: str, text: str) -> None:
-        self._publish(name, text, os.link)  # which, unlike a rename, fails where there is one
+        self._publish(name, text, give_free_name)
 
     def write(self, name: str, text: str) -> None:
         self._publish(name, text, os.replace)

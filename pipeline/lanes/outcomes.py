@@ -59,13 +59,17 @@ class Outcomes:
             )
 
     def present(self, lane: Lane, work: Work, result: UnitDone) -> None:
-        """Note that the store has the feature: from an encoder of this build that was lost, or from another build."""
+        """Note that the store has the feature: from an encoder of this build that was lost, or from another build.
+
+        It may have been encoded here for nothing: the seconds were spent.
+        """
         if work.maybe_done:
             self.done(lane, work, result, by_lost_process=True)
         else:
             self._watch.present(work)
             self._end(work)
             self.report.skipped += 1
+            self.report.stage_seconds.encode += result.encode_s
 
     def fail(self, worker: Worker, work: Work, failure: UnitFailure) -> None:
         """Note that the unit has failed for good; the build ends if every other unit would fail too."""

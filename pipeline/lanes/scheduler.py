@@ -276,7 +276,8 @@ class Scheduler:
             elif isinstance(result, UnitDone):
                 worker.deaths_without_result = 0
                 done.append(result)
-                self._outcomes.done(lane, work, result)
+                note = self._outcomes.present if result.is_found else self._outcomes.done
+                note(lane, work, result)
             elif result.spoils_process:
                 self._recovery.take_spoiled(lane, worker, work, result)
             else:

@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cache_store import EntryExists, FeatureKey, FeatureStore, StepKey
+from cache_store import CacheStoreError, EntryExists, FeatureKey, FeatureStore, StepKey
 from pipeline.encode_unit import EncodedUnit, put_item
 from pipeline.failures import ErrorClass, UnitFailure, failure_of
 from pipeline.unit_done import UnitDone, published
@@ -115,6 +116,7 @@ class Writer:
         return self._coming <= 0 or len(self._queue) >= MOST_UNITS or self._queued_bytes >= MOST_BYTES
 
     def _published(self, group: list[Publishing]) -> list[UnitDone | UnitFailure]:
+        made: Sequence[Path] = ()
         if len(group) > 1:
             try:
                 items = [put_item(waiting.encoded, self._task) for waiting in group]
@@ -122,19 +124,23 @@ class Writer:
                 return [self._done(waiting, path) for waiting, path in zip(group, paths, strict=True)]
             except Exception as exc:  # noqa: BLE001 - which of them is to blame shows when each is put alone
                 logger.info("a group of %d features is put one by one: %s", len(group), exc)
-        return [self._put(waiting) for waiting in group]
+                made = exc.published if isinstance(exc, CacheStoreError) else ()
+        return [self._put(waiting, made) for waiting in group]
 
-    def _put(self, waiting: Publishing) -> UnitDone | UnitFailure:
+    def _put(self, waiting: Publishing, made: Sequence[Path]) -> UnitDone | UnitFailure:
+        """Publish one unit, unless its feature is among those `made` of its group."""
         name = waiting.encoded.unit.name
         try:
             key, value, recipe, provenance = put_item(waiting.encoded, self._task)
+            if made and (path := self._store.path_of(key, recipe=recipe)) in made:
+                return self._done(waiting, path)
             how: dict[str, Any] = {"recipe": recipe, "provenance": provenance}
             try:
                 return self._done(waiting, self._store.put(key, value, **how, create_only=self._leaves(key)))
             except EntryExists:
                 there = published(waiting.encoded.unit, self._task, self._store)
                 if there is not None:
-                    return there
+                    return replace(there, encode_s=waiting.encoded.encode_s)
             mismatch = self._store.mismatch_of(key, recipe=recipe or {})
             if mismatch is not None:
                 reason = f"another build has published it meanwhile: {mismatch}; pass --overwrite, or another --store"

@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from cache_store import EntryExists, StepKey, StoreWriteError, atomic
+from cache_store import EntryExists, PutItem, StepKey, StoreWriteError, atomic
 from cache_store.atomic import create_only, make_folder, publish
 from tests.cache_store.conftest import SimulatedCrash, tensor
 
@@ -100,6 +100,42 @@ def test_the_folder_of_what_is_published_before_an_error_is_flushed(tmp_path, mo
         atomic.publish_many(files, published=lambda _: None, create_only=True)
     assert flushed == [str(tmp_path)]
     assert [(tmp_path / name).read_bytes() for name in ("a", "b")] == [b"new", b"old"]
+
+
+@pytest.fixture(params=[errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def no_links(monkeypatch, request):
+    def refuse(*_args, **_options):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+def test_without_hard_links_new_names_are_given_by_renames_that_replace_nothing(store, no_links):
+    for number in range(2):
+        store.put(StepKey("episode", number), tensor(1), create_only=True)
+    with pytest.raises(EntryExists):
+        store.put(KEY, tensor(2), create_only=True)
+    with pytest.raises(EntryExists):
+        store.put_many([PutItem(StepKey("episode", 9), tensor(9)), PutItem(KEY, tensor(2))], create_only=True)
+    store.pack()
+    with pytest.raises(EntryExists):
+        store.put(KEY, tensor(2), create_only=True)
+    store.unpack()
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert [path.name for path in store.root.iterdir() if "tmp" in path.name] == []
+
+
+def test_without_hard_links_a_new_file_whose_name_is_packed_meanwhile_goes_again(tmp_path, no_links):
+    with pytest.raises(EntryExists):
+        publish([b"new"], tmp_path / "x", create_only=True, is_taken=lambda _: True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_cannot_refuse_to_replace_is_named(tmp_path, no_links, monkeypatch):
+    monkeypatch.setattr(atomic, "_rename_no_replace", lambda *_: errno.EINVAL)
+    with pytest.raises(StoreWriteError, match=r"neither hard links nor .*; put the store on another"):
+        publish([b"new"], tmp_path / "x", create_only=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])

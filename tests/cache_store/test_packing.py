@@ -133,6 +133,18 @@ def test_only_small_features_of_the_named_data_sets_are_packed(store):
     assert store.unpack(datasets=["e0"]).files == 10
 
 
+def test_what_is_unpacked_of_a_shard_is_not_there_twice_under_a_limit(store):
+    for index in range(6):
+        store.put(StepKey("few", index), tensor(index))
+    store.pack()
+    limit_bytes = summed_on_disk(store)
+    store.set_limit(limit_bytes)
+    assert store.unpack(datasets=["few"]).files == 6
+    assert summed_on_disk(store) <= limit_bytes
+    check(store)
+    assert all_read(store)
+
+
 def test_a_loose_file_wins_and_what_it_hides_never_comes_back(store):
     store.pack()
     store.put(STEPS[0], tensor(100), recipe=RECIPE)

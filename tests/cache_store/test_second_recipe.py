@@ -9,10 +9,11 @@ import shutil
 import pytest
 import torch
 
-from cache_store import RecipeMismatch, VideoKey, recipe_fingerprint
+from cache_store import FeatureStore, RecipeMismatch, VideoKey, opening, recipe_fingerprint
 from tests.cache_store.conftest import tensor
 
 FIRST, SECOND = {"weights": "original"}, {"weights": "fine-tuned"}
+FIRST_DIGITS = recipe_fingerprint(FIRST)[:8]
 FOLDER = f"Video-MME@{recipe_fingerprint(SECOND)[:8]}"
 
 
@@ -103,6 +104,21 @@ def test_a_damaged_marker_is_rebuilt_from_the_files(store):
     assert store.put(key("b"), value(2), recipe=SECOND).parent.name == FOLDER
     assert store.put(key("b"), value(2), recipe=FIRST).parent.name == "Video-MME"
     assert json.loads(marker.read_text())["recipe_fingerprint"] == recipe_fingerprint(FIRST)
+
+
+def test_old_files_that_tell_no_recipe_are_read_once_for_all_keys_that_are_asked_about(store, monkeypatch):
+    keys = [key(f"v{number}") for number in range(20)]
+    for one in keys:
+        store.put(one, value(1))
+    read, asked = opening.read_record, []
+    monkeypatch.setattr(opening, "read_record", lambda root, name: asked.append(name) or read(root, name))
+    assert {store.path_of(one, recipe=FIRST).parent.name for one in keys} == {"Video-MME"}
+    assert len(asked) == 20
+    other = shutil.copytree(store.root, store.root.parent / "other")
+    with FeatureStore(other) as there:
+        there.put(key("w"), value(2), recipe=SECOND)
+        shutil.copy(there.file_of(key("w"), recipe=SECOND), store.root / "Video-MME")
+    assert {store.path_of(one, recipe=FIRST).parent.name for one in keys} == {f"Video-MME@{FIRST_DIGITS}"}
 
 
 def test_the_records_of_a_key_are_those_of_all_its_recipes_the_plain_one_first(store):

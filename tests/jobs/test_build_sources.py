@@ -99,8 +99,9 @@ def test_features_that_another_folder_of_the_same_name_made_are_told_of(tmp_path
         spec = load_spec(now.encoder, "small")
         tell_of_other_folders(now, spec, store, skipped=0)
         assert capsys.readouterr().err == ""
-        tell_of_other_folders(now, spec, store, skipped=3)
+        notes = tell_of_other_folders(now, spec, store, skipped=3)
     told = capsys.readouterr().err
+    assert told == "".join(f"note: {note}\n" for note in notes)
     assert ("are there already, and /a/videos was built under such names" in told) == is_told == bool(told)
 
 

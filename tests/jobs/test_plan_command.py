@@ -81,6 +81,7 @@ SCHEMA = fields(
     ),
     fits=YES_NO,
     reasons={"type": "array", "items": TEXT},
+    notes={"type": "array", "items": TEXT},
 )
 
 
@@ -265,6 +266,14 @@ def test_after_the_build_there_is_nothing_to_do_until_it_is_to_be_built_again(st
     status, found = plan(probe=3)
     assert (status, found["todo"], found["skipped"]) == (0, 0, 8)
     assert (found["probe"]["units"], found["time"], found["bytes"]["new"]) == ([], None, 0)
+    assert found["notes"] == []
+    elsewhere = shutil.copytree(steps, tmp_path / "elsewhere")
+    status, found = plan("--data", elsewhere)
+    (note,) = found["notes"]
+    assert f"{steps} was built under such names before" in note
+    again = ["build", *where[:3], elsewhere, *where[4:], "--store", tmp_path / "store", "--json"]
+    assert main([str(one) for one in again]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [note]
     limit = found["store"]["bytes"]
     status, found = plan("--overwrite", "--limit", limit)
     assert (status, found["todo"], found["skipped"], found["evicts"]["entries"]) == (0, 8, 0, 0)

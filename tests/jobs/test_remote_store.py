@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cache_store import FeatureStore, StepKey
+from cache_store import FeatureStore, StepKey, VideoKey, naming
 from jobs.__main__ import main
 from tests.media import write_video
 
@@ -44,6 +45,18 @@ def test_what_is_there_is_shown(run, url):
     status, _, err = run("show", "--dataset", "episode", "--vlm-idx", 9)
     assert (status, f"is not in {url}" in err) == (2, True)
     assert run("verify", "--json")[0] == 0
+
+
+def test_a_video_that_only_a_second_recipe_has_is_shown_by_its_key(run, url):
+    key, other = (VideoKey("videos", video_id, 4, "0a1b2c3d") for video_id in "ab")
+    with FeatureStore(url) as store:
+        store.put(other, {"vision_features": torch.zeros(2, 2)}, recipe={"weights": "first"})
+        store.put(key, {"vision_features": torch.zeros(2, 2)}, recipe={"weights": "second"})
+    of_key = ["--dataset", "videos", "--nframe", 4, "--model-signature", "0a1b2c3d", "--video-id"]
+    status, out, _ = run("show", *of_key, "a", "--json")
+    assert (status, json.loads(out)["recipe"]) == (0, {"weights": "second"})
+    status, _, err = run("show", *of_key, "c")
+    assert (status, f"{naming.relative_path(replace(key, video_id='c'))} is not in {url}" in err) == (2, True)
 
 
 def test_what_is_to_go_is_deleted(run):

@@ -77,6 +77,23 @@ def test_copies_of_this_machine_are_left_as_they_are(url, monkeypatch, tmp_path)
         assert not here.path_of(STEPS[0]).exists()
 
 
+def test_recipes_of_steps_that_have_copies_are_not_asked_of_the_service(url, monkeypatch, tmp_path):
+    asked = [(key, recipe) for key in STEPS for recipe in (RECIPE, ANOTHER)]
+    with FeatureStore(url) as here:
+        for key in STEPS:
+            here.get(key)
+        monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "there"))
+        with FeatureStore(url) as there:
+            there.put(STEPS[1], tensor(9), recipe=ANOTHER)
+        monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "here"))
+        looked = ReadOnlyStore(url)
+        looked.size()
+        before = looked.transfers.requests
+        assert list(looked.states(asked)) == ["present", "stale", "stale", "present", "present", "stale"]
+        assert looked.transfers.requests - before == 2  # for the one that was replaced
+        assert here.path_of(STEPS[1]).exists()
+
+
 @pytest.mark.parametrize("most", [1000, 2])
 def test_many_keys_are_asked_one_by_one_or_by_one_listing_with_the_same_answer(url, monkeypatch, most):
     monkeypatch.setattr(RemoteLookup, "_list_above", most)

@@ -8,7 +8,9 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cache_store import (
+    EntryExists,
     FeatureStore,
     LocalOnly,
     PutItem,
@@ -159,6 +162,17 @@ def test_a_recipe_that_a_copy_does_not_fit_is_asked_of_the_service(open_on):
         assert str(here.root) not in str(caught.value)
         assert pickle.loads(pickle.dumps(caught.value)).path == f"{here.location}/episode_vlm0.pt"
     assert here.get(KEY, recipe=RECIPE, on_stale="miss") is None
+
+
+@pytest.mark.parametrize("key", [KEY, VIDEO])
+def test_a_recipe_that_an_object_without_a_copy_does_not_fit_names_the_object(open_on, monkeypatch, key):
+    value = tensor(1) if key is KEY else {"vision_features": tensor(1)}
+    open_on("a").put(key, value, recipe=RECIPE)
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "10")
+    small = open_on("small")
+    with pytest.raises(RecipeMismatch, match=f"^{small.location}/{naming.relative_path(key)} was made") as caught:
+        small.get(key, recipe=ANOTHER)
+    assert tempfile.gettempdir() not in str(caught.value)
 
 
 def test_a_batch_asks_the_service_about_what_does_not_fit(open_on):
@@ -398,6 +412,43 @@ def test_a_prefetch_that_fails_is_told_by_the_read_and_gives_up_the_rest(open_on
     assert torch.equal(store.get(keys[7]), tensor(1))
 
 
+def test_after_a_failed_batch_no_upload_goes_on(open_on, monkeypatch):
+    begun, ended, has_failed = threading.Barrier(2), [], threading.Event()
+
+    def pipe_file(self, path, value, **options):
+        if path.endswith("_vlm0.pt"):
+            begun.wait(30)
+            has_failed.set()
+            raise PermissionError(path)
+        if path.endswith("_vlm1.pt"):
+            begun.wait(30)
+            assert has_failed.wait(30)
+            time.sleep(0.2)
+        whole(self, path, value, **options)
+        ended.append(path)
+
+    store, whole = open_on("a"), MemoryFileSystem.pipe_file
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+        with pytest.raises(StoreWriteError, match=r"episode_vlm0\.pt"):
+            store.put_many(PutItem(StepKey("episode", number), tensor(number)) for number in range(300))
+        published = len(ended)
+        assert any(path.endswith("_vlm1.pt") for path in ended)
+        store._pool().submit(int).result()
+        assert len(ended) == published
+
+
+def test_a_create_only_batch_tells_what_it_has_published(open_on):
+    store = open_on("a")
+    store.put(StepKey("episode", 1), tensor(9))
+    items = [PutItem(StepKey("episode", number), tensor(number)) for number in range(3)]
+    with pytest.raises(EntryExists) as caught:
+        store.put_many(items, create_only=True)
+    there = [path for path in map(store.path_of, (item.key for item in items)) if open_on("b").copy_of(path.name)]
+    assert set(caught.value.published) == {path for path in there if path.name != "episode_vlm1.pt"}
+    assert torch.equal(store.get(StepKey("episode", 1)), tensor(9))
+
+
 def test_where_copies_find_no_room_nothing_is_downloaded_ahead_of_its_read(open_on, monkeypatch):
     store = open_on("a")
     keys = [StepKey("episode", index) for index in range(4)]
@@ -534,6 +585,19 @@ def test_a_recipe_leaves_a_family_alone_that_another_one_has_got_since(open_on, 
         store = open_on(machine)
         assert torch.equal(store.get(VIDEO, recipe=ANOTHER)["vision_features"], tensor(2))
         assert torch.equal(store.get(VIDEO, recipe=RECIPE)["vision_features"], tensor(1))
+
+
+def test_objects_that_tell_no_recipe_are_read_once_for_many_keys_that_are_asked_about(open_on, monkeypatch):
+    store = open_on("a")
+    keys = [replace(VIDEO, video_id=f"v{number}") for number in range(20)]
+    for key in keys:
+        store.put(key, {"vision_features": tensor(1)})
+    now_s, asked = owners.monotonic(), store.transfers.requests
+    monkeypatch.setattr(owners, "monotonic", lambda: now_s)
+    assert {store.path_of(key, recipe=RECIPE).parent.name for key in keys} == {"Video-MME"}
+    assert store.transfers.requests - asked < 3 * len(keys)
+    assert store.put(VIDEO, {"vision_features": tensor(2)}, recipe=RECIPE).parent.name == "Video-MME"
+    assert {store.path_of(key, recipe=ANOTHER).parent.name for key in keys} != {"Video-MME"}
 
 
 def test_a_buffer_that_does_not_fit_is_refused_where_copies_find_no_room(open_on, monkeypatch):

@@ -21,8 +21,10 @@ import torch
 from PIL import Image
 
 from cache_store import FeatureStore, atomic
+from pipeline.encode_unit import put_item
 from pipeline.encoders.base import StepInput, StepOnDevice
 from pipeline.errors import EncoderError
+from pipeline.lanes.writer import Writer
 from pipeline.sources import IgnoredFile, ImageFile, StepSample
 
 GOOD = 1
@@ -138,6 +140,7 @@ class FaultySpec:
     most_delay_s: float = 0.0  # of each decode and each forward, at random
     files_on_disk: int | None = None  # after so many files of one process the disk is full
     dies_before_answer: bool = False  # once, when its first feature is published
+    has_rival: bool = False  # another build publishes every other step just before this one
     mixes: bool = False  # as in `FaultyEncoder`
     family: str = "faulty"
 
@@ -158,6 +161,8 @@ class FaultySpec:
             _fill_the_disk_after(self.files_on_disk)
         if self.dies_before_answer and _is_first(self.marks / "died"):
             _die_once_published()
+        if self.has_rival:
+            _let_another_build_publish_odd_steps()
         return FaultyEncoder(self.marks, self.most_delay_s, mixes=self.mixes)
 
 
@@ -169,6 +174,18 @@ def _die_once_published() -> None:
         _die()
 
     FeatureStore.put = put_and_die
+
+
+def _let_another_build_publish_odd_steps() -> None:
+    published = Writer._published
+
+    def published_late(self, group):
+        for key, value, recipe, provenance in (put_item(waiting.encoded, self._task) for waiting in group):
+            if key.vlm_idx % 2:
+                FeatureStore(self._task.store_root).put(key, value, recipe=recipe, provenance=provenance)
+        return published(self, group)
+
+    Writer._published = published_late
 
 
 def _fill_the_disk_after(files: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -44,6 +45,15 @@ def test_a_shard_belongs_to_the_first_build_until_it_gives_it_back(tmp_path):
     first.release("shard")
     assert second.take("shard")
     assert not first.take("shard")
+
+
+def test_a_shard_has_one_owner_where_the_file_system_has_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_args):
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    first, second = claims_in(tmp_path, "a"), claims_in(tmp_path, "b")
+    assert (first.take("shard"), second.take("shard")) == (True, False)
 
 
 def test_a_build_that_ends_gives_everything_back(tmp_path):

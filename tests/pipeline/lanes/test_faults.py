@@ -29,7 +29,7 @@ from tests.pipeline.lanes.faulty_encoder import (
     in_order,
 )
 
-SPEC_OPTIONS = ("most_delay_s", "files_on_disk", "dies_before_answer")
+SPEC_OPTIONS = ("most_delay_s", "files_on_disk", "dies_before_answer", "has_rival")
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -128,6 +128,12 @@ def test_what_another_build_published_meanwhile_is_not_encoded_again(tmp_path):
     assert (report.done, report.skipped, report.not_started, report.exit_status) == (0, 30, 0, 0)
     assert moments[-1].todo == 0
     assert forwards(tmp_path) == 30
+
+
+def test_what_another_build_published_before_the_write_is_not_counted_as_built_here(tmp_path):
+    report, store = build(tmp_path, [GOOD] * 40, has_rival=True)
+    assert (report.done, report.skipped, report.failed, report.exit_status) == (20, 20, [], 0)
+    assert report.bytes == sum(store.bytes_of(key) for key in store.keys() if key.vlm_idx % 2 == 0)
 
 
 def test_what_a_lost_encoder_had_published_is_not_encoded_again(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,16 @@ def test_what_another_build_published_meanwhile_stays(store, count):
     assert values == [-1 if number % 3 == 0 and number != 6 else number for number in range(count)]
     publish_all(Writer(Task(), store, limit_s=30, replaces=True), [unit(number) for number in range(count)])
     assert [store.get(StepKey("episode", number)).flatten()[0].item() for number in range(count)] == [*range(count)]
+
+
+def test_features_of_a_group_are_told_from_those_that_another_build_published_first(store):
+    store.put(StepKey("episode", 2), torch.full((1, 1, 4), -1, dtype=torch.float16), recipe={"family": "test"})
+    units = [replace(unit(number), encode_s=0.5, split_into=1) for number in range(5)]
+    outcomes = publish_all(Writer(Task(), store, limit_s=30), units)
+    assert [outcome.is_found for outcome in outcomes] == [False, False, True, False, False]
+    assert [outcome.encode_s for outcome in outcomes] == [0.5] * 5
+    assert [outcome.split_into for outcome in outcomes] == [1, 1, None, 1, 1]
+    assert all(outcome.write_s > 0 for outcome in outcomes if not outcome.is_found)
 
 
 class Unstorable(torch.Tensor):
