@@ -4,6 +4,7 @@ from consumers.streaming.chunked import VideoStreamingInference
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.errors import (
     ContextTooLong,
+    ForkedAmidChange,
     FrameSizeChanged,
     FramesOfParent,
     NoFrames,
@@ -26,6 +27,7 @@ __all__ = [
     "ContextTooLong",
     "DelayedBatchInferenceEngine",
     "EvictionConfig",
+    "ForkedAmidChange",
     "FrameSizeChanged",
     "FramesOfParent",
     "KVCacheManager",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Hashable, Iterator
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 
 from cache_store import FeatureStore
 from consumers.streaming.decoding import Answer, Sampling
+from consumers.streaming.fork_aware_lock import ForkAwareLock
 from consumers.streaming.frame_memory import KeptFrame, SmartFrameManager
 from consumers.streaming.frames import as_frame, check_size
 from consumers.streaming.pair_features import PairFeatures
@@ -70,7 +70,7 @@ class DelayedBatchInferenceEngine:
             "system_prompt": system_prompt,
             "max_context_tokens": max_context_tokens,
         }
-        self._lock = threading.RLock()
+        self._lock = ForkAwareLock()
         self._size: tuple[int, int] | None = None
         self._sequence: VideoSequence | None = None  # of the present union; None: to be encoded
         self._new_sequence()  # refuses here, not at the first question, what could never work
@@ -87,6 +87,7 @@ class DelayedBatchInferenceEngine:
             FrameSizeChanged, TimeRunsBackwards: the memories are as they were.
         """
         with self._lock:
+            self._lock.check_whole()
             size = check_size(as_frame(frame), self._size)
             added = self.memory.add_frame(frame, timestamp)
             self._size, self._sequence = size, None
@@ -137,6 +138,7 @@ class DelayedBatchInferenceEngine:
         started = time.perf_counter()
         checked_text(question, "the question")
         with self._lock:
+            self._lock.check_whole()
             has_frames = self.memory.total_added > 0
             encoding = self._encode() if has_frames and self._sequence is None else {}
             branch = None if self._sequence is None else self._sequence.branch()
@@ -209,3 +211,4 @@ class DelayedBatchInferenceEngine:
             self.memory.reset()
             self._features.clear()
             self._size = self._sequence = None
+            self._lock.begin_anew()

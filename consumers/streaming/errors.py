@@ -8,6 +8,7 @@ StreamError
 ├── NonFiniteLogits    logits that are NaN or infinite, as where float16 overflows
 ├── StreamBusy         a change while an answer that will become part of the stream is being made
 ├── FramesOfParent     frames on disk that the process kept which forked this one
+├── ForkedAmidChange   a stream that another thread was at work on when this process was forked
 ├── NoSnapshot         a restore without a snapshot
 └── UnsupportedCache   a cache whose layers do not keep what was appended before
 """
@@ -79,6 +80,10 @@ class StreamBusy(StreamError):
 
 class FramesOfParent(StreamError):
     """Frames on disk were kept by the process that forked this one, which goes on writing in their file."""
+
+
+class ForkedAmidChange(StreamError):
+    """This process was forked while another thread was at work on the stream; only `reset` makes it whole here."""
 
 
 class NoSnapshot(StreamError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from consumers.streaming.chunked import VideoStreamingInference
 from consumers.streaming.decoding import Sampling
 from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
+from consumers.streaming.fork_aware_lock import ForkAwareLock
 from consumers.streaming.frames import as_frame, check_rate, check_size
 from consumers.streaming.prompts import (
     ASSISTANT,
@@ -27,7 +27,7 @@ from consumers.streaming.prompts import (
 from consumers.streaming.qwen_model import load_streaming_model
 
 # `generate` writes the model's `rope_deltas`; nothing else here touches them.
-_GENERATE = threading.Lock()
+_GENERATE = ForkAwareLock()
 
 
 class QwenInferenceWrapper:
