@@ -14,6 +14,7 @@ from consumers.streaming.errors import (
     StreamError,
     TimeRunsBackwards,
     UnsupportedCache,
+    WeightsChanged,
 )
 from consumers.streaming.eviction import EvictionConfig
 from consumers.streaming.frame_memory import SmartFrameManager
@@ -45,5 +46,6 @@ __all__ = [
     "UnsupportedCache",
     "VideoSampler",
     "VideoStreamingInference",
+    "WeightsChanged",
     "load_streaming_model",
 ]

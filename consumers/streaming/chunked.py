@@ -15,7 +15,7 @@ import torch
 from consumers.streaming import prompts
 from consumers.streaming.chunk_clock import ChunkClock
 from consumers.streaming.decoding import Answer, Sampling, score_choices
-from consumers.streaming.errors import NoFrames, StreamBusy
+from consumers.streaming.errors import NoFrames, StreamBusy, WeightsChanged
 from consumers.streaming.eviction import EvictionConfig
 from consumers.streaming.fork_aware_lock import ForkAwareLock
 from consumers.streaming.frames import as_frame, check_order, check_size
@@ -39,6 +39,9 @@ class VideoStreamingInference:
     while another appends; each question sees the stream as it was when it came. While an answer with
     `update_state=True` is made, other changes raise `StreamBusy`. All state is here, none in the model: several
     streams may share one model. `device=None` means the model's.
+
+    Raises (every method that asks or appends):
+        ForkedAmidChange, WeightsChanged: the stream cannot go on, but after a `reset`.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class VideoStreamingInference:
         )
         self._wrapping, self._odd = wrapping, odd
         self._lock = ForkAwareLock()
+        self._marks: list[object] = []  # of the weights that the cache was computed by
         self._updating_in: int | None = None  # the process that makes an answer with update_state
         self._begin()
 
@@ -98,7 +102,7 @@ class VideoStreamingInference:
         if self._wrapping == "continuous":
             raise ValueError("a continuous stream is one video: append its frames with as_video=True")
         with self._changing():
-            self._lock.check_whole()
+            self._check_goes_on()
             prompts.checked_text(text_content, "text_content")
             resized, size = self._resized([image])
             sequence, chunks = self.sequence, 1
@@ -133,7 +137,7 @@ class VideoStreamingInference:
             raise ValueError(f"{len(frames)} frames came with {len(times)} timestamps")
         prompts.checked_text(text, "text_content")
         with self._changing():
-            self._lock.check_whole()
+            self._check_goes_on()
             check_order(times or [], self._last_time_s)
             resized, size = self._resized(frames)
             chunk = [*self._waiting, *zip(resized, times or repeat(None), strict=False)]
@@ -182,10 +186,26 @@ class VideoStreamingInference:
                 raise StreamBusy("an answer with update_state=True is being made; finish or close it first")
             yield
 
+    def _check_goes_on(self) -> None:
+        """Check that this process can go on with what is in the cache.
+
+        Raises:
+            ForkedAmidChange: it may be half-changed.
+            WeightsChanged: the model would compute it otherwise now.
+        """
+        self._lock.check_whole()
+        marks = self.runner.weight_marks()
+        if self.sequence.manager.tokens_seen and marks != self._marks:
+            raise WeightsChanged(
+                "the model's weights were written to, replaced or moved since the stream's first frame: reset() and "
+                "append the frames again"
+            )
+        self._marks = marks
+
     def _branch(self) -> VideoSequence:
         """The stream as it is now, the frame that waits for its partner included."""
         with self._lock:
-            self._lock.check_whole()
+            self._check_goes_on()
             if not self._frames:
                 raise NoFrames("append frames before you ask about them")
             branch = self.sequence.branch()

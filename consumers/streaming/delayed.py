@@ -28,10 +28,10 @@ NO_FRAMES = "Error: no frames"
 class DelayedBatchInferenceEngine:
     """Both memories of a `SmartFrameManager`, encoded as one video when a question needs them.
 
-    Later questions reuse that video's KV cache, bitwise as it was, until a frame is added. Frames are paired by the
-    order in which they came (with `target_fps`: by slot), and one whose partner is not there is repeated: so pairs stay
-    the same while memories change, and a changed union pays for its new pairs and the language model's prefill.
-    `feature_store` keeps the pairs' features across processes.
+    Later questions reuse that video's KV cache, bitwise as it was, until a frame is added or the model's weights
+    change. Frames are paired by the order in which they came (with `target_fps`: by slot), and one whose partner is not
+    there is repeated: so pairs stay the same while memories change, and a changed union pays for its new pairs and the
+    language model's prefill. `feature_store` keeps the pairs' features across processes.
 
     With `enable_absolute_time_encoding` each pair lies at its true time, else pairs are evenly spread over the
     duration. `min_pixels` and `max_pixels` bound each frame. Threads may add and ask at the same time.
@@ -73,6 +73,7 @@ class DelayedBatchInferenceEngine:
         self._lock = ForkAwareLock()
         self._size: tuple[int, int] | None = None
         self._sequence: VideoSequence | None = None  # of the present union; None: to be encoded
+        self._marks: list[object] = []  # of the weights that it was computed by
         self._new_sequence()  # refuses here, not at the first question, what could never work
 
     def _new_sequence(self) -> VideoSequence:
@@ -139,6 +140,9 @@ class DelayedBatchInferenceEngine:
         checked_text(question, "the question")
         with self._lock:
             self._lock.check_whole()
+            marks = self.runner.weight_marks()
+            if marks != self._marks:
+                self._sequence, self._marks = None, marks
             has_frames = self.memory.total_added > 0
             encoding = self._encode() if has_frames and self._sequence is None else {}
             branch = None if self._sequence is None else self._sequence.branch()

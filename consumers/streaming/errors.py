@@ -9,6 +9,7 @@ StreamError
 ├── StreamBusy         a change while an answer that will become part of the stream is being made
 ├── FramesOfParent     frames on disk that the process kept which forked this one
 ├── ForkedAmidChange   a stream that another thread was at work on when this process was forked
+├── WeightsChanged     a model whose weights are others than those that the stream was encoded by
 ├── NoSnapshot         a restore without a snapshot
 └── UnsupportedCache   a cache whose layers do not keep what was appended before
 """
@@ -84,6 +85,10 @@ class FramesOfParent(StreamError):
 
 class ForkedAmidChange(StreamError):
     """This process was forked while another thread was at work on the stream; only `reset` makes it whole here."""
+
+
+class WeightsChanged(StreamError):
+    """The stream's keys and values were computed by weights that the model no longer has where they were."""
 
 
 class NoSnapshot(StreamError):

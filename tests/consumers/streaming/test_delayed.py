@@ -184,6 +184,19 @@ def test_weights_that_change_in_the_live_model_are_not_answered_with_features_of
         assert same(cache_bits(again), cache_bits(fresh))
 
 
+def test_a_language_model_that_has_changed_prefills_again_before_it_answers():
+    model, processor = load_streaming_model("small", attention="eager")
+    engine = filled((model, processor), 8)
+    engine.ask(QUESTION, **FEW)
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    assert engine.ask(QUESTION, **FEW)[1]["pairs_reused"] == 4
+    fresh = filled((model, processor), 8)
+    fresh.ask(QUESTION, **FEW)
+    assert same(cache_bits(engine), cache_bits(fresh))
+    assert "frames_encoded" not in engine.ask(QUESTION, **FEW)[1]
+
+
 def test_a_tower_of_another_dtype_or_kernel_encodes_its_own_pairs():
     model, processor = load_streaming_model("small", attention="eager")
     engine = filled((model, processor), 8)
