@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from consumers.streaming.demo import DemoRefused, DemoSession, NoRoom, SessionOptions, SessionRegistry
 from consumers.streaming.demo.video_chunks import steady_indices, video_chunks
@@ -88,6 +89,30 @@ def test_a_fault_of_ours_is_logged_and_not_shown(session, short_video, monkeypat
     play(session, short_video)
     assert "secret" not in session.status().message
     assert "secret" in caplog.text
+
+
+def _system_out_of_memory(*_, **__):
+    raise MemoryError
+
+
+def _cpu_out_of_memory(*_, **__):
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def _gpu_out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("simulated")
+
+
+@pytest.mark.parametrize("fails", [_system_out_of_memory, _cpu_out_of_memory, _gpu_out_of_memory])
+def test_memory_that_ends_is_told_as_what_it_is(session, short_video, monkeypatch, caplog, fails):
+    monkeypatch.setattr(session._backend.engine, "append_video_chunk", fails)
+    play(session, short_video)
+    assert (session.status().state, session.status().message.partition(";")[0]) == ("failed", "Memory ran out")
+    monkeypatch.undo()
+    play(session, short_video)
+    monkeypatch.setattr(session._backend.engine, "ask_stream", fails)
+    assert list(session.ask("What?"))[-1][0].error.startswith("Memory ran out;")
+    assert caplog.text == ""
 
 
 def test_a_paused_stream_takes_nothing_until_it_is_resumed(session, long_video):
