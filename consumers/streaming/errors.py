@@ -11,7 +11,7 @@ StreamError
 ├── ForkedAmidChange   a stream that another thread was at work on when this process was forked
 ├── WeightsChanged     a model whose weights are others than those that the stream was encoded by
 ├── NoSnapshot         a restore without a snapshot
-└── UnsupportedCache   a cache whose layers do not keep what was appended before
+└── UnsupportedCache   a cache that does not keep what was appended before, or a model that does not fill it
 """
 
 from __future__ import annotations
@@ -96,4 +96,7 @@ class NoSnapshot(StreamError):
 
 
 class UnsupportedCache(StreamError):
-    """A cache that overwrites or drops tokens (static, sliding, quantised) allows no snapshots without a copy."""
+    """A cache that overwrites or drops tokens (static, sliding, quantised) allows no snapshots without a copy.
+
+    One that a model leaves tokens out of, as in training with activation checkpointing, allows no answer.
+    """

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from consumers.streaming.kv_cache import KVCacheManager
+from consumers.streaming.kv_cache import KVCacheManager, check_holds
 from consumers.streaming.numeric_options import require_numbers
 from consumers.streaming.prompts import END_OF_TURN
 from pipeline.encoders.checkpoint import tensor_mark
@@ -141,6 +141,7 @@ class QwenRunner:
                 use_cache=True,
                 logits_to_keep=keep,
             ).logits
+            check_holds(sequence.cache, before + tokens)
         except BaseException:
             sequence.cut_back(before)
             raise

@@ -16,8 +16,10 @@ from consumers.streaming import (
     FrameSizeChanged,
     NoFrames,
     NonFiniteLogits,
+    QwenInferenceWrapper,
     StreamBusy,
     TimeRunsBackwards,
+    UnsupportedCache,
     VideoStreamingInference,
     WeightsChanged,
     load_streaming_model,
@@ -734,3 +736,19 @@ def test_a_stream_of_weights_that_have_changed_is_refused_until_it_begins_anew(c
         append_chunks(one, FRAMES[:4], 2)
         one.ask(QUESTION, max_new_tokens=2)
     assert same(bits(engine), bits(fresh))
+
+
+def test_a_model_that_leaves_tokens_out_of_the_cache_is_refused():
+    model, processor = load_streaming_model("small", attention="eager")
+    wrapper = QwenInferenceWrapper(model, processor)
+    model.activation_checkpointing_enable()
+    model.train()
+    for use in (
+        lambda: wrapper.process_video_chunk(FRAMES[:2]),
+        lambda: wrapper.native_video_inference(FRAMES[:2], QUESTION, max_new_tokens=3),
+    ):
+        with pytest.raises(UnsupportedCache, match=r"model.eval\(\)"):
+            use()
+    model.eval()
+    wrapper.process_video_chunk(FRAMES[:2])
+    assert wrapper.ask_question(QUESTION, 3)[0] == wrapper.native_video_inference(FRAMES[:2], QUESTION, 2.0, 3)[0]
