@@ -253,6 +253,28 @@ def test_tabs_that_show_no_sign_of_life_make_room(small_streaming):
     assert silent.find("a") is None
 
 
+def test_a_video_whose_tab_is_closed_while_it_is_opened_never_streams(session, short_video, monkeypatch):
+    opening, goes_on = threading.Event(), threading.Event()
+
+    def slow(*args, **options):
+        opening.set()
+        goes_on.wait()
+        return video_chunks(*args, **options)
+
+    monkeypatch.setattr("consumers.streaming.demo.session.video_chunks", slow)
+    registry = SessionRegistry(lambda: session, max_sessions=1)
+    starter = threading.Thread(target=lambda: registry.get("a").start_video(short_video, chunk_size=4, is_paced=False))
+    starter.start()
+    opening.wait()
+    registry.close("a")
+    goes_on.set()
+    starter.join()
+    for feeder in threading.enumerate():
+        if feeder.name == "demo-feeder":
+            feeder.join()
+    assert (session.status().state, session.status().frames) == ("empty", 0)
+
+
 @pytest.mark.parametrize(
     ("times", "fps", "wanted"),
     [
