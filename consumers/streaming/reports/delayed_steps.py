@@ -13,7 +13,7 @@ Row = dict[str, Cell]
 def report_delayed(setting: Setting, *, frames: int = 50, more: int = 10, question: str = QUESTIONS[0]) -> Report:
     """Report on `frames` frames, two questions, `more` frames and two more questions; answers are greedy.
 
-    A step that runs out of memory or context is named in `failures`, and is the last one.
+    A step that runs out of memory or context, or meets a damaged frame, is named in `failures`, and is the last one.
 
     Raises:
         ValueError: the video has too few frames.

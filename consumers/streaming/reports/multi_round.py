@@ -31,8 +31,8 @@ def report_multi_round(
     """Report on `rounds` of frames, a question and a choice beside the stream; then on as many with kept answers.
 
     After each question every key and value must be bitwise what it was, and after each round's frames what it is in a
-    stream that was never asked. Rounds take `questions` in turns. A round that runs out of memory or context is named
-    in `failures`, and is the last one of its kind.
+    stream that was never asked. Rounds take `questions` in turns. A round that runs out of memory or context, or
+    meets a damaged frame, is named in `failures`, and is the last one of its kind.
 
     Raises:
         ValueError: the video has too few frames, or there is nothing to ask.
@@ -108,7 +108,7 @@ class _Rounds:
         return seconds
 
     def all(self, kind: str, one: Callable[[int, str], Row], questions: Sequence[str]) -> list[Row]:
-        """Return what each question's round gave, until one runs out of memory or context."""
+        """Return what each question's round gave, until one ends before its time; see `failure_of`."""
         rows: list[Row] = []
         try:
             for number, question in enumerate(questions):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from consumers.streaming import VideoStreamingInference
-from consumers.streaming.reports import multi_round, report_multi_round
+from consumers.streaming.reports import SourceVideo, multi_round, report_multi_round
 from consumers.streaming.reports.multi_round import cache_digest
+from pipeline.errors import MediaError
 from tests.consumers.streaming.streams import append_chunks, video
 
 ROUNDS = {"rounds": 3, "chunks_per_round": 1}
@@ -83,6 +84,20 @@ def test_what_was_measured_before_memory_ended_is_told_with_the_round_that_ended
     assert tuple(len(table.rows) for table in report.tables[:2]) == rounds
     assert len(report.tables[2].rows) == sum(rounds)
     assert report.failures == failures
+
+
+def test_what_was_measured_before_a_damaged_frame_is_told(setting, monkeypatch):
+    def damaged(video, start, count):
+        if start >= 8:
+            raise MediaError("made.mp4: not decodable")
+        return real(video, start, count)
+
+    real = SourceVideo.frames
+    monkeypatch.setattr(SourceVideo, "frames", damaged)
+    report = report_multi_round(setting, **ROUNDS)
+    assert [len(table.rows) for table in report.tables] == [2, 2, 4]
+    ended = "round 3: MediaError: made.mp4: not decodable"
+    assert report.failures == [f"questions beside the stream, {ended}", f"answers kept, {ended}"]
 
 
 def test_answers_are_kept_in_what_memory_the_questions_beside_the_stream_have_left(setting, monkeypatch):
