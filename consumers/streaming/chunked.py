@@ -248,8 +248,9 @@ class VideoStreamingInference:
     ) -> Iterator[dict[str, Any]]:
         """As `ask`, yielding `{type: "token", delta, text, ttft}` and a last `{type: "final", text, metrics}`.
 
-        A generator that is closed early, or dropped, leaves the stream as it was, with `update_state` too. Frames may
-        be appended between tokens, which the answer does not see; not with `update_state`.
+        The question comes when the first event is asked for. A generator that is closed early, or dropped, leaves the
+        stream as it was, with `update_state` too. Frames may be appended between tokens, which the answer does not see;
+        not with `update_state`.
         """
         sampling = Sampling(max_new_tokens, min_new_tokens, do_sample, temperature, top_p)
         return self._answer(question, sampling, update_state=update_state)

@@ -223,6 +223,17 @@ def test_a_store_that_fails_costs_a_warning_not_the_answer(eager, tmp_path, capl
     assert "the disk is gone" in caplog.text
 
 
+def test_features_that_are_kept_are_of_the_towers_dtype_under_autocast_too(eager, tmp_path):
+    wanted = filled(eager, 6)
+    wanted.ask(QUESTION, **FEW)
+    with FeatureStore(tmp_path) as store:
+        first, second = (filled(eager, 6, feature_store=store) for _ in range(2))
+        with torch.autocast("cpu", torch.bfloat16):
+            first.ask(QUESTION, **FEW)
+        assert second.ask(QUESTION, **FEW)[1]["pairs_reused"] == 3
+    assert same(cache_bits(second), cache_bits(wanted))
+
+
 def test_the_pixel_bounds_reach_the_processor(eager):
     large = video(4, height=168, width=168)
     tokens = {}
