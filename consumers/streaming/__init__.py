@@ -4,6 +4,7 @@ from consumers.streaming.chunked import VideoStreamingInference
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.errors import (
     ContextTooLong,
+    ForkedAmidChange,
     FrameSizeChanged,
     FramesOfParent,
     NoFrames,
@@ -13,6 +14,7 @@ from consumers.streaming.errors import (
     StreamError,
     TimeRunsBackwards,
     UnsupportedCache,
+    WeightsChanged,
 )
 from consumers.streaming.eviction import EvictionConfig
 from consumers.streaming.frame_memory import SmartFrameManager
@@ -26,6 +28,7 @@ __all__ = [
     "ContextTooLong",
     "DelayedBatchInferenceEngine",
     "EvictionConfig",
+    "ForkedAmidChange",
     "FrameSizeChanged",
     "FramesOfParent",
     "KVCacheManager",
@@ -43,5 +46,6 @@ __all__ = [
     "UnsupportedCache",
     "VideoSampler",
     "VideoStreamingInference",
+    "WeightsChanged",
     "load_streaming_model",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +15,9 @@ import torch
 from consumers.streaming import prompts
 from consumers.streaming.chunk_clock import ChunkClock
 from consumers.streaming.decoding import Answer, Sampling, score_choices
-from consumers.streaming.errors import NoFrames, StreamBusy
+from consumers.streaming.errors import NoFrames, StreamBusy, WeightsChanged
 from consumers.streaming.eviction import EvictionConfig
+from consumers.streaming.fork_aware_lock import ForkAwareLock
 from consumers.streaming.frames import as_frame, check_order, check_size
 from consumers.streaming.positions import TextRule
 from consumers.streaming.qwen_runner import QwenRunner
@@ -38,6 +39,9 @@ class VideoStreamingInference:
     while another appends; each question sees the stream as it was when it came. While an answer with
     `update_state=True` is made, other changes raise `StreamBusy`. All state is here, none in the model: several
     streams may share one model. `device=None` means the model's.
+
+    Raises (every method that asks or appends):
+        ForkedAmidChange, WeightsChanged: the stream cannot go on, but after a `reset`.
     """
 
     def __init__(
@@ -66,8 +70,9 @@ class VideoStreamingInference:
             system_prompt=system_prompt,
         )
         self._wrapping, self._odd = wrapping, odd
-        self._lock = threading.RLock()
-        self._is_updating = False
+        self._lock = ForkAwareLock()
+        self._marks: list[object] = []  # of the weights that the cache was computed by
+        self._updating_in: int | None = None  # the process that makes an answer with update_state
         self._begin()
 
     _extract_vision_segment = staticmethod(prompts._extract_vision_segment)
@@ -97,6 +102,7 @@ class VideoStreamingInference:
         if self._wrapping == "continuous":
             raise ValueError("a continuous stream is one video: append its frames with as_video=True")
         with self._changing():
+            self._check_goes_on()
             prompts.checked_text(text_content, "text_content")
             resized, size = self._resized([image])
             sequence, chunks = self.sequence, 1
@@ -131,6 +137,7 @@ class VideoStreamingInference:
             raise ValueError(f"{len(frames)} frames came with {len(times)} timestamps")
         prompts.checked_text(text, "text_content")
         with self._changing():
+            self._check_goes_on()
             check_order(times or [], self._last_time_s)
             resized, size = self._resized(frames)
             chunk = [*self._waiting, *zip(resized, times or repeat(None), strict=False)]
@@ -175,13 +182,30 @@ class VideoStreamingInference:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         with self._lock:
-            if self._is_updating:
+            if self._updating_in == os.getpid():
                 raise StreamBusy("an answer with update_state=True is being made; finish or close it first")
             yield
+
+    def _check_goes_on(self) -> None:
+        """Check that this process can go on with what is in the cache.
+
+        Raises:
+            ForkedAmidChange: it may be half-changed.
+            WeightsChanged: the model would compute it otherwise now.
+        """
+        self._lock.check_whole()
+        marks = self.runner.weight_marks()
+        if self.sequence.manager.tokens_seen and marks != self._marks:
+            raise WeightsChanged(
+                "the model's weights were written to, replaced or moved since the stream's first frame: reset() and "
+                "append the frames again"
+            )
+        self._marks = marks
 
     def _branch(self) -> VideoSequence:
         """The stream as it is now, the frame that waits for its partner included."""
         with self._lock:
+            self._check_goes_on()
             if not self._frames:
                 raise NoFrames("append frames before you ask about them")
             branch = self.sequence.branch()
@@ -224,14 +248,15 @@ class VideoStreamingInference:
     ) -> Iterator[dict[str, Any]]:
         """As `ask`, yielding `{type: "token", delta, text, ttft}` and a last `{type: "final", text, metrics}`.
 
-        A generator that is closed early, or dropped, leaves the stream as it was, with `update_state` too. Frames may
-        be appended between tokens, which the answer does not see; not with `update_state`.
+        The question comes when the first event is asked for. A generator that is closed early, or dropped, leaves the
+        stream as it was, with `update_state` too. Frames may be appended between tokens, which the answer does not see;
+        not with `update_state`.
         """
         sampling = Sampling(max_new_tokens, min_new_tokens, do_sample, temperature, top_p)
         return self._answer(question, sampling, update_state=update_state)
 
     def _answer(self, question: str, sampling: Sampling, *, update_state: bool) -> Iterator[dict[str, Any]]:
-        started = time.perf_counter()
+        started, process = time.perf_counter(), os.getpid()
         prompts.checked_text(question, "the question")
         with self._changing() if update_state else self._lock:
             branch = self._branch()
@@ -239,19 +264,21 @@ class VideoStreamingInference:
             closing = len(self.runner.ids(prompts.END_OF_TURN)) if update_state else 0
             tokens = len(ids) + sampling.max_new_tokens + closing
             branch.check_fits(tokens, "the stream, the question and its answer")
-            self._is_updating = self._is_updating or update_state
+            self._updating_in = process if update_state else self._updating_in
         answer = Answer(branch, ids, sampling, started)
         try:
             yield from answer.tokens()
             if update_state:
                 answer.close_turn()
                 with self._lock:
+                    if process != os.getpid():
+                        raise StreamBusy("the process that forked this one began this answer, and alone can keep it")
                     self.sequence.adopt(branch)
                     self._chunks += bool(self._waiting)
                     self._waiting, self._clock = [], self._clock.fresh()
         finally:
-            if update_state:
-                self._is_updating = False
+            if update_state and process == os.getpid():
+                self._updating_in = None
         yield answer.final()
 
     def ask_choice(self, question: str, choices: Iterable[str]) -> tuple[str, dict[str, Any]]:
@@ -310,3 +337,4 @@ class VideoStreamingInference:
         with self._changing():
             self.sequence.clear()
             self._begin()
+            self._lock.begin_anew()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Hashable, Iterator
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 
 from cache_store import FeatureStore
 from consumers.streaming.decoding import Answer, Sampling
+from consumers.streaming.fork_aware_lock import ForkAwareLock
 from consumers.streaming.frame_memory import KeptFrame, SmartFrameManager
 from consumers.streaming.frames import as_frame, check_size
 from consumers.streaming.pair_features import PairFeatures
@@ -28,10 +28,10 @@ NO_FRAMES = "Error: no frames"
 class DelayedBatchInferenceEngine:
     """Both memories of a `SmartFrameManager`, encoded as one video when a question needs them.
 
-    Later questions reuse that video's KV cache, bitwise as it was, until a frame is added. Frames are paired by the
-    order in which they came (with `target_fps`: by slot), and one whose partner is not there is repeated: so pairs stay
-    the same while memories change, and a changed union pays for its new pairs and the language model's prefill.
-    `feature_store` keeps the pairs' features across processes.
+    Later questions reuse that video's KV cache, bitwise as it was, until a frame is added or the model's weights
+    change. Frames are paired by the order in which they came (with `target_fps`: by slot), and one whose partner is not
+    there is repeated: so pairs stay the same while memories change, and a changed union pays for its new pairs and the
+    language model's prefill. `feature_store` keeps the pairs' features across processes.
 
     With `enable_absolute_time_encoding` each pair lies at its true time, else pairs are evenly spread over the
     duration. `min_pixels` and `max_pixels` bound each frame. Threads may add and ask at the same time.
@@ -70,9 +70,10 @@ class DelayedBatchInferenceEngine:
             "system_prompt": system_prompt,
             "max_context_tokens": max_context_tokens,
         }
-        self._lock = threading.RLock()
+        self._lock = ForkAwareLock()
         self._size: tuple[int, int] | None = None
         self._sequence: VideoSequence | None = None  # of the present union; None: to be encoded
+        self._marks: list[object] = []  # of the weights that it was computed by
         self._new_sequence()  # refuses here, not at the first question, what could never work
 
     def _new_sequence(self) -> VideoSequence:
@@ -87,6 +88,7 @@ class DelayedBatchInferenceEngine:
             FrameSizeChanged, TimeRunsBackwards: the memories are as they were.
         """
         with self._lock:
+            self._lock.check_whole()
             size = check_size(as_frame(frame), self._size)
             added = self.memory.add_frame(frame, timestamp)
             self._size, self._sequence = size, None
@@ -137,6 +139,10 @@ class DelayedBatchInferenceEngine:
         started = time.perf_counter()
         checked_text(question, "the question")
         with self._lock:
+            self._lock.check_whole()
+            marks = self.runner.weight_marks()
+            if marks != self._marks:
+                self._sequence, self._marks = None, marks
             has_frames = self.memory.total_added > 0
             encoding = self._encode() if has_frames and self._sequence is None else {}
             branch = None if self._sequence is None else self._sequence.branch()
@@ -209,3 +215,4 @@ class DelayedBatchInferenceEngine:
             self.memory.reset()
             self._features.clear()
             self._size = self._sequence = None
+            self._lock.begin_anew()

@@ -9,8 +9,10 @@ StreamError
 ├── NonFiniteLogits    logits that are NaN or infinite, as where float16 overflows
 ├── StreamBusy         a change while an answer that will become part of the stream is being made
 ├── FramesOfParent     frames on disk that the process kept which forked this one
+├── ForkedAmidChange   a stream that another thread was at work on when this process was forked
+├── WeightsChanged     a model whose weights are others than those that the stream was encoded by
 ├── NoSnapshot         a restore without a snapshot
-└── UnsupportedCache   a cache whose layers do not keep what was appended before
+└── UnsupportedCache   a cache that does not keep what was appended before, or a model that does not fill it
 """
 
 from __future__ import annotations
@@ -82,9 +84,20 @@ class FramesOfParent(StreamError):
     """Frames on disk were kept by the process that forked this one, which goes on writing in their file."""
 
 
+class ForkedAmidChange(StreamError):
+    """This process was forked while another thread was at work on the stream; only `reset` makes it whole here."""
+
+
+class WeightsChanged(StreamError):
+    """The stream's keys and values were computed by weights that the model no longer has where they were."""
+
+
 class NoSnapshot(StreamError):
     """There is no snapshot to go back to."""
 
 
 class UnsupportedCache(StreamError):
-    """A cache that overwrites or drops tokens (static, sliding, quantised) allows no snapshots without a copy."""
+    """A cache that overwrites or drops tokens (static, sliding, quantised) allows no snapshots without a copy.
+
+    One that a model leaves tokens out of, as in training with activation checkpointing, allows no answer.
+    """

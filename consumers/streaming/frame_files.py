@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import threading
 import weakref
 from typing import IO
 
 import numpy as np
 
 from consumers.streaming.errors import FramesOfParent
+from consumers.streaming.fork_aware_lock import ForkAwareLock
 
 
 class FrameFiles:
@@ -30,7 +30,7 @@ class FrameFiles:
         self._is_of_parent = False
         self._file: IO[bytes] | None = None  # while frames are on disk
         self._held: dict[int, tuple[tuple[int, ...], np.ndarray | int]] = {}  # pixels, or where in the file they begin
-        self._lock = threading.Lock()  # a frame that is read is not replaced by one that comes
+        self._lock = ForkAwareLock()  # a frame that is read is not replaced by one that comes
         _ALL.add(self)
 
     @property
@@ -108,7 +108,6 @@ _ALL: weakref.WeakSet[FrameFiles] = weakref.WeakSet()
 
 def _note_fork() -> None:
     for files in _ALL:
-        files._lock = threading.Lock()  # a thread that is not in this process may have held it
         files._is_of_parent = files._file is not None
 
 

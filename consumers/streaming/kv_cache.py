@@ -163,6 +163,20 @@ def _inner(model: Any, name: str) -> Any:
     return None if model is None else getattr(getattr(model, "model", model), name, None)
 
 
+def check_holds(cache: Any, tokens: int) -> None:
+    """Check that a model has put all of `tokens` into the cache that it was given.
+
+    Raises:
+        UnsupportedCache: it has not, so that what comes next would not see them.
+    """
+    held = int(cache.get_seq_length())
+    if held < tokens:
+        raise UnsupportedCache(
+            f"the model has put {held} of {tokens} tokens into the KV cache; in training mode with activation "
+            "checkpointing it keeps none: call model.eval()"
+        )
+
+
 def _check_kind(cache: Any) -> None:
     from transformers.cache_utils import DynamicLayer
 

@@ -34,9 +34,9 @@ class PairCounts:
 class PairFeatures:
     """The vision tower never looks from one group of frames to another, so a pair's features are its own.
 
-    Each pair goes through the tower alone: its bits depend on nothing but its pixels. Memory holds what the last call
-    asked for, unless the tower has changed since; the store is keyed by the resized pixels and the recipe (weights,
-    architecture, processor, dtype, kernel). A store that fails costs a warning, not the answer.
+    Each pair goes through the tower alone, in the tower's dtype: its bits depend on nothing but its pixels. Memory
+    holds what the last call asked for, unless the tower has changed since; the store is keyed by the resized pixels and
+    the recipe (weights, architecture, processor, dtype, kernel). A store that fails costs a warning, not the answer.
     """
 
     def __init__(self, runner: QwenRunner, store: FeatureStore | None = None) -> None:
@@ -99,7 +99,8 @@ class PairFeatures:
         if stored is not None:
             counts.from_store += 1
             return stored.to(self._runner.device)
-        features = self._runner.features(frames)
+        with torch.autocast(self._runner.device.type, enabled=False):  # the recipe names the tower's own dtype
+            features = self._runner.features(frames)
         counts.encoded += 1
         if self._store is not None and key is not None:
             try:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from consumers.streaming.kv_cache import KVCacheManager
+from consumers.streaming.kv_cache import KVCacheManager, check_holds
 from consumers.streaming.numeric_options import require_numbers
 from consumers.streaming.prompts import END_OF_TURN
+from pipeline.encoders.checkpoint import tensor_mark
 from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import RECIPE_SETTINGS, QwenImagePreprocess
 
@@ -52,6 +53,17 @@ class QwenRunner:
         self.tokens_per_second = float(vision.tokens_per_second)
         self.longest_context = int(text.max_position_embeddings)
         self._token_side = int(vision.patch_size) * int(vision.spatial_merge_size)
+
+    def weight_marks(self) -> list[object]:
+        """Return what is another after any weight was written to, replaced or moved; in a millisecond.
+
+        What is written through a parameter's `.data`, or by an optimizer with `fused=True`, torch does not count.
+        """
+        marks, modules = [], [self.model]
+        for module in modules:  # `parameters()` takes three times as long
+            modules += [child for child in module._modules.values() if child is not None]
+            marks += [tensor_mark(weight) for weight in module._parameters.values() if weight is not None]
+        return marks
 
     def end_ids(self) -> set[int]:
         """Return the ids that end an answer: the model's, and the end of a turn."""
@@ -129,6 +141,7 @@ class QwenRunner:
                 use_cache=True,
                 logits_to_keep=keep,
             ).logits
+            check_holds(sequence.cache, before + tokens)
         except BaseException:
             sequence.cut_back(before)
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,7 +13,9 @@ import torch
 from consumers.streaming.chunked import VideoStreamingInference
 from consumers.streaming.decoding import Sampling
 from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
+from consumers.streaming.fork_aware_lock import ForkAwareLock
 from consumers.streaming.frames import as_frame, check_rate, check_size
+from consumers.streaming.kv_cache import check_holds
 from consumers.streaming.prompts import (
     ASSISTANT,
     END_OF_TURN,
@@ -27,7 +28,7 @@ from consumers.streaming.prompts import (
 from consumers.streaming.qwen_model import load_streaming_model
 
 # `generate` writes the model's `rope_deltas`; nothing else here touches them.
-_GENERATE = threading.Lock()
+_GENERATE = ForkAwareLock()
 
 
 class QwenInferenceWrapper:
@@ -112,7 +113,7 @@ class QwenInferenceWrapper:
             ValueError: no frames, a rate or `max_new_tokens` out of range, or a question with special tokens.
             FrameSizeChanged: frames of several sizes.
             ContextTooLong: frames, question and answer do not fit the model's context.
-            NonFiniteLogits: no answer follows from the model's logits.
+            NonFiniteLogits, UnsupportedCache: no answer follows from the model's logits.
         """
         if not len(frames):
             raise ValueError("a video needs at least one frame")
@@ -171,6 +172,7 @@ class QwenInferenceWrapper:
             repetition_penalty=1.0,
             eos_token_id=ends,
             pad_token_id=ends[0],
+            return_dict_in_generate=True,
         )
         with _GENERATE, torch.no_grad():
             out = runner.model.generate(
@@ -181,9 +183,10 @@ class QwenInferenceWrapper:
                 streamer=watch,
                 **inputs,
             )
+        check_holds(out.past_key_values, ids.shape[1])
         if not torch.stack(finite.flags).all():
             raise NonFiniteLogits(str(runner.model.dtype).removeprefix("torch."))
-        said = [token for token in out[0, ids.shape[1] :].tolist() if token not in ends]
+        said = [token for token in out.sequences[0, ids.shape[1] :].tolist() if token not in ends]
         text = str(runner.tokenizer.decode(said, skip_special_tokens=True))
         total, first = time.perf_counter() - started, (watch.time or time.perf_counter()) - started
         return text, {"ttft": first, "total_latency": total, "output_tokens": len(said)}

@@ -132,6 +132,18 @@ def test_running_out_of_memory_says_what_to_change(video_file, monkeypatch, caps
     assert "out of memory: take fewer frames or smaller ones" in capsys.readouterr().err
 
 
+def test_what_was_measured_before_memory_ended_is_written(video_file, tmp_path, monkeypatch, capsys):
+    encode, calls = DelayedBatchInferenceEngine._encode, iter([1])
+    monkeypatch.setattr(
+        DelayedBatchInferenceEngine, "_encode", lambda engine: encode(engine) if next(calls, 0) else no_gpu_memory()
+    )
+    arguments = ["--model", "small", "--video", str(video_file), "--frame-stride", "1", "--frames", "4", "--more", "2"]
+    assert main(["stream", "delayed", *arguments, *SMALL, "--report", str(tmp_path)]) == 1
+    assert "failed: step 5, ask: OutOfMemoryError: simulated" in capsys.readouterr().out
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert [row["step"] for row in told["tables"]["Steps"]] == ["add 4 frames", "ask", "ask again", "add 2 frames"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [

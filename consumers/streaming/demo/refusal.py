@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from consumers.streaming.errors import StreamError
 from pipeline.errors import MediaError
+from pipeline.failures import is_out_of_memory
 
 
 class DemoRefused(Exception):
@@ -17,8 +16,8 @@ def told(error: Exception) -> str | None:
 
     None for any other, which is a fault of ours and belongs into the log.
     """
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "The device ran out of memory; reset, and take smaller chunks or a shorter video."
+    if is_out_of_memory(error):
+        return "Memory ran out; reset, and take smaller chunks or a shorter video."
     if isinstance(error, (DemoRefused, StreamError, MediaError, ValueError, OSError)):
         return str(error)
     return None

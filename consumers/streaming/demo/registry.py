@@ -65,7 +65,7 @@ class SessionRegistry:
             session = self._sessions.pop(name, None)
             self._last_seen.pop(name, None)
         if session is not None:
-            session.reset()
+            session.close()
 
     def close_all(self) -> None:
         """End all sessions."""

@@ -77,7 +77,7 @@ class DemoSession:
         self._memory = SmartFrameManager(options.star_frames, 1, options.importance_threshold)
         self._changed = threading.Condition()
         self._run: _Run | None = None
-        self._is_appending = False
+        self._is_appending = self._is_closed = False
         self._status = Status()
         self._questions = Questions(self._backend, self._changed, options.max_new_tokens)
         self._stars: dict[int, Star] = {}  # by the frame's number
@@ -144,6 +144,11 @@ class DemoSession:
         """End the stream and the answer at hand; forget frames, answers and messages."""
         self._begin(None, Status())
 
+    def close(self) -> None:
+        """As `reset`, for good: a stream that is being started never begins."""
+        self._is_closed = True
+        self.reset()
+
     def stop_answer(self) -> None:
         """End the answer at hand after its next token; what there is of it stays."""
         self._questions.stop()
@@ -179,7 +184,7 @@ class DemoSession:
             self._memory.reset()
             self._questions.forget()
             self._stars = {}
-            self._run, self._status = run, status
+            self._run, self._status = (None, Status()) if self._is_closed else (run, status)
 
     def _switch(self, old: str, new: str) -> None:
         with self._changed:

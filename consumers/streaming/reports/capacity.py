@@ -13,6 +13,7 @@ from consumers.streaming.errors import ContextTooLong
 from consumers.streaming.reports.report import Cell, Curves, Report, Table
 from consumers.streaming.reports.setting import Setting
 from consumers.streaming.video_sequence import Wrapping
+from pipeline.errors import MediaError
 from pipeline.failures import is_out_of_memory
 
 CHUNK_FRAMES, CHUNKS_PER_STEP = 4, 10
@@ -43,6 +44,9 @@ def report_capacity(
         limit_bytes: counts as all there is, beside what was in use before; None: on a GPU all, on the CPU four fifths
             of what is free.
         most_chunks: where to stop at the latest; None: nowhere.
+
+    Raises:
+        MediaError: the first chunk cannot be decoded; damage after it is named in `failures`.
     """
     unknown = [size for size in sizes if size not in FRAME_SIZES]
     if unknown:
@@ -72,7 +76,11 @@ def report_capacity(
             Curves("KV cache", "frames", "GB", {run.size: run.points("cache_bytes") for run in runs}),
             Curves("Pace of encoding", "frames", "frames/s", {r.size: r.points("frames_per_s") for r in runs}),
         ],
-        failures=[f"{run.size}: not even the first chunk fits ({run.reason})" for run in runs if not run.rows],
+        failures=[
+            f"{run.size}: {run.reason}" if run.rows else f"{run.size}: not even the first chunk fits ({run.reason})"
+            for run in runs
+            if run.is_cut_short or not run.rows
+        ],
     )
 
 
@@ -99,7 +107,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.rows: list[Row] = []
-        self.reason = ""
+        self.reason, self.is_cut_short = "", False  # the latter by damage to the file
         self._meter = self.setting.meter
         self._chunks = self._frames = self._padded = 0
         self._encode_s = self._step_s = 0.0
@@ -119,6 +127,10 @@ class _Run:
             self.reason = self._grow(stream)
         except ContextTooLong as exc:
             self.reason = f"context full ({exc.limit:,} tokens)"
+        except MediaError as exc:
+            if not self._chunks:
+                raise
+            self.reason, self.is_cut_short = str(exc), True
         except Exception as exc:
             if not isinstance(exc, _NoMemory) and not is_out_of_memory(exc):
                 raise

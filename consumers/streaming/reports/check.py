@@ -73,7 +73,7 @@ def report_check(setting: Setting, *, has_sense: bool = True) -> Report:
             chunks.tables[0],
         ],
         warnings=chunks.warnings,
-        failures=[*wrong, *broken],
+        failures=[*wrong, *broken, *chunks.failures],
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from consumers.streaming.chunked import VideoStreamingInference
+from consumers.streaming.reports.failures import failure_of
 from consumers.streaming.reports.multi_round import CHOICES
 from consumers.streaming.reports.report import Bars, Cell, Report, Table
 from consumers.streaming.reports.setting import QUESTIONS, Setting
@@ -30,7 +31,8 @@ def report_chunks(
 
     Both wrappings: continuous chunks must give what one chunk gives, but for rounding; turns are another conversation
     for each size. An odd number of frames ends with the last one twice, as in native inference: in all sizes every
-    frame is encoded. Sizes that hold all frames are the one chunk.
+    frame is encoded. Sizes that hold all frames are the one chunk. One that runs out of memory or context is named in
+    `failures`; the others are still compared, if not with the one chunk.
 
     Raises:
         ValueError: a size below 1, or no size.
@@ -41,12 +43,16 @@ def report_chunks(
     all_sizes = [*(size for size in dict.fromkeys(sizes) if size < len(taken)), len(taken)]
     _warm_up(setting)
     rows: list[Row] = []
+    failures = []
     for wrapping in WRAPPINGS:
         found: list[Row] = []
         for size in all_sizes:
             setting.told(len(rows) + len(found), len(WRAPPINGS) * len(all_sizes), f"{wrapping}, chunks of {size}")
-            found.append(_measured(setting, taken, size, wrapping, question, choices))
-        rows += _against_one_chunk(found)
+            try:
+                found.append(_measured(setting, taken, size, wrapping, question, choices))
+            except Exception as exc:  # noqa: BLE001 - `failure_of` raises what is none
+                failures.append(failure_of(f"{wrapping}, chunks of {size}", exc))
+        rows += _against_one_chunk(found, len(taken))
     warnings = [
         f"continuous, chunks of {row['chunk_frames']}: scores differ by {row['score_difference']:.3g} from one chunk"
         for row in rows
@@ -68,9 +74,11 @@ def report_chunks(
             Bars("Time to the first token", "seconds", _by_size(rows, "ttft_s", len(taken))),
         ],
         warnings=warnings,
+        failures=failures,
     )
 
 
+_SCORE = "score of "
 _SAID = ("wrapping", "chunk_frames", "answer", "choice")
 _NOTE = (
     "same answer and score difference: against the wrapping's last row, all frames in one chunk; the difference is the "
@@ -118,21 +126,24 @@ def _measured(
         "total_s": metrics["total_latency"],
         "answer": answer,
         "choice": choice,
-        **{f"score of {text}": score for text, score in scored["scores"].items()},
+        **{f"{_SCORE}{text}": score for text, score in scored["scores"].items()},
     }
 
 
-def _against_one_chunk(rows: list[Row]) -> list[Row]:
-    whole = rows[-1]
-    scores = [name for name in whole if name.startswith("score of ")]
+def _against_one_chunk(rows: list[Row], frames: int) -> list[Row]:
+    whole = next((row for row in rows if row["chunk_frames"] == frames), None)
     return [
-        {name: value for name, value in row.items() if name not in scores}
+        {name: value for name, value in row.items() if not name.startswith(_SCORE)}
         | {
-            "same_answer": row["answer"] == whole["answer"],
-            "score_difference": max(_apart(float(row[name] or 0), float(whole[name] or 0)) for name in scores),
+            "same_answer": None if whole is None else row["answer"] == whole["answer"],
+            "score_difference": None if whole is None else _scores_apart(row, whole),
         }
         for row in rows
     ]
+
+
+def _scores_apart(one: Row, other: Row) -> float:
+    return max(_apart(float(one[name] or 0), float(other[name] or 0)) for name in one if name.startswith(_SCORE))
 
 
 def _apart(one: float, other: float) -> float:

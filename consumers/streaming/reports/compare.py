@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
-from consumers.streaming.errors import StreamError
 from consumers.streaming.last_n import LastNFramesEngine
 from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
+from consumers.streaming.reports.failures import failure_of
 from consumers.streaming.reports.report import Bars, Cell, Report, Table
 from consumers.streaming.reports.setting import QUESTIONS, Setting
-from pipeline.failures import is_out_of_memory
 
 SHORT, LONG = 0.5, 2.0  # answers shorter or longer than this many times native's are flagged
 NATIVE = "native"
@@ -59,10 +58,8 @@ def report_compare(
         setting.told(number, len(methods), name)
         try:
             rows += _measured(setting, name, begin, questions)
-        except Exception as exc:
-            if not isinstance(exc, StreamError) and not is_out_of_memory(exc):
-                raise
-            failures.append(": ".join([name, type(exc).__name__, *str(exc).splitlines()[:1]]))
+        except Exception as exc:  # noqa: BLE001 - `failure_of` raises what is none
+            failures.append(failure_of(name, exc))
     judge(rows)
     return _report(setting, rows, failures, frames=len(taken), chunk_frames=chunk_frames)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
+from consumers.streaming.reports.failures import failure_of
 from consumers.streaming.reports.report import Bars, Cell, Report, Table
 from consumers.streaming.reports.setting import QUESTIONS, Setting
 
@@ -12,8 +13,11 @@ Row = dict[str, Cell]
 def report_delayed(setting: Setting, *, frames: int = 50, more: int = 10, question: str = QUESTIONS[0]) -> Report:
     """Report on `frames` frames, two questions, `more` frames and two more questions; answers are greedy.
 
+    A step that runs out of memory or context, or meets a damaged frame, is named in `failures`, and is the last one.
+
     Raises:
         ValueError: the video has too few frames.
+        Exception: what ended the steps before the first answer.
     """
     video = setting.video
     if frames < 1 or more < 1 or frames + more > video.num_frames:
@@ -22,10 +26,15 @@ def report_delayed(setting: Setting, *, frames: int = 50, more: int = 10, questi
             f"needs {frames} + {more}; take fewer, or a smaller stride"
         )
     steps = _Steps(setting, question)
-    for name, count in ((f"add {frames} frames", frames), (f"add {more} frames", more)):
-        steps.add(name, count)
-        steps.ask("ask")
-        steps.ask("ask again")
+    try:
+        for name, count in ((f"add {frames} frames", frames), (f"add {more} frames", more)):
+            steps.add(name, count)
+            steps.ask("ask")
+            steps.ask("ask again")
+    except Exception as exc:
+        if not steps.answers:
+            raise
+        steps.failures.append(failure_of(steps.at_hand, exc))
     facts = setting.facts() | {"question": question}
     seconds = {f"{row['number']}. {row['step']}": float(row["total_s"] or 0) for row in steps.rows if row["total_s"]}
     return Report(
@@ -52,6 +61,7 @@ class _Steps:
         self._meter.begin()
         self._engine = DelayedBatchInferenceEngine(setting.model, setting.processor, **setting.pixel_bounds)
         self._is_encoded, self._last_answer = False, ""
+        self.at_hand = ""  # the step that was begun last
         self.rows: list[Row] = []
         self.held: list[Row] = []
         self.answers: list[Row] = []
@@ -60,6 +70,7 @@ class _Steps:
 
     def add(self, name: str, count: int) -> None:
         """Add the video's next frames."""
+        self._begin(name)
         memory, start = self._engine.memory, self._engine.memory.total_added
         seconds = 0.0
         for index in range(start, start + count):
@@ -75,16 +86,20 @@ class _Steps:
 
     def ask(self, name: str) -> None:
         """Ask, and hold the engine to what it promises of encoding."""
+        self._begin(name)
         text, metrics = self._engine.ask(self._question, self._setting.max_new_tokens, False, repetition_penalty=1.0)
         number = len(self.rows) + 1
         if ("frames_encoded" in metrics) == self._is_encoded:
             what = "encoded again although no frame came" if self._is_encoded else "did not encode the new frames"
-            self.failures.append(f"step {number}, {name}: {what}")
+            self.failures.append(f"{self.at_hand}: {what}")
         if self._is_encoded and text != self._last_answer:
-            self.failures.append(f"step {number}, {name}: another answer than before, on the same cache")
+            self.failures.append(f"{self.at_hand}: another answer than before, on the same cache")
         self._is_encoded, self._last_answer = True, text
         self._note(name, metrics)
         self.answers.append({"step": number, "answer": text})
+
+    def _begin(self, name: str) -> None:
+        self.at_hand = f"step {len(self.rows) + 1}, {name}"
 
     def _note(self, name: str, metrics: dict[str, float], *, add_s: float | None = None) -> None:
         number, now = len(self.rows) + 1, self._engine.get_statistics()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from consumers.streaming.chunked import VideoStreamingInference
+from consumers.streaming.reports.failures import failure_of
 from consumers.streaming.reports.report import Cell, Curves, Report, Table
 from consumers.streaming.reports.setting import QUESTIONS, Setting
 from consumers.streaming.video_sequence import Wrapping
 
 CHOICES = ("Yes", "No")
+BESIDE, KEPT = "questions beside the stream", "answers kept"
 Row = dict[str, Cell]
 
 
@@ -29,10 +31,12 @@ def report_multi_round(
     """Report on `rounds` of frames, a question and a choice beside the stream; then on as many with kept answers.
 
     After each question every key and value must be bitwise what it was, and after each round's frames what it is in a
-    stream that was never asked. Rounds take `questions` in turns.
+    stream that was never asked. Rounds take `questions` in turns. A round that runs out of memory or context, or
+    meets a damaged frame, is named in `failures`, and is the last one of its kind.
 
     Raises:
         ValueError: the video has too few frames, or there is nothing to ask.
+        Exception: what ended the very first round.
     """
     video, needed = setting.video, rounds * chunks_per_round * chunk_frames
     if not questions or needed > video.num_frames:
@@ -41,9 +45,11 @@ def report_multi_round(
             f"{video.num_frames}, taking one of every {video.stride}; take fewer, or a smaller stride"
         )
     made = _Rounds(setting, chunk_frames, chunks_per_round, wrapping)
-    asked = [made.beside(number, questions[number % len(questions)], choices) for number in range(rounds)]
+    asked_by_round = [questions[number % len(questions)] for number in range(rounds)]
+    asked = made.all(BESIDE, lambda number, question: made.beside(number, question, choices), asked_by_round)
+    made.free()
     kept_stream = made.new_stream()
-    kept = [made.kept(kept_stream, number, questions[number % len(questions)]) for number in range(rounds)]
+    kept = made.all(KEPT, lambda number, question: made.kept(kept_stream, number, question), asked_by_round)
     points = {
         name: [(float(row["round"] or 0), float(row["cache_tokens"] or 0)) for row in rows]
         for name, rows in (("asked beside the stream", asked), ("answers kept", kept))
@@ -101,9 +107,26 @@ class _Rounds:
             seconds += self._meter.timed(lambda f=frames, w=when: stream.append_video_chunk(f, **w))[1]  # type: ignore[misc]
         return seconds
 
+    def all(self, kind: str, one: Callable[[int, str], Row], questions: Sequence[str]) -> list[Row]:
+        """Return what each question's round gave, until one ends before its time; see `failure_of`."""
+        rows: list[Row] = []
+        try:
+            for number, question in enumerate(questions):
+                self._setting.told(number, len(questions), kind)
+                rows.append(one(number, question))
+        except Exception as exc:
+            if not self.answers:
+                raise
+            self.failures.append(failure_of(f"{kind}, round {len(rows) + 1}", exc))
+        return rows
+
+    def free(self) -> None:
+        """Let go of what the questions beside the stream were about."""
+        self._asked.reset()
+        self._silent.reset()
+
     def beside(self, number: int, question: str, choices: Sequence[str]) -> Row:
         """One round of questions that leave no trace."""
-        self._setting.told(number, 0, "questions beside the stream")
         seconds = self._append(self._asked, number)
         self._append(self._silent, number)
         before = cache_digest(self._asked)
@@ -129,7 +152,6 @@ class _Rounds:
 
     def kept(self, stream: VideoStreamingInference, number: int, question: str) -> Row:
         """One round whose question and answer become part of the stream."""
-        self._setting.told(number, 0, "answers kept")
         seconds = self._append(stream, number)
         before = stream.get_cache_info()["cache_seq_length"]
         answer, metrics = stream.ask(question, self._setting.max_new_tokens, update_state=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -33,3 +38,35 @@ def bits(engine) -> list[torch.Tensor]:
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def in_forked_child(does) -> bool:
+    """Whether `does`, called in a forked child, returns before anybody's patience ends."""
+    if child := os.fork():
+        return os.waitpid(child, 0)[1] == 0
+    signal.alarm(60)
+    try:
+        does()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@contextmanager
+def held_by_another_thread(lock):
+    """As if a thread were at work inside `lock`."""
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def work():
+        with lock:
+            is_held.set()
+            may_go.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    is_held.wait()
+    try:
+        yield
+    finally:
+        may_go.set()
+        thread.join()

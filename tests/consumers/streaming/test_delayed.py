@@ -195,6 +195,19 @@ def test_weights_that_change_in_the_live_model_are_not_answered_with_features_of
         assert same(cache_bits(again), cache_bits(fresh))
 
 
+def test_a_language_model_that_has_changed_prefills_again_before_it_answers():
+    model, processor = load_streaming_model("small", attention="eager")
+    engine = filled((model, processor), 8)
+    engine.ask(QUESTION, **FEW)
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    assert engine.ask(QUESTION, **FEW)[1]["pairs_reused"] == 4
+    fresh = filled((model, processor), 8)
+    fresh.ask(QUESTION, **FEW)
+    assert same(cache_bits(engine), cache_bits(fresh))
+    assert "frames_encoded" not in engine.ask(QUESTION, **FEW)[1]
+
+
 def test_a_tower_of_another_dtype_or_kernel_encodes_its_own_pairs():
     model, processor = load_streaming_model("small", attention="eager")
     engine = filled((model, processor), 8)
@@ -219,6 +232,17 @@ def test_a_store_that_fails_costs_a_warning_not_the_answer(eager, tmp_path, capl
         text, metrics = filled(eager, 6, feature_store=store).ask(QUESTION, **FEW)
     assert (text, metrics["pairs_encoded"]) == (wanted, 3)
     assert "the disk is gone" in caplog.text
+
+
+def test_features_that_are_kept_are_of_the_towers_dtype_under_autocast_too(eager, tmp_path):
+    wanted = filled(eager, 6)
+    wanted.ask(QUESTION, **FEW)
+    with FeatureStore(tmp_path) as store:
+        first, second = (filled(eager, 6, feature_store=store) for _ in range(2))
+        with torch.autocast("cpu", torch.bfloat16):
+            first.ask(QUESTION, **FEW)
+        assert second.ask(QUESTION, **FEW)[1]["pairs_reused"] == 3
+    assert same(cache_bits(second), cache_bits(wanted))
 
 
 def test_the_pixel_bounds_reach_the_processor(eager):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from consumers.streaming import FramesOfParent, SmartFrameManager, TimeRunsBackwards, VideoSampler
-from tests.consumers.streaming.streams import video
+from tests.consumers.streaming.streams import held_by_another_thread, in_forked_child, video
 
 SIDE = 224
 BLACK, WHITE, GREY = (np.full((SIDE, SIDE, 3), value, np.uint8) for value in (0, 255, 60))
@@ -201,17 +201,6 @@ def test_what_does_not_fit_is_refused_and_the_memory_goes_on():
             SmartFrameManager(**{wrong: float("nan")})
 
 
-def in_forked_child(does) -> bool:
-    """Whether `does`, called in a forked child, returns."""
-    if child := os.fork():
-        return os.waitpid(child, 0)[1] == 0
-    try:
-        does()
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
 def pixels_of(manager) -> list[bool]:
     return [np.array_equal(manager.pixels(frame), FRAMES[frame.index]) for frame in manager.union()]
 
@@ -229,7 +218,7 @@ def test_a_forked_child_leaves_frames_on_disk_to_its_parent():
         added(manager, BLACK, WHITE)
         assert all(np.array_equal(manager.pixels(f), w) for f, w in zip(manager.union(), (BLACK, WHITE), strict=True))
 
-    with manager._pixels._lock:  # as if a thread were writing
+    with held_by_another_thread(manager._pixels._lock):
         assert in_forked_child(in_child)
     assert all(pixels_of(manager))
     added(manager, *FRAMES[4:6])

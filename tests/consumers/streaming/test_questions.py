@@ -16,9 +16,13 @@ from consumers.streaming import (
     FrameSizeChanged,
     NoFrames,
     NonFiniteLogits,
+    QwenInferenceWrapper,
     StreamBusy,
     TimeRunsBackwards,
+    UnsupportedCache,
     VideoStreamingInference,
+    WeightsChanged,
+    load_streaming_model,
 )
 from consumers.streaming.decoding import Answer
 from consumers.streaming.qwen_runner import QwenRunner
@@ -701,3 +705,61 @@ def test_an_answer_ends_at_an_end_token_but_not_before_its_least_length(engine, 
     text, metrics = engine.ask(QUESTION, max_new_tokens=5, min_new_tokens=0)
     assert (text, metrics["output_tokens"]) == ("", 0)
     assert engine.ask(QUESTION, max_new_tokens=5, min_new_tokens=5)[1]["output_tokens"] == 5
+
+
+def _optimizer_step(model):
+    for weight in model.parameters():
+        weight.requires_grad_().grad = torch.ones_like(weight)
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+
+
+def _loaded_anew(model):
+    model.load_state_dict({name: tensor * 1.5 for name, tensor in model.state_dict().items()})
+
+
+def _adapter_merged(model):
+    layer = model.model.language_model.layers[0].mlp.down_proj
+    layer.weight.data = layer.weight.data + 1e-3
+
+
+@pytest.mark.parametrize("change", [_optimizer_step, _loaded_anew, _adapter_merged])
+def test_a_stream_of_weights_that_have_changed_is_refused_until_it_begins_anew(change):
+    model, processor = load_streaming_model("small", attention="eager")
+    engine = VideoStreamingInference(model, processor)
+    change(model)  # before the first frame
+    append_chunks(engine, FRAMES[:4], 2)
+    engine.ask(QUESTION, max_new_tokens=2)
+    change(model)
+    before = bits(engine)
+    for use in (
+        lambda: engine.ask(QUESTION),
+        lambda: next(engine.ask_stream(QUESTION, update_state=True)),
+        lambda: engine.ask_choice(QUESTION, ["A", "B"]),
+        lambda: engine.append_video_chunk(FRAMES[4:6]),
+        lambda: engine.append_frame(FRAMES[4]),
+    ):
+        with pytest.raises(WeightsChanged, match="reset"):
+            use()
+    assert same(bits(engine), before)
+    engine.reset()
+    fresh = VideoStreamingInference(model, processor)
+    for one in (engine, fresh):
+        append_chunks(one, FRAMES[:4], 2)
+        one.ask(QUESTION, max_new_tokens=2)
+    assert same(bits(engine), bits(fresh))
+
+
+def test_a_model_that_leaves_tokens_out_of_the_cache_is_refused():
+    model, processor = load_streaming_model("small", attention="eager")
+    wrapper = QwenInferenceWrapper(model, processor)
+    model.activation_checkpointing_enable()
+    model.train()
+    for use in (
+        lambda: wrapper.process_video_chunk(FRAMES[:2]),
+        lambda: wrapper.native_video_inference(FRAMES[:2], QUESTION, max_new_tokens=3),
+    ):
+        with pytest.raises(UnsupportedCache, match=r"model.eval\(\)"):
+            use()
+    model.eval()
+    wrapper.process_video_chunk(FRAMES[:2])
+    assert wrapper.ask_question(QUESTION, 3)[0] == wrapper.native_video_inference(FRAMES[:2], QUESTION, 2.0, 3)[0]

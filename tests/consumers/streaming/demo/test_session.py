@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from consumers.streaming.demo import DemoRefused, DemoSession, NoRoom, SessionOptions, SessionRegistry
 from consumers.streaming.demo.video_chunks import steady_indices, video_chunks
@@ -88,6 +89,30 @@ def test_a_fault_of_ours_is_logged_and_not_shown(session, short_video, monkeypat
     play(session, short_video)
     assert "secret" not in session.status().message
     assert "secret" in caplog.text
+
+
+def _system_out_of_memory(*_, **__):
+    raise MemoryError
+
+
+def _cpu_out_of_memory(*_, **__):
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def _gpu_out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("simulated")
+
+
+@pytest.mark.parametrize("fails", [_system_out_of_memory, _cpu_out_of_memory, _gpu_out_of_memory])
+def test_memory_that_ends_is_told_as_what_it_is(session, short_video, monkeypatch, caplog, fails):
+    monkeypatch.setattr(session._backend.engine, "append_video_chunk", fails)
+    play(session, short_video)
+    assert (session.status().state, session.status().message.partition(";")[0]) == ("failed", "Memory ran out")
+    monkeypatch.undo()
+    play(session, short_video)
+    monkeypatch.setattr(session._backend.engine, "ask_stream", fails)
+    assert list(session.ask("What?"))[-1][0].error.startswith("Memory ran out;")
+    assert caplog.text == ""
 
 
 def test_a_paused_stream_takes_nothing_until_it_is_resumed(session, long_video):
@@ -226,6 +251,28 @@ def test_tabs_that_show_no_sign_of_life_make_room(small_streaming):
     silent.get("a")
     silent.get("b")
     assert silent.find("a") is None
+
+
+def test_a_video_whose_tab_is_closed_while_it_is_opened_never_streams(session, short_video, monkeypatch):
+    opening, goes_on = threading.Event(), threading.Event()
+
+    def slow(*args, **options):
+        opening.set()
+        goes_on.wait()
+        return video_chunks(*args, **options)
+
+    monkeypatch.setattr("consumers.streaming.demo.session.video_chunks", slow)
+    registry = SessionRegistry(lambda: session, max_sessions=1)
+    starter = threading.Thread(target=lambda: registry.get("a").start_video(short_video, chunk_size=4, is_paced=False))
+    starter.start()
+    opening.wait()
+    registry.close("a")
+    goes_on.set()
+    starter.join()
+    for feeder in threading.enumerate():
+        if feeder.name == "demo-feeder":
+            feeder.join()
+    assert (session.status().state, session.status().frames) == ("empty", 0)
 
 
 @pytest.mark.parametrize(

@@ -35,3 +35,20 @@ def no_cpu_memory():
 @pytest.fixture
 def setting(eager, video_file):
     return Setting(*eager, SourceVideo(video_file, stride=1), "small", max_new_tokens=6, max_pixels=6 * 28 * 28)
+
+
+@pytest.fixture
+def memory_ends(monkeypatch):
+    """Let an engine's method run out of memory from its n-th call on."""
+
+    def arrange(engine, name, *, call):
+        real, calls = getattr(engine, name), iter(range(1, call))
+
+        def ends(*args, **options):
+            if next(calls, None) is None:
+                raise MemoryError
+            return real(*args, **options)
+
+        monkeypatch.setattr(engine, name, ends)
+
+    return arrange

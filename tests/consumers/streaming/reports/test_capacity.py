@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,17 @@ def test_running_out_of_memory_is_an_end_with_what_was_reached(setting, monkeypa
     assert 80 < last["cache_tokens"] < 200
     assert last["chunks"] == len(calls) - 1
     assert report.failures == []
+
+
+def test_a_video_damaged_halfway_is_measured_up_to_the_damage(setting, tmp_path):
+    video = write_video(tmp_path / "damaged.mp4", frames=60)
+    content, (start, end) = bytearray(video.read_bytes()), (0.75, 0.78)
+    cut = slice(int(start * len(content)), int(end * len(content)))
+    content[cut] = bytes(cut.stop - cut.start)
+    video.write_bytes(content)
+    report = report_capacity(replace(setting, video=SourceVideo(video, stride=1)), sizes=["224", "native"])
+    assert [row["real_frames"] for row in report.tables[0].rows] == [44, 44]
+    assert [line.partition(".mp4:")[0] for line in report.failures] == ["224: damaged", "native: damaged"]
 
 
 def test_another_error_is_no_end(setting, monkeypatch):

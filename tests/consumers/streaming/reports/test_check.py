@@ -10,7 +10,7 @@ from consumers.streaming import (
     QwenInferenceWrapper,
     VideoStreamingInference,
 )
-from consumers.streaming.reports import report_check
+from consumers.streaming.reports import chunk_sizes, report_check
 from consumers.streaming.reports.check import CLIP_FRAMES, QUESTIONS, clip
 
 RIGHT = {expected.question: expected.right for expected in QUESTIONS}
@@ -80,3 +80,12 @@ def test_the_clip_is_red_and_then_green():
     middles = [tuple(frame[140, 110]) for frame in frames]
     assert middles == [(220, 0, 0)] * 8 + [(0, 160, 0)] * 8
     assert not np.array_equal(frames[0], frames[1])
+
+
+def test_a_chunk_size_that_memory_has_no_room_for_is_a_failure_of_the_check(setting, monkeypatch):
+    def ends(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(chunk_sizes, "_measured", ends)
+    failures = report_check(setting, has_sense=False).failures
+    assert failures[0] == "continuous, chunks of 2: MemoryError"

@@ -90,3 +90,15 @@ def test_a_stream_that_depends_on_its_chunks_is_warned_of(setting, monkeypatch):
 def test_no_sizes_are_refused(setting):
     with pytest.raises(ValueError, match="chunk sizes"):
         report_chunks(setting, sizes=[0])
+
+
+def test_a_size_that_memory_has_no_room_for_is_named_and_the_others_are_compared(setting, memory_ends):
+    memory_ends(chunked.VideoStreamingInference, "ask", call=9)  # the first is the warm-up's
+    report = report_chunks(setting, frames=8, sizes=[2, 3, 4])
+    rows = report.tables[0].rows
+    assert [row["chunk_frames"] for row in rows] == [2, 3, 4, 8, 2, 3, 4]
+    assert report.failures == ["turns, chunks of 8: MemoryError"]
+    assert all(row["same_answer"] for row in rows[:4])
+    assert {(row["same_answer"], row["score_difference"]) for row in rows[4:]} == {(None, None)}
+    assert report.warnings == []
+    assert len(report.plots[0].values) == len(report.tables[1].rows) == 7

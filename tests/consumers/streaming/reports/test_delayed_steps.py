@@ -49,3 +49,18 @@ def test_an_engine_that_encodes_each_time_is_told_of(setting, monkeypatch):
 def test_a_video_that_is_too_short_is_refused_with_what_it_has(setting):
     with pytest.raises(ValueError, match=r"made.mp4 gives 24 frames.* needs 50 \+ 10"):
         report_delayed(setting)
+
+
+def test_what_was_measured_before_memory_ended_is_told_with_the_step_that_ended_it(setting, memory_ends):
+    memory_ends(DelayedBatchInferenceEngine, "_encode", call=2)
+    report = report_delayed(setting, frames=10, more=3)
+    steps, _, answers, _ = (table.rows for table in report.tables)
+    assert [row["step"] for row in steps] == ["add 10 frames", "ask", "ask again", "add 3 frames"]
+    assert len(answers) == 2
+    assert report.failures == ["step 5, ask: MemoryError"]
+
+
+def test_memory_that_ends_before_the_first_answer_leaves_no_report(setting, memory_ends):
+    memory_ends(DelayedBatchInferenceEngine, "_encode", call=1)
+    with pytest.raises(MemoryError):
+        report_delayed(setting, frames=10, more=3)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from consumers.streaming import VideoStreamingInference
-from consumers.streaming.reports import report_multi_round
+from consumers.streaming.reports import SourceVideo, multi_round, report_multi_round
 from consumers.streaming.reports.multi_round import cache_digest
+from pipeline.errors import MediaError
 from tests.consumers.streaming.streams import append_chunks, video
 
 ROUNDS = {"rounds": 3, "chunks_per_round": 1}
@@ -66,3 +67,47 @@ def test_the_digest_sees_one_bit_of_any_tensor_of_any_dtype(eager):
 def test_a_video_that_is_too_short_is_refused_with_what_it_has(setting):
     with pytest.raises(ValueError, match=r"4 rounds need at least one question and 32 frames; made.mp4 gives 24"):
         report_multi_round(setting, rounds=4)
+
+
+@pytest.mark.parametrize(
+    ("call", "rounds", "failures"),
+    [
+        (3, (2, 0), ["questions beside the stream, round 3: MemoryError", "answers kept, round 1: MemoryError"]),
+        (6, (3, 2), ["answers kept, round 3: MemoryError"]),
+    ],
+)
+def test_what_was_measured_before_memory_ended_is_told_with_the_round_that_ended_it(
+    setting, memory_ends, call, rounds, failures
+):
+    memory_ends(VideoStreamingInference, "ask", call=call)
+    report = report_multi_round(setting, **ROUNDS)
+    assert tuple(len(table.rows) for table in report.tables[:2]) == rounds
+    assert len(report.tables[2].rows) == sum(rounds)
+    assert report.failures == failures
+
+
+def test_what_was_measured_before_a_damaged_frame_is_told(setting, monkeypatch):
+    def damaged(video, start, count):
+        if start >= 8:
+            raise MediaError("made.mp4: not decodable")
+        return real(video, start, count)
+
+    real = SourceVideo.frames
+    monkeypatch.setattr(SourceVideo, "frames", damaged)
+    report = report_multi_round(setting, **ROUNDS)
+    assert [len(table.rows) for table in report.tables] == [2, 2, 4]
+    ended = "round 3: MediaError: made.mp4: not decodable"
+    assert report.failures == [f"questions beside the stream, {ended}", f"answers kept, {ended}"]
+
+
+def test_answers_are_kept_in_what_memory_the_questions_beside_the_stream_have_left(setting, monkeypatch):
+    free = []
+    real = multi_round._Rounds.kept
+
+    def listen(made, stream, number, question):
+        free.append(made._asked.get_cache_info()["cache_memory_bytes"])
+        return real(made, stream, number, question)
+
+    monkeypatch.setattr(multi_round._Rounds, "kept", listen)
+    report_multi_round(setting, **ROUNDS)
+    assert free == [0, 0, 0]
