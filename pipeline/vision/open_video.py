@@ -16,7 +16,7 @@ from pipeline.errors import MediaError
 from pipeline.vision.decord_reader import DecordReader
 from pipeline.vision.image_folder import ImageFolderReader, survey_images
 from pipeline.vision.media_file import MediaFile
-from pipeline.vision.pyav_reader import LayoutChanged, PyavReader
+from pipeline.vision.pyav_reader import DamagedMedia, LayoutChanged, PyavReader
 from pipeline.vision.reading_plan import keyframe_before
 from pipeline.vision.rgb import converts_directly
 from pipeline.vision.survey import Survey, survey_media
@@ -37,7 +37,8 @@ class VideoReader(Protocol):
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield frames as uint8 [h, w, 3] RGB, upright, in the order asked; repeats are allowed.
 
-        A frame's bits do not depend on which frames were asked for before. Sizes may change within a video.
+        A frame's bits do not depend on which frames were asked for before; of damaged pictures PyAV alone promises
+        it, but for the exceptions among README's limits. Sizes may change within a video.
 
         Raises:
             MediaError: a frame cannot be decoded; the message names it, without the file. The reader is of no
@@ -101,8 +102,8 @@ class OpenVideo:
     def first_that_succeeds(self, read: Callable[[VideoReader], T]) -> tuple[T, str]:
         """Return `read`'s result with the first decoder that completes it, and that decoder.
 
-        Every call starts at the first decoder again: what one unit's failure taught must not choose the
-            decoder of the next unit.
+        Where PyAV names damaged pictures nobody else is asked. Every call starts at the first decoder again: what
+            one unit's failure taught must not choose the decoder of the next unit.
 
         Raises:
             MediaError: none does.
@@ -116,6 +117,8 @@ class OpenVideo:
             except MediaError as exc:
                 self._readers.pop(name, None)
                 reasons[name] = str(exc)
+                if isinstance(exc, DamagedMedia):
+                    break  # decord would conceal the damage, and not twice alike
                 if isinstance(exc, LayoutChanged):
                     order.append(name)  # decord may be missing, and would only have scaled the frames
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -28,6 +28,10 @@ class _NotFound(Exception):
         super().__init__(f"frame {index}: {reason}")
 
 
+class DamagedMedia(MediaError):
+    """Wanted pictures, or such as they are built on, are damaged or missing: who gives them makes them up."""
+
+
 class LayoutChanged(MediaError):
     """A picture's size or format is not the header's, where the caller asked for one layout throughout."""
 
@@ -56,8 +60,10 @@ class PyavReader:
         self._next = USED_UP  # else the index from which on frames are still to come
         self._place = 0  # where the open run is
         self._ready: deque[Any] = deque()  # decoded, not yet looked at
+        self._is_drained = False  # the decoder was emptied; only a seek revives it
         self._packets: Iterator[Any] = iter(())
-        self._media = media or MediaFile.open(path)
+        self._last: Any = None  # the picture that came last
+        self._take(media or MediaFile.open(path))
         if media is None:
             self._begin()
 
@@ -65,8 +71,10 @@ class PyavReader:
         """Yield frames as uint8 [h, w, 3] RGB, in the order asked; repeats are allowed.
 
         Raises:
-            MediaError: a frame cannot be decoded, or the file promises it and does not hold it; the message
+            DamagedMedia: a frame cannot be decoded, or the file promises it and does not hold it; the message
                 names it.
+            LayoutChanged: as the reader was asked to raise.
+            MediaError: the video has no such frame, or the file cannot be opened again.
         """
         for ascending in _ascending_parts(indices):
             for index in ascending:
@@ -94,7 +102,7 @@ class PyavReader:
             try:
                 yield from self._read(Run(0, tuple(indices[done:])), leave_after=False)
             except _NotFound as exc:
-                raise MediaError(str(exc)) from exc
+                raise DamagedMedia(str(exc)) from exc
 
     def _read(self, run: Run, *, leave_after: bool) -> Iterator[np.ndarray]:
         """Yield the wanted frames of one run. With `leave_after` the decoder is emptied as soon as it has them all."""
@@ -103,6 +111,8 @@ class PyavReader:
         self._place, self._next = self._next, USED_UP  # an abandoned run has skipped what a later one may want
         wanted = deque(run.wanted)
         for frame in self._decoded(run, leave_after):
+            # Where a picture ends a call its memory must not be free for others any sooner: see `_renew`.
+            self._last = frame
             at = self._index_of.get(frame.pts, -1) if self._index_of else self._place
             if at < self._place:
                 continue  # shown before the keyframe that was sought: not decodable from here, not asked for
@@ -115,7 +125,7 @@ class PyavReader:
                 wanted.popleft()
                 if self._layout not in (None, (frame.width, frame.height, frame.format.name)):
                     raise LayoutChanged(f"frame {at}: its size or format is not the header's")
-                if not wanted and not leave_after:
+                if not wanted and not self._is_drained:
                     self._next = self._place
                 yield self._to_rgb(frame)
                 if not wanted:
@@ -126,10 +136,9 @@ class PyavReader:
         """Yield what the decoder gives; pictures that are neither wanted nor needed by others are not decoded."""
         frames, last = self._survey.frames, run.wanted[-1]
         wanted = set(run.wanted)
-        context = self._media.stream.codec_context
         is_unreferenced = None
         if self._short_way and last - run.start >= len(wanted):
-            is_unreferenced = unreferenced_test(context.name, context.extradata)
+            is_unreferenced = unreferenced_test(self._context.name, self._context.extradata)
         last_order = max(frames[index].decode_order for index in run.wanted)
         sent = -1
         while True:
@@ -143,18 +152,23 @@ class PyavReader:
                 continue
             behind = sent >= last_order
             sent = max(sent, frames[index].decode_order if index >= 0 else -1)
+            if self._survey.codec == "vp8" and packet.is_keyframe:
+                self._renew(packet)
             try:
-                self._ready.extend(packet.decode())
+                self._ready.extend(self._context.decode(packet))
             except av.error.FFmpegError as exc:
+                if 0 <= index < run.start:
+                    continue  # shown before the keyframe that was sought, and built on what was not read
                 if not behind:
-                    raise MediaError(f"frame {index if index >= 0 else self._place}: {one_line(exc)}") from exc
+                    raise _NotFound(index if index >= 0 else self._place, one_line(exc)) from exc
                 leave_after = True  # what follows the wanted frames is damaged, they are not
             if leave_after and sent >= last_order:
-                self._packets = iter(())
-                self._ready.extend(context.decode(None))
+                self._packets, self._is_drained = iter(()), True
+                self._ready.extend(self._context.decode(None))
 
     def _start_at(self, index: int) -> None:
         self._ready.clear()
+        self._is_drained = False
         if self._media.decoded is not None:
             self._packets, self._next = iter(()), 0
             self._ready.extend(self._media.decoded)
@@ -162,8 +176,24 @@ class PyavReader:
             if index:
                 raise _NotFound(index, "no seek leads there")
             self._media.close()
-            self._media = MediaFile.open(self._path)
+            self._take(MediaFile.open(self._path))
             self._begin()
+
+    def _take(self, media: MediaFile) -> None:
+        self._media, self._context = media, media.stream.codec_context
+        if _names_damage(self._survey):
+            self._context.options = {"err_detect": "explode"}
+
+    def _renew(self, packet: Any) -> None:
+        """Begin a group of VP8 pictures with a new decoder, whose memory holds nothing of earlier groups.
+
+        ffmpeg does not say that a VP8 picture is damaged, and leaves in it what its memory held. A turned video keeps
+        its decoder, for a new one does not know that it is turned.
+        """
+        is_intra = not memoryview(packet)[0] & 1  # RFC 6386, 9.1; the container's word alone is not enough
+        if is_intra and self._last is not None and not self._last.rotation:
+            self._context = av.CodecContext.create(self._context.name, "r")
+            self._context.thread_count = 1
 
     def _begin(self) -> None:
         self._packets, self._next = self._media.container.demux(self._media.stream), 0
@@ -178,6 +208,7 @@ class PyavReader:
         stream = self._media.stream
         try:
             self._media.container.seek(time, stream=stream, backward=True)
+            self._context.flush_buffers()  # the container does so with its own decoder alone
             packets = self._media.container.demux(stream)
             for packet in packets:
                 if packet.pts == target.pts:
@@ -190,6 +221,16 @@ class PyavReader:
             # Some containers refuse to go to times that they themselves have told.
             pass
         return False
+
+
+def _names_damage(survey: Survey) -> bool:
+    """Tell whether the decoder is told to raise, and not to fill a damaged picture from what else it has decoded.
+
+    Not where all frames are read in one way, nor for H.264 in open groups of pictures: after a seek ffmpeg
+    complains of sound ones, too.
+    """
+    is_told = survey.codec == "hevc" or (survey.codec == "h264" and survey.keyframes_keep_their_order)
+    return is_told and can_seek(survey)
 
 
 def _ascending_parts(indices: Sequence[int]) -> Iterator[list[int]]:

@@ -1,6 +1,7 @@
 """Frames through torchcodec, where it is installed: held to the readers' contract and measured, used by no build.
 
-Its pixels are not decord's everywhere, and whether it is installed must not choose a feature's bytes.
+Its pixels are not decord's everywhere, and whether it is installed must not choose a feature's bytes. Those of damaged
+pictures may depend on what was decoded before.
 """
 
 from __future__ import annotations

@@ -184,6 +184,21 @@ def test_the_short_way_is_never_given_up_in_sound_files(folder, name):
     assert reader._short_way
 
 
+def test_the_short_way_is_kept_in_sound_open_groups_of_h264(tmp_path):
+    """Behind a seek ffmpeg complains of the pictures that were passed over; none that is wanted needs them."""
+    path = tmp_path / "open_gop.mp4"
+    params = "open-gop=1:b-pyramid=normal:ref=6:scenecut=0"
+    write_video(path, frames=40, options={"g": "12", "bf": "5", "x264-params": params})
+    survey = survey_video(path)
+    assert not survey.keyframes_keep_their_order
+    in_order = list(PyavReader(path, survey).frames(range(40)))
+    reader = PyavReader(path, survey)
+    asked = [39, 26, 25, 14, 13, 0]
+    for index, frame in zip(asked, reader.frames(asked), strict=True):
+        assert np.array_equal(frame, in_order[index]), index
+    assert reader._short_way
+
+
 def test_the_long_way_gives_what_a_seek_does_not(folder, monkeypatch):
     in_order = list(PyavReader(folder / "hevc.mp4", survey_video(folder / "hevc.mp4")).frames(range(12)))
     monkeypatch.setattr(Counting, "_seek", lambda self, index: False)
