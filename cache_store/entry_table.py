@@ -180,7 +180,9 @@ def from_parquet(content: bytes) -> pa.Table:
         ValueError: not what `to_parquet` wrote.
     """
     try:
-        return pq.read_table(pa.BufferReader(content)).select(SCHEMA.names).cast(SCHEMA)
+        # Without Arrow's threads: one that lets go of `content` while Python ends aborts the process.
+        whole = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        return whole.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, KeyError) as exc:
         raise ValueError(str(exc)) from exc
 
@@ -191,7 +193,7 @@ def rows_of_parquet(content: bytes) -> Iterator[list[UsedRow]]:
         file = pq.ParquetFile(pa.BufferReader(content))
     except pa.ArrowException as exc:
         raise ValueError(str(exc)) from exc
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=_USED_COLUMNS):
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=_USED_COLUMNS, use_threads=False):
         yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
@@ -246,7 +248,7 @@ def groups(table: pa.Table) -> Iterator[Group]:
     grouped = table.append_column("prefix", prefix).append_column("is_video", is_video)
     wanted = [("name", "min"), ("bytes", "count"), ("bytes", "sum"), ("written_us", "min"), ("written_us", "max"),
               ("used_us", "min"), ("used_us", "max")]  # fmt: skip
-    sums = grouped.group_by(["prefix", "is_video", "fingerprint8"]).aggregate(wanted)
+    sums = grouped.group_by(["prefix", "is_video", "fingerprint8"], use_threads=False).aggregate(wanted)
     columns = ["name_min", "fingerprint8", *(f"{column}_{function}" for column, function in wanted[1:])]
     for row in zip(*(sums[column].to_pylist() for column in columns), strict=True):
         yield Group(*row)

@@ -50,7 +50,9 @@ def coverage(root: Path, present: pa.ChunkedArray) -> dict[str, tuple[int, int]]
     is_there = pc.is_in(planned, value_set=present)
     prefix = pc.replace_substring_regex(planned, pattern=naming.GROUP_SUFFIX, replacement="")
     grouped = pa.table({"prefix": prefix, "name": planned, "is_there": is_there.cast(pa.int64())})
-    sums = grouped.group_by("prefix").aggregate([("name", "min"), ("name", "count"), ("is_there", "sum")])
+    sums = grouped.group_by("prefix", use_threads=False).aggregate(
+        [("name", "min"), ("name", "count"), ("is_there", "sum")]
+    )
     found: dict[str, tuple[int, int]] = {}
     columns = (sums[column].to_pylist() for column in ("name_min", "name_count", "is_there_sum"))
     for name, wanted, there in zip(*columns, strict=True):
@@ -60,11 +62,17 @@ def coverage(root: Path, present: pa.ChunkedArray) -> dict[str, tuple[int, int]]
     return found
 
 
+def _names_in(path: Path) -> pa.ChunkedArray:
+    # Without Arrow's threads, which it starts for files too: see `entry_table.from_parquet`.
+    file = pq.ParquetFile(pa.BufferReader(path.read_bytes()))
+    return file.read(["name"], use_threads=False)["name"].cast(pa.string())
+
+
 def _planned(root: Path) -> pa.Array:
     parts = []
     for path in _paths(root):
         try:
-            parts.append(pq.read_table(path)["name"].cast(pa.string()))
+            parts.append(_names_in(path))
         except (OSError, pa.ArrowException, KeyError):
             # Damaged or just replaced: coverage is unknown, nothing else.
             continue

@@ -73,8 +73,9 @@ def _read_parquet(place: MediaPath, columns: Sequence[str]) -> tuple[list[str], 
     with place.open("rb") as file:
         parquet = pyarrow.parquet.ParquetFile(file)
         names: list[str] = parquet.schema_arrow.names
-        # Some benchmarks hold whole pictures in other columns.
-        return names, parquet.read(columns=[name for name in columns if name in names]).to_pylist()
+        # Some benchmarks hold whole pictures in other columns. Arrow's threads may not outlive Python's file.
+        wanted = [name for name in columns if name in names]
+        return names, parquet.read(columns=wanted, use_threads=False).to_pylist()
 
 
 def _read_json(place: MediaPath, *, is_lines: bool, unfold: Callable[[Any], Rows] | None) -> tuple[list[str], Rows]:

@@ -111,7 +111,8 @@ def read_columns(folder: DataFolder, path: str, required: Sequence[str], *, opti
         with folder.place(path).open("rb") as file:
             parquet = pyarrow.parquet.ParquetFile(file)
             names = parquet.schema_arrow.names
-            table = parquet.read(columns=[name for name in (*required, *optional) if name in names])
+            wanted = [name for name in (*required, *optional) if name in names]
+            table = parquet.read(columns=wanted, use_threads=False)  # which may not outlive Python's file
         for place, name in enumerate(table.column_names):
             kind = _kind(name)
             if kind is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,3 +51,28 @@ def test_changes_are_applied_as_to_a_dictionary(before, halves, put, used, marks
 def runs_of(old: Entry | None, more: str) -> str:
     """The runs of both, sorted."""
     return ",".join(sorted({*(old.runs if old else "").split(","), *more.split(",")} - {""}))
+
+
+def test_no_thread_of_arrow_is_left_that_could_abort_the_process_at_its_end(tmp_path):
+    code = """
+import os, sys
+import pyarrow.compute, pyarrow.parquet
+from cache_store import FeatureStore, ReadOnlyStore, StepKey
+from tests.cache_store.conftest import tensor
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+with FeatureStore(sys.argv[1]) as store:
+    key = StepKey("e", 0)
+    store.put(key, tensor(1))
+    store.remember_plan("a plan", [(key, {})])
+    before = threads()
+    assert store.stats().entries == 1
+with FeatureStore(sys.argv[1]) as store:
+    assert list(store.keys()) == [key]
+    assert ReadOnlyStore(sys.argv[1]).size()[0] == store.stats().datasets["e"].planned == 1
+print(threads() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "store"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
