@@ -77,9 +77,9 @@ class ResultsFolder:
         for line in lines:
             try:
                 answer = Answer.from_json(json.loads(line))
+                answers[answer.model, answer.row] = answer
             except (ValueError, TypeError):
                 continue
-            answers[answer.model, answer.row] = answer
         # A video may have been fetched meanwhile, a feature built, and a damaged one replaced.
         return cls(path, asked, [answer for answer in answers.values() if fault_of(answer) is None])
 
