@@ -44,8 +44,8 @@ class Row:
         return next((str(self.values[column]) for column in columns if column in self.values), None)
 
     def number_of(self, column: str) -> float | None:
-        """Return a column as a number; None where it is missing or not finite. Raises ValueError for other text."""
-        value = float(self.values.get(column, "nan"))
+        """Return a column as a number; None where it is missing or not finite. Raises ValueError for what is none."""
+        value = float(str(self.values.get(column, "nan")))
         return value if isfinite(value) else None
 
     @property
