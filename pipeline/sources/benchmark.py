@@ -18,7 +18,7 @@ from pipeline.sources.choices import (
     OPTION_COLUMNS,
     AnswerIs,
     choices_of,
-    split_question,
+    without_options,
 )
 from pipeline.sources.data_folder import DataFolder
 from pipeline.sources.media_path import MediaPath, absolute
@@ -240,7 +240,7 @@ class Benchmark:
                 annotations=row.file,
                 task=self._layout.task(row),
                 question_id=self._question_id(row),
-                question=split_question(question)[0] if choices and question else question,
+                question=without_options(question, choices) if choices and question else question,
                 question_type=row.text(*self._layout.question_type),
                 sample=self._samples[found],
                 choices=choices,
