@@ -7,7 +7,6 @@ import json
 import platform
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from cache_store import recipe_fingerprint
 from jobs.parity_checks import Check, Subject, run_checks
 from jobs.preconditions import check_device
 from jobs.printing import print_json, printable, results, table
-from jobs.report_files import make_report_folder, write_files
+from jobs.report_files import make_report_folder, new_folder, write_files
 from pipeline.encoders import VideoEncoderSpec, load_spec
 from pipeline.errors import BuildRefused
 from pipeline.version import VERSION, version_of
@@ -37,8 +36,8 @@ def check(args: argparse.Namespace) -> int:
     except ValueError as exc:
         raise BuildRefused(f"--sampling: {exc}") from exc
     check_device(args.device)
-    folder = args.report or Path("results") / time.strftime("check_%Y%m%d_%H%M%S")
     spec = cast(VideoEncoderSpec, load_spec(args.encoder, args.model, dtype=args.dtype))
+    folder: Path = args.report or new_folder(Path("results"), "check")
     make_report_folder(folder)
     dtype = spec.recipe()["dtype"]
     with tempfile.TemporaryDirectory() as root:

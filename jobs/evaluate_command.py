@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cache_store import ReadOnlyStore, RecipeMismatch, StoreReadError, absolute_root, canonical_dataset_name, is_root
 from consumers.evaluation import EvaluationError, LongVA_Cached
 from consumers.evaluation.comparison import Answer, compare
-from consumers.evaluation.longva_backends import require_backend
+from consumers.evaluation.longva_backends import SMALL, require_backend
 from jobs.build_request import check_name
 from jobs.evaluate_arguments import DEFAULTS
 from jobs.evaluate_files import LOG, PAGE, REPORT, LogFile, ResultsFolder
@@ -111,23 +111,30 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
         SamplingRule.parse(args.sampling)
     except ValueError as exc:
         raise BuildRefused(f"--sampling: {exc}") from exc
-    if len(set(args.model)) < len(args.model):
+    models = [_checkpoint_folder(model) or model for model in args.model]
+    if len(set(models)) < len(models):
         raise BuildRefused("a model is named twice")
     try:
-        for model in args.model:
+        for model in models:
             require_backend(model)
     except EvaluationError as exc:
         raise BuildRefused(str(exc)) from exc
-    given = {name: getattr(args, name) for name in _ASKED}
-    models = [os.path.abspath(model) if os.path.isdir(model) else model for model in given.pop("model")]
+    given = {name: getattr(args, name) for name in _ASKED if name != "model"}
     given |= {"data": str(Path(args.data).absolute()), "store": str(absolute_root(args.store))}
     given["annotations"] = None if args.annotations is None else str(absolute(args.annotations))
     return {"version": VERSION, "models": models, "model_files": list(map(_files_of, models)), **given}
 
 
+def _checkpoint_folder(model: str) -> str | None:
+    """Return the absolute path of a checkpoint's folder; None for a hub id or a built-in model, whatever lies here."""
+    is_built_in = model.partition(":")[0] == SMALL
+    return os.path.abspath(model) if os.path.isdir(model) and not is_built_in else None
+
+
 def _files_of(model: str) -> list[list[Any]]:
     """Return name, size and time of each file of a checkpoint's folder: another model has others."""
-    files = sorted(path for path in Path(model).iterdir() if path.is_file()) if os.path.isdir(model) else []
+    folder = _checkpoint_folder(model)
+    files = [] if folder is None else sorted(path for path in Path(folder).iterdir() if path.is_file())
     return [[path.name, status.st_size, status.st_mtime_ns] for path in files for status in [path.stat()]]
 
 

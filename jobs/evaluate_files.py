@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from openpyxl.cell import WriteOnlyCell
 from cache_store.atomic import publish
 from consumers.evaluation.comparison import Answer
 from jobs.evaluate_summary import fault_of
+from jobs.report_files import new_folder
 from pipeline.errors import BuildRefused
 from pipeline.sources import Question
 
@@ -52,20 +52,12 @@ class ResultsFolder:
         Raises:
             BuildRefused: it cannot be made.
         """
-        stamp = time.strftime("longva_cached_%Y%m%d_%H%M%S")
+        path = new_folder(parent, "longva_cached")
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            for number in range(1, 1000):
-                path = parent / (stamp if number == 1 else f"{stamp}_{number}")
-                try:
-                    path.mkdir()
-                except FileExistsError:
-                    continue  # two evaluations in one second
-                (path / ASKED).write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
-                return cls(path, asked, [])
+            (path / ASKED).write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
         except OSError as exc:
-            raise BuildRefused(f"no results folder can be made in {parent}: {exc.strerror or exc}") from exc
-        raise BuildRefused(f"{parent} has a thousand folders of this second")
+            raise BuildRefused(f"{path} cannot be written: {exc.strerror or exc}") from exc
+        return cls(path, asked, [])
 
     @classmethod
     def at(cls, path: Path, *, fields: Collection[str]) -> ResultsFolder:
@@ -85,9 +77,9 @@ class ResultsFolder:
         for line in lines:
             try:
                 answer = Answer.from_json(json.loads(line))
+                answers[answer.model, answer.row] = answer
             except (ValueError, TypeError):
                 continue
-            answers[answer.model, answer.row] = answer
         # A video may have been fetched meanwhile, a feature built, and a damaged one replaced.
         return cls(path, asked, [answer for answer in answers.values() if fault_of(answer) is None])
 

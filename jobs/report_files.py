@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,27 @@ from cache_store import StoreWriteError
 from cache_store.atomic import publish
 from jobs.printing import notes
 from pipeline.errors import BuildRefused
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make a folder below `parent`, named by `name` and the time, and numbered where this second has one.
+
+    Raises:
+        BuildRefused: it cannot be made.
+    """
+    stamp = f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            path = parent / (stamp if number == 1 else f"{stamp}_{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+    except OSError as exc:
+        raise BuildRefused(f"no folder can be made in {parent}: {exc.strerror or exc}") from exc
+    raise BuildRefused(f"{parent} has a thousand folders of this second")
 
 
 def make_report_folder(folder: Path) -> None:

@@ -74,12 +74,14 @@ class Answer:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Answer:
+    def from_json(cls, value: Any) -> Answer:
         """Return an answer as it was noted.
 
         Raises:
             TypeError: these are not its fields.
         """
+        if not isinstance(value, dict):
+            raise TypeError(f"an answer is an object, not {value!r}")
         stages = {
             name: None if value.get(name) is None else Stages(**value[name])
             for name in ("cached_stages", "live_stages")

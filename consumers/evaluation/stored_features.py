@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from consumers.evaluation.fitting import Recipe, TowerIdentity
 from consumers.words import require_one_of
 from pipeline.sources import clip_suffix
 from pipeline.sources import video_id as id_of
+from pipeline.sources.video_ids import VIDEO_EXTENSIONS
 
 OnMiss = Literal["live", "raise", "keep"]
 OnStale = Literal["error", "miss", "use"]
@@ -129,14 +131,17 @@ class StoredFeatures:
         return None if stale is not None else self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
 
     def _kept_recipe(self, key: VideoKey) -> Recipe | None:
-        """Return the recipe of what a miss has left here, where that is what there is instead of the one asked for."""
+        """Return the recipe of what a kept miss has left here, where that is there instead of the one asked for."""
         assert self._recipe is not None
-        if self.on_miss != "keep":
+        wanted, others = recipe_fingerprint(self._recipe), set()
+        for record in self.store.records_of(key):
+            if record.recipe_fingerprint == wanted:
+                return None
+            others.add(record.recipe_fingerprint)
+        if not others:  # the tower's weights are digested only where that tells something
             return None
         kept = self.identity.recipe(key.nframe)
-        there = [recipe_fingerprint(record.recipe) for record in self.store.records_of(key) if record.recipe]
-        is_kept = recipe_fingerprint(kept) in there and recipe_fingerprint(self._recipe) not in there
-        return kept if is_kept else None
+        return kept if recipe_fingerprint(kept) in others else None
 
     def _mismatch(self, key: VideoKey, recipe: Recipe, lines: list[str]) -> RecipeMismatch:
         return RecipeMismatch(
@@ -174,24 +179,50 @@ class StoredFeatures:
 def find_video_id(stored: StoredFeatures | None, item: Mapping[str, Any], dataset: str) -> str:
     """Return the id of a video's item: its own `video_id`, else that of its path in the store; with bounds a clip's.
 
-    Where stems repeat in a data set its ids are relative paths, so that of the path which names most folders is taken;
-    without any in the store it is the stem.
+    Where stems repeat in a data set its ids are relative paths, so that of the path which names most folders is taken,
+    unless it is that of another file that lies there. Without any in the store it is the stem; where misses are kept,
+    the whole path, since of an empty store nobody can tell which folder is the data set's.
     """
     start_s, end_s = item.get("start"), item.get("end")
+    bounds = clip_suffix(start_s, end_s)
     if item.get("video_id") is not None:
-        named, bounds = str(item["video_id"]), clip_suffix(start_s, end_s)
+        named = str(item["video_id"])
         return named if named.endswith(bounds) else named + bounds
-    path = PurePath(item["value"])
-    stem = id_of(path.name, start_s=start_s, end_s=end_s)
+    path = Path(item["value"]).absolute()
+    stem = id_of(path.name) + bounds
     if stored is None:
         return stem
+
+    def is_there(video_id: str) -> bool:
+        return any(True for _ in stored.store.records_of(stored.key(video_id, dataset=dataset)))
+
     asked = (dataset, path, start_s, end_s)
     if asked not in stored.found_ids:
         # The longest first: `b/a/001` may be there beside the `a/001` with which its path ends, too.
-        for depth in range(len(path.relative_to(path.anchor).parts), 0, -1):
-            repeated = frozenset() if depth == 1 else frozenset([id_of(path.name)])
-            found = id_of("/".join(path.parts[-depth:]), repeated=repeated, start_s=start_s, end_s=end_s)
-            if any(True for _ in stored.store.records_of(stored.key(found, dataset=dataset))):
-                stored.found_ids[asked] = found
-                break
-    return stored.found_ids.get(asked, stem)
+        ids = {root: _id_below(root, path) + bounds for root in reversed(path.parents)}
+        found = next((root for root, video_id in ids.items() if is_there(video_id)), None)
+        if found is not None and (other_root := _root_of_another(path, found)) is not None:
+            return _id_below(other_root, path) + bounds
+        kept = str(path) + bounds
+        if found is None and not is_there(kept):
+            return kept if stored.on_miss == "keep" else stem
+        stored.found_ids[asked] = kept if found is None else ids[found]
+    return stored.found_ids[asked]
+
+
+def _id_below(root: Path, path: Path) -> str:
+    return id_of(path.relative_to(root).as_posix(), repeated=frozenset([id_of(path.name)]))
+
+
+def _root_of_another(path: Path, root: Path) -> Path | None:
+    """Return the folder above `root` below which another file has the id that `path` has below `root`.
+
+    A data set that has `a/001.mp4` and `b/a/001.mp4` may have the feature of the first only.
+    """
+    names = {path.name, *(f"{id_of(path.name)}.{extension}" for extension in VIDEO_EXTENSIONS)}
+    for above in root.parents:
+        for name in names:
+            other = above / path.parent.relative_to(root) / name
+            if os.path.exists(other) and not (os.path.exists(path) and os.path.samefile(path, other)):
+                return above
+    return None

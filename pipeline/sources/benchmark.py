@@ -18,7 +18,7 @@ from pipeline.sources.choices import (
     OPTION_COLUMNS,
     AnswerIs,
     choices_of,
-    split_question,
+    without_options,
 )
 from pipeline.sources.data_folder import DataFolder
 from pipeline.sources.media_path import MediaPath, absolute
@@ -44,8 +44,8 @@ class Row:
         return next((str(self.values[column]) for column in columns if column in self.values), None)
 
     def number_of(self, column: str) -> float | None:
-        """Return a column as a number; None where it is missing or not finite. Raises ValueError for other text."""
-        value = float(self.values.get(column, "nan"))
+        """Return a column as a number; None where it is missing or not finite. Raises ValueError for what is none."""
+        value = float(str(self.values.get(column, "nan")))
         return value if isfinite(value) else None
 
     @property
@@ -240,7 +240,7 @@ class Benchmark:
                 annotations=row.file,
                 task=self._layout.task(row),
                 question_id=self._question_id(row),
-                question=split_question(question)[0] if choices and question else question,
+                question=without_options(question, choices) if choices and question else question,
                 question_type=row.text(*self._layout.question_type),
                 sample=self._samples[found],
                 choices=choices,

@@ -39,14 +39,23 @@ def choices_of(values: Mapping[str, Any], *, answer_is: AnswerIs) -> Choices | N
     Options are a list, or the text of one (VLMEvalKit's TSV), or a column each. An index may also be given as a letter;
     where a letter is expected, what is none is looked for among the options, with their letters or without. Where a
     text is expected, the question may list its options itself, in its last lines; then the answer may be a letter, too.
+    Other options beside those lines come first: what the question lists may be what they are about.
     """
     answer = str(values.get("correct_choice" if answer_is == "index" else "answer", "")).strip()
-    if answer_is == "text":
-        in_question = _choices(split_question(str(values.get("question", "")))[1], answer, "letter")
-        if in_question is not None:
-            return in_question
-    listed = _listed(next((values[name] for name in OPTION_COLUMNS if name in values), None))
-    return _choices(listed or _one_by_one(values), answer, answer_is)
+    listed = _listed(next((values[name] for name in OPTION_COLUMNS if name in values), None)) or _one_by_one(values)
+    by_columns = _choices(listed, answer, answer_is)
+    if answer_is != "text":
+        return by_columns
+    in_question = split_question(str(values.get("question", "")))[1]
+    by_question = _choices(in_question, answer, "letter")
+    is_repeated = _without_letters(in_question) == _without_letters(listed)
+    return by_question or by_columns if is_repeated else by_columns or by_question
+
+
+def without_options(question: str, choices: Choices) -> str:
+    """Return the question without its last lines, where these list the very options."""
+    text, listed = split_question(question)
+    return text if _without_letters(listed) == choices.options else question
 
 
 def split_question(question: str) -> tuple[str, list[str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -36,7 +37,7 @@ class DataFolder:
         if not _is_inside(relative):
             return False
         if isinstance(self.root, Path):
-            return (self.root / relative).is_file()
+            return _is_there((self.root / relative).is_file)
         return str(PurePosixPath(relative)) in self._listed
 
     def has_folder(self, relative: str) -> bool:
@@ -44,7 +45,7 @@ class DataFolder:
         if not _is_inside(relative):
             return False
         if isinstance(self.root, Path):
-            return (self.root / relative).is_dir()
+            return _is_there((self.root / relative).is_dir)
         return str(PurePosixPath(relative)) in self._listed_folders
 
     def files(self) -> Iterator[str]:
@@ -85,6 +86,15 @@ class DataFolder:
     @cached_property
     def _listed_folders(self) -> frozenset[str]:
         return frozenset(str(folder) for path in self._listed for folder in PurePosixPath(path).parents)
+
+
+def _is_there(is_what: Callable[[], bool]) -> bool:
+    try:
+        return is_what()
+    except OSError as exc:
+        if exc.errno == errno.ENAMETOOLONG:  # no file system has what it refuses to look for
+            return False
+        raise
 
 
 def _is_inside(relative: str) -> bool:

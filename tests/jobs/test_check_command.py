@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -50,6 +51,15 @@ def test_without_a_folder_it_goes_into_results(run, tmp_path):
     run()
     (folder,) = (tmp_path / "results").iterdir()
     assert folder.name.startswith("check_")
+
+
+def test_two_that_begin_in_one_second_have_a_folder_each(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *args: "20260314_092301")
+    run()
+    run("--nframe", "3")
+    names = ("check_20260314_092301", "check_20260314_092301_2")
+    recipes = [json.loads((tmp_path / "results" / name / "check.json").read_text())["recipe"] for name in names]
+    assert [recipe["frames"]["nframe"] for recipe in recipes] == [4, 3]
 
 
 def test_a_tower_has_no_answers_to_check(run):

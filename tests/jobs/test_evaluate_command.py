@@ -332,6 +332,26 @@ def test_going_on_is_with_the_same_files_wherever_it_is_done(run, tmp_path, monk
     assert "small has changed since" in said
 
 
+def test_the_built_in_model_is_meant_where_a_folder_of_its_name_lies_too(run, tmp_path):
+    for name in ("small", "small:1"):
+        (tmp_path / name).mkdir()
+    status, report, said = run("--model", "small", "--model", "small:1", "--first", "1")
+    assert (status, [model["model"] for model in report["models"]]) == (0, ["small", "small:1"]), said
+    (tmp_path / "small" / "notes.txt").touch()
+    assert run("--resume", report["results"], fresh=False)[0] == 0
+
+
+@pytest.mark.parametrize("line", ["[]", "null", '"text"', "1", "{}"])
+def test_a_line_that_is_no_answer_is_asked_again(run, tmp_path, line):
+    _, report, _ = run("--model", "small", "--first", "2")
+    file = tmp_path / report["results"] / "answers.jsonl"
+    first, second = file.read_text().splitlines()
+    unhashable = json.dumps(json.loads(first) | {"row": []})
+    file.write_text(f"{line}\n{unhashable}\n{second}\n")
+    status, again, said = run("--resume", report["results"], fresh=False)
+    assert (status, again["models"][0]["answered"]) == (0, 2), said
+
+
 def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
     file = tmp_path / "data" / "questions.json"
     row = json.loads(file.read_text())[0] | {
@@ -356,6 +376,7 @@ def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
         (["--model", "small", "--model", "lmms-lab/LongVA-7B"], "package longva"),
         (["--model", "small", "--sampling", "some"], "--sampling"),
         (["--model", "small", "--model", "small"], "named twice"),
+        (["--model", "./data", "--model", "data/"], "named twice"),
         (["--model", "small", "--store", "nowhere"], "no folder"),
         (["--model", "small", "--store", "nonsense://nowhere"], "nonsense"),
         (["--model", "lmms-lab/LongVA-7B"], "package longva"),

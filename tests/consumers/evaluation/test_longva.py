@@ -138,6 +138,68 @@ def test_of_ids_that_end_alike_the_one_with_most_of_the_path_is_taken(plain, vid
     assert longva.statistics.echoes == 1
 
 
+def linked(path, video):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(video[0])
+    return [{"type": "video", "value": path}, {"type": "text", "value": "What happens?"}]
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"), [("a/x.mp4", "b/a/x.mp4"), ("a/x.webm", "b/a/x.mp4"), ("x.mp4", "b/x.mp4")]
+)
+def test_a_missing_feature_is_not_that_of_a_video_in_a_folder_of_the_same_name(videos, tmp_path, there, asked):
+    root = tmp_path / "store"
+    build(root, {there.partition(".")[0]: videos["short"]})
+    sound, missing = linked(tmp_path / "set" / there, videos["short"]), linked(tmp_path / "set" / asked, videos["long"])
+    longva = cached(root, on_miss="raise")
+    for _ in range(2):
+        with pytest.raises(FeatureMissing, match=f"^{asked.partition('.')[0]} of Video-MME"):
+            longva.letter_logits(missing, LETTERS)
+        longva.letter_logits(sound, LETTERS)
+    assert longva.statistics.hits == 2
+
+
+class TestWhatIsKeptByPath:
+    @pytest.fixture
+    def questions(self, videos, tmp_path):
+        """About two videos of one stem, of a data set of which nothing is built."""
+        data = tmp_path / "data" / "video"
+        return linked(data / "1_plotQA" / "1.mp4", videos["long"]), linked(data / "2_needle" / "1.mp4", videos["short"])
+
+    def test_is_of_one_file_alone_and_found_by_the_next_process(self, plain, questions, tmp_path):
+        wanted = [plain.letter_logits(question, LETTERS) for question in questions]
+        for counts in ((0, 2), (2, 0)):
+            longva = cached(tmp_path / "store", on_miss="keep", dataset="MLVU")
+            found = [longva.letter_logits(question, LETTERS) for question in questions]
+            assert all(map(torch.equal, found, wanted))
+            assert (longva.statistics.hits, longva.statistics.misses) == counts
+
+    def test_tells_clips_and_extensions_apart(self, plain, videos, tmp_path):
+        whole, other = (
+            linked(tmp_path / f"x.{end}", videos[name]) for end, name in (("mp4", "long"), ("webm", "short"))
+        )
+        clip = [{**whole[0], "start": 0.5, "end": 1.5}, whole[1]]
+        longva = cached(tmp_path / "store", on_miss="keep")
+        for question in (whole, other, clip):
+            assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(question, LETTERS))
+        assert longva.statistics.misses == 3
+
+    @pytest.mark.parametrize("on_miss", ["live", "raise"])
+    def test_is_read_where_nothing_is_kept(self, plain, questions, tmp_path, on_miss):
+        cached(tmp_path / "store", on_miss="keep").letter_logits(questions[0], LETTERS)
+        longva = cached(tmp_path / "store", on_miss=on_miss)
+        assert torch.equal(longva.letter_logits(questions[0], LETTERS), plain.letter_logits(questions[0], LETTERS))
+        assert longva.statistics.hits == 1
+
+    def test_gives_way_to_what_is_built(self, questions, videos, tmp_path):
+        cached(tmp_path / "store", on_miss="keep").letter_logits(questions[0], LETTERS)
+        build(tmp_path / "store", {"video/1_plotQA/1": videos["long"]})
+        longva = cached(tmp_path / "store", on_miss="keep")
+        assert longva.video_id_of(questions[0][0], DATASET) == "video/1_plotQA/1"
+        longva.letter_logits(questions[0], LETTERS)
+        assert longva.statistics.hits == 1
+
+
 def test_a_clip_may_have_its_videos_id(plain, filled, videos):
     item, text = message(videos, "long@0.5-1.5")
     for named in ("long", "long@0.5-1.5"):

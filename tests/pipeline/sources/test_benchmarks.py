@@ -212,9 +212,10 @@ class TestMVBench:
         with pytest.raises(SourceError, match=r"row 1 of json/cooking\.json.*cooking"):
             open_benchmark("mvbench", tmp_path)
         path.unlink()
-        write_rows(tmp_path / "json/action_sequence.json", [{"video": "x.mp4", "start": "soon", "end": 2}])
-        with pytest.raises(SourceError, match=r"row 1 of json/action_sequence\.json.*soon"):
-            open_benchmark("mvbench", tmp_path)
+        for start, told in (("soon", "soon"), ([1], r"\[1\]"), ({"s": 1}, "{'s': 1}")):
+            write_rows(tmp_path / "json/action_sequence.json", [{"video": "x.mp4", "start": start, "end": 2}])
+            with pytest.raises(SourceError, match=rf"row 1 of json/action_sequence\.json.*{told}"):
+                open_benchmark("mvbench", tmp_path)
 
 
 class TestTempCompass:

@@ -182,6 +182,48 @@ def test_options_are_read_where_each_published_layout_keeps_them(tmp_path, sourc
     assert (asked.question, asked.choices, asked.sample.problem) == (question, choices, None)
 
 
+LIST = "Which are true?\nA. It barks.\nB. It sings.\nC. It sleeps."
+THREE = Choices(("It barks.", "It sings.", "It sleeps."), 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "question", "choices"),
+    [
+        (
+            "video-mme",
+            {"question": LIST, "options": ["A. Only A", "B. A and C"], "answer": "B"},
+            LIST,
+            Choices(("Only A", "A and C"), 1),
+        ),
+        ("video-mme", {"question": LIST, "options": LIST.split("\n")[1:], "answer": "B"}, "Which are true?", THREE),
+        ("temp-compass", {"question": LIST, "candidates": ["B", "A"], "answer": "A"}, LIST, Choices(("B", "A"), 1)),
+        (
+            "temp-compass",
+            {"question": LIST, "candidates": ["A->B", "B->A"], "answer": "B->A"},
+            LIST,
+            Choices(("A->B", "B->A"), 1),
+        ),
+        (
+            "temp-compass",
+            {"question": "Which?\n(A) B\n(B) A", "candidates": ["B", "A"], "answer": "B"},
+            "Which?",
+            Choices(("B", "A"), 1),
+        ),
+        (
+            "temp-compass",
+            {"question": LIST, "candidates": ["none", "all"], "answer": "B"},
+            "Which are true?",
+            THREE,
+        ),
+    ],
+)
+def test_what_a_question_lists_leaves_it_only_as_its_options(tmp_path, source, row, question, choices):
+    touch(tmp_path / "videos/x.mp4")
+    write_rows(tmp_path / "TempCompass_MCQ.json", [{"videoID": "x", "video_id": "x", **row}])
+    (asked,) = Benchmark(BENCHMARKS[source], tmp_path, tmp_path / "TempCompass_MCQ.json").questions()
+    assert (asked.question, asked.choices) == (question, choices)
+
+
 @pytest.mark.parametrize(
     "question",
     [

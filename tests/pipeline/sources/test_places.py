@@ -173,6 +173,8 @@ class TestDataFolder:
         assert folder.glob("*/*.mp4") == ["b/ü 1.mp4"]
         assert [folder.has_file(path) for path in ("./b/ü 1.mp4", "b", "gone")] == [True, False, False]
         assert [folder.has_folder(path) for path in ("b/c", "a.json", "gone")] == [True, False, False]
+        assert not folder.has_file("b/" + "x" * 300)
+        assert not folder.has_folder("x/" * 3000)
         assert folder.read_bytes("a.json") == b"not opened by any source"
 
     def test_nothing_outside_is_in_it(self, folder):
