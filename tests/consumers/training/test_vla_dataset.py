@@ -206,6 +206,45 @@ class TestRecipes:
         else:
             assert (source[6]["vl_cache"] is None) == (on_stale == "miss")
 
+    @pytest.mark.parametrize("is_empty", [True, False])
+    @pytest.mark.parametrize("in_a_set", [False, True])
+    def test_files_without_a_recipe_hide_none_of_a_batch_and_none_that_comes_later(
+        self, episode, tmp_path, is_empty, in_a_set
+    ):
+        def put_old(step):
+            torch.save(feature_of("episode_1", step), tmp_path / "late" / f"episode_1_vlm{step}.pt")
+
+        (tmp_path / "late").mkdir()
+        if not is_empty:
+            put_old(0)
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "late")
+        source = VLAEpisodeSet([found]) if in_a_set else found
+        put_old(0)
+        put_old(60)
+        assert torch.equal(source[0]["vl_cache"], feature_of("episode_1", 0))
+        assert found.recipe is None
+        fill(tmp_path / "late", "episode_1", [30], recipe=recipe())
+        fill(tmp_path / "late", "episode_1", [90], recipe=recipe(encoder={"model": "large"}))
+        assert all(sample["vl_cache"] is not None for sample in source.__getitems__([0, 3, 6]))
+        assert found.recipe == recipe()
+        with pytest.raises(RecipeMismatch, match="large"):
+            source[9]
+
+    def test_files_without_a_recipe_are_looked_at_once(self, episode, tmp_path, monkeypatch):
+        (tmp_path / "old").mkdir()
+        for step in STEPS:
+            torch.save(feature_of("episode_1", step), tmp_path / "old" / f"episode_1_vlm{step}.pt")
+        found, looked_at = UnifiedVLADataset(episode, cache_root=tmp_path / "old"), []
+
+        def record_of_each(store, keys):
+            looked_at.extend(keys)
+            return [None] * len(keys)
+
+        monkeypatch.setattr("cache_store.lookup.Lookup.record_of_each", record_of_each)
+        for _ in range(2):
+            assert all(sample["vl_cache"] is not None for sample in found.__getitems__(range(20)))
+        assert [key.vlm_idx for key in looked_at] == list(STEPS)
+
     def test_the_first_feature_of_an_episode_that_was_empty_is_held_against_its_instruction(self, episode, tmp_path):
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "late", instruction="Do it.")
         assert found[0]["vl_cache"] is None
