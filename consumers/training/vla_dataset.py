@@ -277,9 +277,15 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     def require_sound_arrays(self) -> None:
         """Read the arrays of all samples, each row once. Raises `MediaError`, as one of the samples would."""
         data = self.data()
-        data.actions(0, self.num_samples + self.horizon)
+        samples = range(self.num_samples) if self._kept is None else self._kept.tolist()
+        try:
+            data.actions(0, self.num_samples + self.horizon - 1)
+        except MediaError:
+            # The row may be one that no sample needs.
+            for sample in samples:
+                data.actions(sample, self.horizon)
         data.require_finite_windows(
-            range(self.num_samples) if self._kept is None else self._kept.tolist(),
+            samples,
             sensor_size=self.sensor_window_size if self.has_sensor else 0,
             robot_size=self.robot_window_size if self.has_robot_states else 0,
         )

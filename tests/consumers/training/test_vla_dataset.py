@@ -473,6 +473,28 @@ class TestOddInput:
             with pytest.raises(MediaError, match="a pose"):
                 found[sample]
 
+    def test_actions_in_no_window_of_a_sample_that_is_left_are_not_needed(self, tmp_path):
+        folder = tmp_path / "recv_all_1"
+        write_old(folder)  # 32 samples of 40 rows
+
+        def damage(row):
+            write_old(folder)
+            data = pickle.loads((folder / "data.pkl").read_bytes())
+            data["action"][row, 6] = np.nan
+            (folder / "data.pkl").write_bytes(pickle.dumps(data))
+
+        fill(tmp_path / "cache", "recv_all_1", [0, 3, 21])
+        options = {"cache_root": tmp_path / "cache", "disable_sensor": True, "disable_robot_state": True}
+        for row, is_needed, is_needed_of_cached in ((39, False, False), (38, True, False), (13, True, False)):
+            damage(row)
+            whole = UnifiedVLADataset(folder, **options, use_cache=False)
+            cached = UnifiedVLADataset(folder, **options, filter_by_cache=True)
+            assert bool(whole.preflight().unreadable) == is_needed
+            assert bool(cached.preflight().unreadable) == is_needed_of_cached
+        for row in (12, 30):
+            damage(row)
+            assert UnifiedVLADataset(folder, **options, filter_by_cache=True).preflight().unreadable
+
     def test_a_disabled_array_is_not_opened_and_may_be_damaged(self, tmp_path):
         new, old = tmp_path / "episode_1", tmp_path / "recv_all_1"
         write_new(new)
