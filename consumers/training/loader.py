@@ -16,7 +16,7 @@ from consumers.training.open_episodes import Format
 from consumers.training.sampler import ResumableSampler
 from consumers.training.vla_dataset import UnifiedVLADataset
 from consumers.training.vla_episodes import VLAEpisodeSet
-from consumers.words import require_one_of
+from consumers.words import require_lists, require_one_of
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER
 
@@ -50,7 +50,8 @@ def create_unified_dataloader(
     `"path:weight"`: the weight of each sample of the episodes at or below the path or pattern, 1.0 without one; of
     several paths the longest counts, of two statements on one path the last; without `shuffle` none does. `options` are
     those of `UnifiedVLADataset`. The sampler is a `ResumableSampler`, so `loader.sampler.set_epoch` and its state work
-    in all cases, and weights also with `distributed`.
+    in all cases, and weights also with `distributed`. With that and `filter_by_cache`, where torch's default process
+    group is up, the processes compare what they opened, so all of them have to call this.
 
     Raises:
         SourceError: nothing is found where a path or a weight points, two episodes have one name, no episode has a
@@ -60,6 +61,9 @@ def create_unified_dataloader(
     require_one_of(OnBadEpisode, on_bad_episode=on_bad_episode)
     folders: list[tuple[Path, Format]] = [(folder, "old") for folder in _old_episodes(old_dataset_patterns or ())]
     folders += [(folder, "new") for folder in _new_episodes(new_dataset_paths or ())]
+    require_lists(
+        old_dataset_patterns=old_dataset_patterns, new_dataset_paths=new_dataset_paths, dataset_weights=dataset_weights
+    )
     episodes = VLAEpisodeSet(_opened(folders, options, skip=on_bad_episode == "skip", is_told=rank == 0))
     if not len(episodes):
         raise SourceError(f"no samples are left; found were {episodes}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import uuid
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cache_store import ReadOnlyStore, StepKey, absolute_root, prompt_hash
+from consumers.numeric_options import require_numbers, require_whole_numbers
 from consumers.training.coverage import Coverage, Steps, coverage_of, first_recipes
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
 from consumers.training.old_format import SENSOR_WIDTH
@@ -29,7 +31,7 @@ from consumers.training.open_episodes import (
 )
 from consumers.training.preflight import Preflight, preflight
 from consumers.training.robot_states import STATE_WIDTH
-from consumers.words import require_one_of
+from consumers.words import require_lists, require_one_of
 from pipeline.errors import MediaError
 from pipeline.recipe import views_of, with_instruction, with_views
 from pipeline.sources.episode import Episode, chosen_views, instruction_of
@@ -65,7 +67,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     Raises:
         MediaError: the episode cannot be read; from a sample: its arrays are damaged, of wrong shapes, or not finite.
         FeatureMissing, RecipeMismatch, StoreReadError: from a sample.
-        ValueError: an option is out of its range.
+        ValueError, TypeError: an option is none, or out of its range.
     """
 
     def __init__(
@@ -91,10 +93,18 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         look_up: bool = True,
     ) -> None:
         sizes = (horizon, vlm_reuse_count, sensor_window_size, robot_window_size, action_expert_hz)
-        if min(sizes) <= 0:
+        require_whole_numbers(
+            horizon=horizon,
+            vlm_reuse_count=vlm_reuse_count,
+            sensor_window_size=sensor_window_size,
+            robot_window_size=robot_window_size,
+        )
+        require_numbers(action_expert_hz=action_expert_hz)
+        if not all(0 < size < math.inf for size in sizes):
             raise ValueError(f"horizon, reuse, windows and rate must be above 0, found {sizes}")
         require_one_of(OnMiss, on_miss=on_miss)
         require_one_of(FormatChoice, format=format)
+        require_lists(views_to_use=views_to_use)
         self.data_dir = Path(os.path.abspath(data_dir))
         self.format = format_of(self.data_dir) if format == "auto" else format
         self.horizon, self.vlm_reuse_count, self.action_expert_hz = horizon, vlm_reuse_count, action_expert_hz

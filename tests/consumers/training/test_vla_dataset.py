@@ -573,8 +573,16 @@ class TestOddInput:
             UnifiedVLADataset(episode, on_stale="new")
         with pytest.raises(ValueError, match=r"^format is 'newer'; give"):
             UnifiedVLADataset(episode, "newer")
-        with pytest.raises(ValueError, match="above 0"):
-            UnifiedVLADataset(episode, horizon=0)
+        for options in ({"horizon": 0}, {"action_expert_hz": float("nan")}, {"action_expert_hz": float("inf")}):
+            with pytest.raises(ValueError, match="above 0"):
+                UnifiedVLADataset(episode, **options)
+        for name in ("horizon", "vlm_reuse_count", "sensor_window_size", "robot_window_size"):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number, got 2.5"):
+                UnifiedVLADataset(episode, **{name: 2.5})
+        with pytest.raises(ValueError, match="action_expert_hz must be a number, got '10'"):
+            UnifiedVLADataset(episode, action_expert_hz="10")
+        with pytest.raises(TypeError, match=r"views_to_use is 'View1'; give a list: \['View1'\]"):
+            UnifiedVLADataset(episode, views_to_use="View1")
         (episode / "robot_states.npz").unlink()
         with pytest.raises(MediaError, match=r"episode_1.*neither robot_states"):
             UnifiedVLADataset(episode)
