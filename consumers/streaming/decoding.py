@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from consumers.numeric_options import require_numbers, require_whole_numbers
 from consumers.streaming.errors import NonFiniteLogits
-from consumers.streaming.numeric_options import require_numbers, require_whole_numbers
 from consumers.streaming.prompts import END_OF_TURN
 from consumers.streaming.video_sequence import VideoSequence
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+from consumers.numeric_options import require_whole_numbers
 from consumers.streaming.errors import ContextTooLong
-from consumers.streaming.numeric_options import require_whole_numbers
 
 
 @dataclass(frozen=True)

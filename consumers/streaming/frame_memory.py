@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from consumers.numeric_options import require_numbers, require_whole_numbers
 from consumers.streaming.frame_files import FrameFiles
 from consumers.streaming.frames import as_frame, check_order
-from consumers.streaming.numeric_options import require_numbers, require_whole_numbers
 
 SCORED_SIDE = 224
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from consumers.numeric_options import require_numbers
 from consumers.streaming.errors import FrameSizeChanged, TimeRunsBackwards
-from consumers.streaming.numeric_options import require_numbers
 from pipeline.errors import MediaError
 
 # Three thousand years: positions stay numbers that every kernel can hold. Unix time lies far below, unless it is in

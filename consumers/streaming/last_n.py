@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from consumers.numeric_options import require_whole_numbers
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.frame_memory import KeptFrame
-from consumers.streaming.numeric_options import require_whole_numbers
 
 
 class LastNFramesEngine(DelayedBatchInferenceEngine):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from consumers.numeric_options import require_numbers
 from consumers.streaming.kv_cache import KVCacheManager, check_holds
-from consumers.streaming.numeric_options import require_numbers
 from consumers.streaming.prompts import END_OF_TURN
 from pipeline.encoders.checkpoint import tensor_mark
 from pipeline.errors import EncoderError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from consumers.streaming.numeric_options import require_numbers, require_whole_numbers
+from consumers.numeric_options import require_numbers, require_whole_numbers
 
 
 class VideoSampler:

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
+from consumers.numeric_options import require_whole_numbers
 from consumers.streaming.errors import ContextTooLong
 from consumers.streaming.eviction import ChunkLedger, EvictionConfig
 from consumers.streaming.kv_cache import KVCacheManager
-from consumers.streaming.numeric_options import require_whole_numbers
 from consumers.streaming.positions import (
     TextRule,
     text_positions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cache_store import StepKey
+from consumers.numeric_options import require_numbers, require_whole_numbers
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
 from consumers.words import require_one_of
 from pipeline.sources import data_set_name, lerobot_episode_name
@@ -36,9 +38,9 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
     every feature of an item is compared with that item's own.
 
     Raises:
-        ValueError: `vlm_reuse_count` is below 1, an offset is no multiple of 1 / fps, neither `dataset.meta` nor
-            arguments tell what is needed, or items have no `frame_index` (some sets of version 2.0: there it is the
-            row's number in its episode).
+        ValueError: `vlm_reuse_count` or `fps` is no number above 0, there are no offsets or one is no multiple of
+            1 / fps, neither `dataset.meta` nor arguments tell what is needed, or items have no `frame_index` (some sets
+            of version 2.0: there it is the row's number in its episode).
         FeatureMissing, RecipeMismatch, StoreReadError: from an item.
     """
 
@@ -57,6 +59,7 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
         on_stale: OnStale = "error",
     ) -> None:
         require_one_of(OnMiss, on_miss=on_miss)
+        require_whole_numbers(vlm_reuse_count=vlm_reuse_count)
         if vlm_reuse_count < 1:
             raise ValueError(f"vlm_reuse_count is {vlm_reuse_count}, and must be 1 or more")
         meta = getattr(dataset, "meta", None)
@@ -76,7 +79,7 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
                     raise ValueError("delta_timestamps need fps and episode_lengths, since the data set has no meta")
                 fps = meta.fps if fps is None else fps
                 episode_lengths = _lengths(meta.episodes) if episode_lengths is None else episode_lengths
-            self._offsets, self._lengths = _offsets(delta_timestamps, float(fps)), dict(episode_lengths)
+            self._offsets, self._lengths = _offsets(delta_timestamps, fps), dict(episode_lengths)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -126,9 +129,14 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
 
 
 def _offsets(delta_timestamps: Sequence[float], fps: float) -> list[int]:
-    offsets = [round(delta_s * fps) for delta_s in delta_timestamps]
+    require_numbers(fps=fps)
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps is {fps}, and must be above 0")
+    if not len(delta_timestamps):
+        raise ValueError("delta_timestamps are none; leave them out for the frame's own feature alone")
+    offsets = [round(delta_s * fps) if math.isfinite(delta_s) else 0 for delta_s in delta_timestamps]
     for delta_s, offset in zip(delta_timestamps, offsets, strict=True):
-        if abs(delta_s - offset / fps) > _TOLERANCE_S:
+        if not abs(delta_s - offset / fps) <= _TOLERANCE_S:
             raise ValueError(f"delta_timestamps: {delta_s} s is no multiple of 1/{fps:g} s")
     return offsets
 

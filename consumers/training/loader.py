@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from consumers.training.collate import unified_collate_fn
@@ -16,7 +17,7 @@ from consumers.training.open_episodes import Format
 from consumers.training.sampler import ResumableSampler
 from consumers.training.vla_dataset import UnifiedVLADataset
 from consumers.training.vla_episodes import VLAEpisodeSet
-from consumers.words import require_one_of
+from consumers.words import require_lists, require_one_of
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER
 
@@ -50,17 +51,24 @@ def create_unified_dataloader(
     `"path:weight"`: the weight of each sample of the episodes at or below the path or pattern, 1.0 without one; of
     several paths the longest counts, of two statements on one path the last; without `shuffle` none does. `options` are
     those of `UnifiedVLADataset`. The sampler is a `ResumableSampler`, so `loader.sampler.set_epoch` and its state work
-    in all cases, and weights also with `distributed`.
+    in all cases, and weights also with `distributed`. With that and `filter_by_cache`, where torch's default process
+    group is up, the processes compare what they opened, so all of them have to call this.
 
     Raises:
         SourceError: nothing is found where a path or a weight points, two episodes have one name, no episode has a
-            sample, or, unless `on_bad_episode` is "skip", some cannot be read; each is named.
+            sample, processes found other samples than each other, or, unless `on_bad_episode` is "skip", some cannot
+            be read; each is named.
         ValueError, TypeError: an option is none, or out of its range.
     """
     require_one_of(OnBadEpisode, on_bad_episode=on_bad_episode)
+    require_lists(
+        old_dataset_patterns=old_dataset_patterns, new_dataset_paths=new_dataset_paths, dataset_weights=dataset_weights
+    )
     folders: list[tuple[Path, Format]] = [(folder, "old") for folder in _old_episodes(old_dataset_patterns or ())]
     folders += [(folder, "new") for folder in _new_episodes(new_dataset_paths or ())]
     episodes = VLAEpisodeSet(_opened(folders, options, skip=on_bad_episode == "skip", is_told=rank == 0))
+    if distributed and options.get("filter_by_cache"):
+        _require_same_samples(episodes)
     if not len(episodes):
         raise SourceError(f"no samples are left; found were {episodes}")
     if rank == 0:
@@ -111,6 +119,24 @@ def _opened(
         for problem in problems:
             print(f"left out: {problem}")
     return episodes
+
+
+def _require_same_samples(episodes: VLAEpisodeSet) -> None:
+    """Compare the samples of all processes: of sets of other lengths, one would wait for the others without end.
+
+    Raises:
+        SourceError: some have others.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (len(episodes), episodes.digest()))
+    if len(set(found)) > 1:
+        told = ", ".join(f"rank {rank}: {count} samples" for rank, (count, _) in enumerate(found))
+        raise SourceError(
+            f"filter_by_cache left the processes different samples ({told}): they do not see one cache, or a build or "
+            "an eviction changed it while they opened it; begin again when it is at rest"
+        )
 
 
 def _matches(path: str | os.PathLike[str]) -> list[Path]:

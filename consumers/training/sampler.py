@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
+from consumers.numeric_options import require_whole_numbers
+
 
 class ResumableSampler(Sampler[int]):
     """Indices below `num_samples` for process `rank` of `world_size`, in an order that seed and epoch alone decide.
@@ -28,7 +30,7 @@ class ResumableSampler(Sampler[int]):
     lets `prefetch_factor` batches be read ahead.
 
     Raises:
-        ValueError: no samples, weights that are none, or a rank outside of its world.
+        ValueError: no samples, weights that are none, a seed below 0, a rank outside of its world, or no whole number.
     """
 
     def __init__(
@@ -44,6 +46,9 @@ class ResumableSampler(Sampler[int]):
         prefetch: Callable[[Sequence[int]], object] | None = None,
         prefetch_samples: int = 64,
     ) -> None:
+        require_whole_numbers(num_samples=num_samples, seed=seed, rank=rank, world_size=world_size)
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, and must be 0 or more")
         if num_samples < 1 or not 0 <= rank < world_size:
             raise ValueError(f"{num_samples} samples for process {rank} of {world_size}: there must be some of each")
         self._limits = None if weights is None else _cumulated(np.asarray(weights, np.float64), num_samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import uuid
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cache_store import ReadOnlyStore, StepKey, absolute_root, prompt_hash
+from consumers.numeric_options import require_numbers, require_whole_numbers
 from consumers.training.coverage import Coverage, Steps, coverage_of, first_recipes
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
 from consumers.training.old_format import SENSOR_WIDTH
@@ -29,7 +31,7 @@ from consumers.training.open_episodes import (
 )
 from consumers.training.preflight import Preflight, preflight
 from consumers.training.robot_states import STATE_WIDTH
-from consumers.words import require_one_of
+from consumers.words import require_lists, require_one_of
 from pipeline.errors import MediaError
 from pipeline.recipe import views_of, with_instruction, with_views
 from pipeline.sources.episode import Episode, chosen_views, instruction_of
@@ -52,8 +54,8 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature that has one is
     noted at the opening (`recipe`), with this data set's instruction in it and, where they are given, its
     `views_to_use`; `on_stale` says what a feature of any other recipe means later: an error, a miss, or use it. Where
-    nothing is cached at the opening, the first read in each process that finds a feature notes its recipe. Where
-    thousands of files without a recipe come first, none is noted, and nothing compared, before `preflight`.
+    the opening finds none, the first read in each process that finds a feature with a recipe notes it; a file without
+    one is looked at once.
 
     `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`); of a recipe, in the names
     that it has. `cache_root`, a folder or a URL, is `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are
@@ -65,7 +67,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     Raises:
         MediaError: the episode cannot be read; from a sample: its arrays are damaged, of wrong shapes, or not finite.
         FeatureMissing, RecipeMismatch, StoreReadError: from a sample.
-        ValueError: an option is out of its range.
+        ValueError, TypeError: an option is none, or out of its range.
     """
 
     def __init__(
@@ -91,10 +93,18 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         look_up: bool = True,
     ) -> None:
         sizes = (horizon, vlm_reuse_count, sensor_window_size, robot_window_size, action_expert_hz)
-        if min(sizes) <= 0:
+        require_whole_numbers(
+            horizon=horizon,
+            vlm_reuse_count=vlm_reuse_count,
+            sensor_window_size=sensor_window_size,
+            robot_window_size=robot_window_size,
+        )
+        require_numbers(action_expert_hz=action_expert_hz)
+        if not all(0 < size < math.inf for size in sizes):
             raise ValueError(f"horizon, reuse, windows and rate must be above 0, found {sizes}")
         require_one_of(OnMiss, on_miss=on_miss)
         require_one_of(FormatChoice, format=format)
+        require_lists(views_to_use=views_to_use)
         self.data_dir = Path(os.path.abspath(data_dir))
         self.format = format_of(self.data_dir) if format == "auto" else format
         self.horizon, self.vlm_reuse_count, self.action_expert_hz = horizon, vlm_reuse_count, action_expert_hz
@@ -129,7 +139,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
         """Note what of the episode the store holds; None: nothing is known, and nothing is counted as cached."""
         none = np.zeros(len(self.steps.indices), bool)
         self._found, self._nested = (none, none) if coverage is None else (coverage.found, coverage.nested)
-        self._was_empty = not self._found.any()
+        self.without_recipe: set[int] = set()  # steps whose files were looked at while no recipe is noted
         self.compare_with(None if coverage is None else coverage.recipe)
         self._filter()
 
@@ -155,8 +165,8 @@ class UnifiedVLADataset(Dataset[Sample | None]):
             self.recipe = with_views(self.recipe, sorted(set(views)))
 
     def is_to_note(self) -> bool:
-        """Whether the first feature that is read tells the recipe, since nothing was cached at the opening."""
-        return self.recipe is None and self._was_empty and self.reader.on_stale != "use"
+        """Whether the first feature that is read and has a recipe tells it, since nothing did at the opening."""
+        return self.recipe is None and self.reader.on_stale != "use"
 
     @property
     def needed_steps(self) -> np.ndarray:
@@ -277,9 +287,15 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     def require_sound_arrays(self) -> None:
         """Read the arrays of all samples, each row once. Raises `MediaError`, as one of the samples would."""
         data = self.data()
-        data.actions(0, self.num_samples + self.horizon)
+        samples = range(self.num_samples) if self._kept is None else self._kept.tolist()
+        try:
+            data.actions(0, self.num_samples + self.horizon - 1)
+        except MediaError:
+            # The row may be one that no sample needs.
+            for sample in samples:
+                data.actions(sample, self.horizon)
         data.require_finite_windows(
-            range(self.num_samples) if self._kept is None else self._kept.tolist(),
+            samples,
             sensor_size=self.sensor_window_size if self.has_sensor else 0,
             robot_size=self.robot_window_size if self.has_robot_states else 0,
         )
@@ -323,19 +339,26 @@ def look_up_all(datasets: Sequence[UnifiedVLADataset]) -> None:
 def read_features(reader: FeatureReader, places: Sequence[tuple[UnifiedVLADataset, int]]) -> list[Any]:
     """Return the feature of each data set's sample, None where there is none that fits.
 
-    Of episodes of which nothing was cached at the opening, the recipe of the first that is there now is noted first.
+    Of episodes that have no recipe noted, that of the first hit that has one is noted before any hit is returned.
 
     Raises:
         RecipeMismatch, StoreReadError: as `FeatureReader.read`.
     """
     features = reader.read([(dataset.key_of(index), dataset.recipe) for dataset, index in places])
-    hits = (place for place, feature in zip(places, features, strict=True) if feature is not None)
-    late = {id(dataset): (dataset, dataset.key_of(index)) for dataset, index in hits if dataset.is_to_note()}
-    if not late:
+    unsure: dict[int, tuple[UnifiedVLADataset, list[StepKey]]] = {}
+    for (dataset, index), feature in zip(places, features, strict=True):
+        if feature is not None and dataset.is_to_note():
+            key = dataset.key_of(index)
+            if key.vlm_idx not in dataset.without_recipe:
+                unsure.setdefault(id(dataset), (dataset, []))[1].append(key)
+    if not unsure:
         return features
-    recipes = first_recipes(ReadOnlyStore(reader.root), [[key] for _, key in late.values()])
-    for (dataset, _), recipe in zip(late.values(), recipes, strict=True):
+    recipes = first_recipes(ReadOnlyStore(reader.root), [dict.fromkeys(keys) for _, keys in unsure.values()])
+    for (dataset, keys), recipe in zip(unsure.values(), recipes, strict=True):
         dataset.compare_with(recipe)
+        dataset.without_recipe.update(key.vlm_idx for key in keys)
+    if all(recipe is None for recipe in recipes):
+        return features
     return reader.read([(dataset.key_of(index), dataset.recipe) for dataset, index in places])
 
 

@@ -38,9 +38,7 @@ class ActionHead(nn.Module):
 def inputs(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features, states and wanted actions of a batch without misses, float32."""
     features = torch.stack([feature.flatten() for feature in batch["vl_cache"]]).float()
-    # In the new format the sample's own moment is in the middle of the window.
-    state = batch["robot_states"][:, batch["robot_states"].shape[1] // 2]
-    return features, state, batch["actions"]
+    return features, batch["robot_states"][:, 0], batch["actions"]
 
 
 class Training:
@@ -61,6 +59,7 @@ class Training:
             world_size=world_size,
             cache_root=options.cache,
             on_miss="raise",
+            robot_window_size=1,  # in either format the row of the sample's own moment
         )
         if rank == 0:
             print(self.loader.dataset.preflight().require())
@@ -69,7 +68,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=options.learning_rate)
         self.first_epoch, self.losses = 0, []
         self.steps = 0  # of this process's life
-        self.done, self.total = 0, torch.zeros(())  # batches of this epoch, and the sum of their losses
+        self.done, self.total = 0, torch.zeros(())  # samples of this epoch, and the sum of their losses
         if options.checkpoint is not None and options.checkpoint.exists():
             self.resume(torch.load(options.checkpoint, weights_only=True))
         self.module: nn.Module = DistributedDataParallel(self.head) if world_size > 1 else self.head
@@ -79,7 +78,7 @@ class Training:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.loader.sampler.load_state_dict(saved["sampler"])
         self.first_epoch, self.losses, self.total = saved["sampler"]["epoch"], saved["losses"], saved["total"]
-        self.done = saved["sampler"]["position"] // self.options.batch_size
+        self.done = saved["sampler"]["position"]
 
     def save(self) -> None:
         """Write a checkpoint whole or not at all; the processes are as far as each other, so one is for all.
@@ -92,7 +91,7 @@ class Training:
         state = {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sampler": self.loader.sampler.state_at(self.done * self.options.batch_size),
+            "sampler": self.loader.sampler.state_at(self.done),
             "losses": self.losses,
             "total": total,
         }
@@ -117,7 +116,8 @@ class Training:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            self.done, self.total, self.steps = self.done + 1, self.total + loss.detach(), self.steps + 1
+            self.done, self.total = self.done + len(wanted), self.total + len(wanted) * loss.detach()
+            self.steps += 1
             if self.options.checkpoint is not None and self.steps % self.options.save_every == 0:
                 self.save()
             if self.steps == self.options.stop_after:

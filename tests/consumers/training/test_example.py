@@ -15,7 +15,7 @@ import torch
 
 from cache_store import FeatureStore, StepKey
 from consumers.training import CacheIncomplete, UnifiedVLADataset
-from tests.consumers.training.episodes import write_new
+from tests.consumers.training.episodes import fill, write_new, write_old
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "examples" / "train" / "train_action_head.py"
@@ -72,6 +72,34 @@ def test_a_training_cut_off_in_the_middle_of_an_epoch_ends_like_a_whole_one(argu
     resumable = [*arguments, "--epochs", "3", "--checkpoint", str(tmp_path / "head.pt"), "--save-every", "5"]
     assert len(example.main([*resumable, "--stop-after", "17"])) == 1  # eleven batches an epoch
     assert example.main(resumable) == whole
+
+
+def test_another_batch_size_goes_on_behind_the_samples_that_were_trained(arguments, example, tmp_path, monkeypatch):
+    trained, inputs = [], example.inputs
+
+    def noted(batch):
+        trained.extend(zip(batch["cache_keys"], batch["reuse_steps"], strict=True))
+        return inputs(batch)
+
+    monkeypatch.setattr(example, "inputs", noted)
+    resumable = [*arguments, "--epochs", "1", "--checkpoint", str(tmp_path / "head.pt"), "--save-every", "1"]
+    for batch_size in (6, 4, 5):
+        example.main([*resumable, "--batch-size", str(batch_size), "--stop-after", "3"])
+    example.main([*resumable, "--batch-size", "8"])
+    assert len(trained) == len(set(trained)) == 87
+
+
+def test_the_state_is_that_of_the_samples_own_moment_in_either_format(example, tmp_path):
+    new = write_new(tmp_path / "task" / "episode_1", sensor=None)["robot_states"][:200:10]
+    old = write_old(tmp_path / "recv_all_1")["robot_states"][:32]
+    fill(tmp_path / "cache", "episode_1", range(0, 200, 30))
+    fill(tmp_path / "cache", "recv_all_1", range(0, 32, 3))
+    stores = ["--cache", str(tmp_path / "cache"), "--batch-size", "100"]
+    options = example.parsed(["--new", str(tmp_path / "task"), "--old", str(tmp_path / "recv_all_1"), *stores])
+    training = example.Training(options, 0, 1)
+    (batch,) = training.loader
+    states = example.inputs(batch)[1].numpy()[np.argsort(list(training.loader.sampler._order(0)))]
+    assert np.array_equal(states, np.concatenate([old, new]).astype(np.float32))
 
 
 def test_it_does_not_begin_without_a_feature(arguments, example, tmp_path):

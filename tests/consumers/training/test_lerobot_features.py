@@ -102,6 +102,23 @@ def test_offsets_off_the_frames_grid_and_missing_facts_are_refused(root, tmp_pat
         cached[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fps": 0}, "fps is 0"),
+        ({"fps": -10}, "fps is -10"),
+        ({"fps": float("nan")}, "fps is nan"),
+        ({"fps": "10"}, "fps must be a number"),
+        ({"delta_timestamps": []}, "delta_timestamps"),
+        ({"delta_timestamps": [0, float("nan")]}, "delta_timestamps: nan s"),
+        ({"vlm_reuse_count": 1.5}, "vlm_reuse_count must be a whole number"),
+    ],
+)
+def test_rates_and_offsets_that_are_none_are_refused(root, tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        CachedLeRobot(Recording(tmp_path / "pick"), root, **{"delta_timestamps": [0], **options})
+
+
 def test_a_miss_is_an_error_or_none_and_never_a_neighbour(root, tmp_path):
     (root / "pick_episode_000000_vlm3.pt").unlink()
     with pytest.raises(FeatureMissing, match="vlm_idx=3"):

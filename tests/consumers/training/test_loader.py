@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
 from cache_store import FeatureStore, RecipeMismatch, prompt_hash
@@ -174,6 +176,52 @@ def test_what_leads_nowhere_is_refused(data, options, said):
 def test_a_filter_that_leaves_nothing_says_that_nothing_is_cached(data):
     with pytest.raises(SourceError, match="5 episodes, 0 samples, VL Cache: 0/16"):
         make(data, cache_root=data / "empty", filter_by_cache=True)
+
+
+def _tell_opened(data, rank, said):
+    dist.init_process_group("gloo", init_method=f"file://{data}/meeting", rank=rank, world_size=2)
+    try:
+        for roots in (["cache", "cache"], ["cache", "later"], ["empty", "cache"]):
+            try:
+                options = {"cache_root": data / roots[rank], "filter_by_cache": True}
+                loader = make(data, distributed=True, rank=rank, world_size=2, **options)
+                said.put(f"opened {len(loader.dataset)}")
+            except SourceError as exc:
+                said.put(str(exc))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_processes_that_found_other_features_cached_say_so_at_the_opening(data):
+    shutil.copytree(data / "cache", data / "later")
+    (data / "cache" / "episode_1_vlm30.pt").unlink()
+    context = multiprocessing.get_context("fork")
+    said = [context.Queue(), context.Queue()]
+    processes = [context.Process(target=_tell_opened, args=(data, rank, said[rank])) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    told = [[queue.get(timeout=60) for _ in range(3)] for queue in said]
+    for process in processes:
+        process.join()
+    for equal, other, without in told:
+        assert equal == "opened 40"
+        assert "rank 0: 40 samples, rank 1: 43 samples" in other
+        assert "rank 0: 0 samples, rank 1: 40 samples" in without
+
+
+@pytest.mark.parametrize(
+    "options", [{"old_dataset_patterns": "{}/old/*"}, {"new_dataset_paths": "{}/new"}, {"dataset_weights": "{}/new:2"}]
+)
+def test_a_bare_string_is_refused_where_a_list_is_expected(data, options):
+    filled = {"new_dataset_paths": [data / "new"], **{name: text.format(data) for name, text in options.items()}}
+    with pytest.raises(TypeError, match=f"{next(iter(options))} is .*give a list"):
+        create_unified_dataloader(**filled, num_workers=0, use_cache=False)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5])
+def test_a_seed_that_is_no_whole_number_from_0_on_is_refused_at_the_opening(data, seed):
+    with pytest.raises(ValueError, match="seed"):
+        make(data, seed=seed)
 
 
 def test_an_unknown_option_is_refused(data):

@@ -206,6 +206,45 @@ class TestRecipes:
         else:
             assert (source[6]["vl_cache"] is None) == (on_stale == "miss")
 
+    @pytest.mark.parametrize("is_empty", [True, False])
+    @pytest.mark.parametrize("in_a_set", [False, True])
+    def test_files_without_a_recipe_hide_none_of_a_batch_and_none_that_comes_later(
+        self, episode, tmp_path, is_empty, in_a_set
+    ):
+        def put_old(step):
+            torch.save(feature_of("episode_1", step), tmp_path / "late" / f"episode_1_vlm{step}.pt")
+
+        (tmp_path / "late").mkdir()
+        if not is_empty:
+            put_old(0)
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "late")
+        source = VLAEpisodeSet([found]) if in_a_set else found
+        put_old(0)
+        put_old(60)
+        assert torch.equal(source[0]["vl_cache"], feature_of("episode_1", 0))
+        assert found.recipe is None
+        fill(tmp_path / "late", "episode_1", [30], recipe=recipe())
+        fill(tmp_path / "late", "episode_1", [90], recipe=recipe(encoder={"model": "large"}))
+        assert all(sample["vl_cache"] is not None for sample in source.__getitems__([0, 3, 6]))
+        assert found.recipe == recipe()
+        with pytest.raises(RecipeMismatch, match="large"):
+            source[9]
+
+    def test_files_without_a_recipe_are_looked_at_once(self, episode, tmp_path, monkeypatch):
+        (tmp_path / "old").mkdir()
+        for step in STEPS:
+            torch.save(feature_of("episode_1", step), tmp_path / "old" / f"episode_1_vlm{step}.pt")
+        found, looked_at = UnifiedVLADataset(episode, cache_root=tmp_path / "old"), []
+
+        def record_of_each(store, keys):
+            looked_at.extend(keys)
+            return [None] * len(keys)
+
+        monkeypatch.setattr("cache_store.lookup.Lookup.record_of_each", record_of_each)
+        for _ in range(2):
+            assert all(sample["vl_cache"] is not None for sample in found.__getitems__(range(20)))
+        assert [key.vlm_idx for key in looked_at] == list(STEPS)
+
     def test_the_first_feature_of_an_episode_that_was_empty_is_held_against_its_instruction(self, episode, tmp_path):
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "late", instruction="Do it.")
         assert found[0]["vl_cache"] is None
@@ -434,6 +473,28 @@ class TestOddInput:
             with pytest.raises(MediaError, match="a pose"):
                 found[sample]
 
+    def test_actions_in_no_window_of_a_sample_that_is_left_are_not_needed(self, tmp_path):
+        folder = tmp_path / "recv_all_1"
+        write_old(folder)  # 32 samples of 40 rows
+
+        def damage(row):
+            write_old(folder)
+            data = pickle.loads((folder / "data.pkl").read_bytes())
+            data["action"][row, 6] = np.nan
+            (folder / "data.pkl").write_bytes(pickle.dumps(data))
+
+        fill(tmp_path / "cache", "recv_all_1", [0, 3, 21])
+        options = {"cache_root": tmp_path / "cache", "disable_sensor": True, "disable_robot_state": True}
+        for row, is_needed, is_needed_of_cached in ((39, False, False), (38, True, False), (13, True, False)):
+            damage(row)
+            whole = UnifiedVLADataset(folder, **options, use_cache=False)
+            cached = UnifiedVLADataset(folder, **options, filter_by_cache=True)
+            assert bool(whole.preflight().unreadable) == is_needed
+            assert bool(cached.preflight().unreadable) == is_needed_of_cached
+        for row in (12, 30):
+            damage(row)
+            assert UnifiedVLADataset(folder, **options, filter_by_cache=True).preflight().unreadable
+
     def test_a_disabled_array_is_not_opened_and_may_be_damaged(self, tmp_path):
         new, old = tmp_path / "episode_1", tmp_path / "recv_all_1"
         write_new(new)
@@ -512,8 +573,16 @@ class TestOddInput:
             UnifiedVLADataset(episode, on_stale="new")
         with pytest.raises(ValueError, match=r"^format is 'newer'; give"):
             UnifiedVLADataset(episode, "newer")
-        with pytest.raises(ValueError, match="above 0"):
-            UnifiedVLADataset(episode, horizon=0)
+        for options in ({"horizon": 0}, {"action_expert_hz": float("nan")}, {"action_expert_hz": float("inf")}):
+            with pytest.raises(ValueError, match="above 0"):
+                UnifiedVLADataset(episode, **options)
+        for name in ("horizon", "vlm_reuse_count", "sensor_window_size", "robot_window_size"):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number, got 2.5"):
+                UnifiedVLADataset(episode, **{name: 2.5})
+        with pytest.raises(ValueError, match="action_expert_hz must be a number, got '10'"):
+            UnifiedVLADataset(episode, action_expert_hz="10")
+        with pytest.raises(TypeError, match=r"views_to_use is 'View1'; give a list: \['View1'\]"):
+            UnifiedVLADataset(episode, views_to_use="View1")
         (episode / "robot_states.npz").unlink()
         with pytest.raises(MediaError, match=r"episode_1.*neither robot_states"):
             UnifiedVLADataset(episode)
