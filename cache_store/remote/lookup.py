@@ -178,7 +178,7 @@ class RemoteLookup(Lookup):
         if not isinstance(key, VideoKey) or fingerprint is None:
             return self.root / name
         is_owner = self._owners.owner_of(key) in (None, fingerprint)
-        return self.root / naming.relative_path(key, second_recipe=None if is_owner else fingerprint)
+        return self.root / self._owners.name_for(key, fingerprint, is_owner=is_owner)
 
     def records_of(self, key: VideoKey) -> Iterator[Record]:
         """As `Lookup.records_of`; the folders of second recipes are listed."""

@@ -1,0 +1,83 @@
+"""A remote root answers what a folder with the same history answers, whichever copies lie on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cache_store import (
+    FeatureStore,
+    InexactFeature,
+    ReadOnlyStore,
+    RecipeMismatch,
+    StepKey,
+    VideoKey,
+    int8,
+    known_aliases,
+    recipe_fingerprint,
+)
+from cache_store.copying import copy
+from tests.cache_store.remote.s3_server import s3_bucket
+
+VIDEO = VideoKey("Video-MME", "v", 2, "0a1b2c3d")
+ALIAS = replace(VIDEO, dataset=known_aliases("Video-MME")[0])
+OTHER = replace(VIDEO, video_id="w")
+FIRST, SECOND = {"weights": "a"}, {"weights": "b"}
+INT8 = {**FIRST, int8.RECIPE_FIELD: dict(int8.STORAGE)}
+
+
+def value(number):
+    return {"vision_features": torch.full((2, 3, 16), float(number)).half(), "dtype": "float16"}
+
+
+def number_in(found):
+    return None if found is None else round(found["vision_features"].float().mean().item(), 2)
+
+
+@pytest.fixture
+def url(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
+    return f"memory://{tmp_path.name}/store"
+
+
+@pytest.fixture
+def s3(url, monkeypatch):
+    return f"{s3_bucket(monkeypatch)}/store"
+
+
+@pytest.fixture(params=["folder", "url"])
+def root(request, tmp_path):
+    return tmp_path / "folder" if request.param == "folder" else request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def store(root):
+    with FeatureStore(root) as opened:
+        yield opened
+        assert opened.verify().problems == []
+
+
+def lose_copies(store):
+    if store.location != str(store.root):
+        shutil.rmtree(store.root, ignore_errors=True)
+
+
+def test_an_owner_that_has_a_folder_of_its_own_puts_and_deletes_there(store, tmp_path):
+    with FeatureStore(tmp_path / "before") as before:
+        before.put(VIDEO, value(1), recipe=FIRST)
+        before.put(VIDEO, value(2), recipe=SECOND)
+        folder = f"{VIDEO.dataset}@{recipe_fingerprint(SECOND)[:8]}"
+        assert [one.outcome for one in copy(before, store, datasets=[folder])] == ["copied"]
+    store.put(OTHER, value(4), recipe=SECOND)
+    path = store.put(VIDEO, value(5), recipe=SECOND)
+    assert path == store.path_of(VIDEO, recipe=SECOND)
+    assert (path.parent.name, store.path_of(OTHER, recipe=SECOND).parent.name) == (folder, VIDEO.dataset)
+    assert number_in(store.get(VIDEO, recipe=SECOND)) == 5
+    assert store.delete(VIDEO, recipe=SECOND)
+    assert not store.contains(VIDEO, recipe=SECOND)
