@@ -189,7 +189,7 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         except (RecipeMismatch, InexactFeature):
             self._look_again(key, wanted)
             with self._telling(self.root):
-                return self._read(key, wanted, on_stale, options)
+                return self._read(key, wanted, on_stale, options, is_every=True)
 
     @contextmanager
     def _telling(self, copies: Path | str) -> Iterator[None]:
@@ -199,10 +199,12 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         except (RecipeMismatch, InexactFeature) as exc:
             raise exc.said_of(self.location, copied_to=str(copies)) from exc
 
-    def _read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any]) -> object | None:
+    def _read(
+        self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any], *, is_every: bool = False
+    ) -> object | None:
         copies = self._tier.store
         for _ in range(3):  # another process may evict a copy before it is read, and a damaged one is set aside
-            unkept = self._fetch(key, wanted)
+            unkept = self._fetch(key, wanted, is_every=is_every)
             if unkept:
                 return self._read_unkept(key, unkept, on_stale, options)
             had_copies = self._has_copies(key, wanted)
@@ -214,11 +216,14 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def _has_copies(self, key: FeatureKey, wanted: Wanted) -> bool:
         return any(map(self._tier.has, candidates(key, wanted.fingerprint)))
 
-    def _fetch(self, key: FeatureKey, wanted: Wanted) -> dict[str, bytes]:
-        """Download what a reader of this key looks at, unless there is a copy; returns what found no room there."""
+    def _fetch(self, key: FeatureKey, wanted: Wanted, *, is_every: bool = False) -> dict[str, bytes]:
+        """Download what a reader of this key looks at, unless there is a copy; returns what found no room there.
+
+        With `is_every` under all its names, where the reader was not content with the first that fits.
+        """
         unkept: dict[str, bytes] = {}
         names = list(candidates(key, wanted.fingerprint))
-        if wanted.fingerprint is not None and any(self._tier.fits(name, wanted.fingerprint) for name in names):
+        if not is_every and wanted.fingerprint is not None and self._has_own(names, wanted.fingerprint):
             return unkept  # whichever of its names it has, it is the same feature
         for name in names:
             if not self._tier.has(name):
@@ -231,9 +236,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
                     continue
                 if not self._tier.has(name):
                     unkept[name] = content
-            if wanted.fingerprint is None or self._tier.fits(name, wanted.fingerprint):
+            if not is_every and (wanted.fingerprint is None or self._tier.fits(name, wanted.fingerprint)):
                 break
         return unkept
+
+    def _has_own(self, names: list[str], fingerprint: str) -> bool:
+        """Whether the first fitting copy tells this recipe: one that tells none fits it only where it has no own."""
+        for record in map(self._tier.record, names):
+            if record is not None and record.recipe_fingerprint in (None, fingerprint):
+                return record.recipe_fingerprint is not None
+        return False
 
     def _read_unkept(
         self, key: FeatureKey, unkept: dict[str, bytes], on_stale: OnStale, options: dict[str, Any]
@@ -244,12 +256,15 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             with self._telling(folder):
                 return passing.get(key, on_stale=on_stale, **options)
 
-    def _look_again(self, key: FeatureKey, wanted: Wanted) -> None:
-        """Replace what copies of a key are out of date."""
+    def _drop_late(self, key: FeatureKey, wanted: Wanted) -> None:
+        """Delete what copies of a key are out of date."""
         for name in candidates(key, wanted.fingerprint):
             if self._tier.has(name):
                 self._tier.is_current(name)
-        self._fetch(key, wanted)
+
+    def _look_again(self, key: FeatureKey, wanted: Wanted) -> None:
+        self._drop_late(key, wanted)
+        self._fetch(key, wanted, is_every=True)
 
     def prefetch(self, asked: Asked, *, wait: bool = True) -> None:
         """Download what is asked for and not on this machine yet, many at a time, if there is room for copies.

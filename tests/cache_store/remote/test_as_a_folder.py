@@ -81,3 +81,25 @@ def test_an_owner_that_has_a_folder_of_its_own_puts_and_deletes_there(store, tmp
     assert number_in(store.get(VIDEO, recipe=SECOND)) == 5
     assert store.delete(VIDEO, recipe=SECOND)
     assert not store.contains(VIDEO, recipe=SECOND)
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_a_recipe_reads_its_own_feature_where_the_plain_one_tells_none(store, is_batch):
+    store.put(OTHER, value(1), recipe=FIRST)
+    store.put(VIDEO, value(2))
+    store.put(VIDEO, value(6), recipe=SECOND)
+    lose_copies(store)
+    assert number_in(store.get(VIDEO)) == 2
+    if is_batch:
+        assert store.get_batch([VIDEO], recipe=SECOND).features.mean() == 6
+    else:
+        assert number_in(store.get(VIDEO, recipe=SECOND)) == 6
+
+
+@pytest.mark.parametrize("limit", ["", "10"])
+def test_an_exact_feature_is_found_behind_an_int8_one(store, limit, monkeypatch):
+    store.put(VIDEO, value(1), recipe=INT8)
+    store.put(ALIAS, value(2), recipe=SECOND)
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", limit)
+    with FeatureStore(store.location) as opened:
+        assert number_in(opened.get(VIDEO, exact=True)) == 2
