@@ -181,16 +181,21 @@ class RemoteLookup(Lookup):
         return self.root / self._owners.name_for(key, fingerprint, is_owner=is_owner)
 
     def records_of(self, key: VideoKey) -> Iterator[Record]:
-        """As `Lookup.records_of`; the folders of second recipes are listed."""
-        return (record for _, record in self._told_records(key))
+        """As `Lookup.records_of`; other names of a benchmark, which are many, are asked for at once."""
+        own, *others = candidates(key, None)
+        yield from self._records_at(own)
+        for records in self._pool().map(lambda name: list(self._records_at(name)), others):
+            yield from records
+        for name in self._second_names(key):
+            yield from self._records_at(name)
 
-    def _told_records(self, key: VideoKey) -> Iterator[tuple[str, Record]]:
-        """The names under which a video has features, with their records."""
-        for name in self.possible_names(key):
-            try:
-                yield name, self._recorded(name) or Record()
-            except (FileNotFoundError, DamagedFeature):
-                continue
+    def _records_at(self, name: str) -> Iterator[Record]:
+        """The record of the object of this name, empty if others wrote it; none where no sound one is there."""
+        try:
+            record = self._recorded(name) or Record()
+        except (FileNotFoundError, DamagedFeature):
+            return
+        yield record
 
     def possible_names(self, key: FeatureKey) -> Iterator[str]:
         """The relative paths under which a key may have features, those of a plain reader first.
@@ -199,8 +204,11 @@ class RemoteLookup(Lookup):
         """
         yield from candidates(key, None)
         if isinstance(key, VideoKey):
-            file = naming.relative_path(key).rpartition("/")[2]
-            yield from (f"{folder}/{file}" for folder in sorted(self._objects().folders(f"{key.dataset}@")))
+            yield from self._second_names(key)
+
+    def _second_names(self, key: VideoKey) -> list[str]:
+        file = naming.relative_path(key).rpartition("/")[2]
+        return [f"{folder}/{file}" for folder in sorted(self._objects().folders(f"{key.dataset}@"))]
 
     def _record(self, name: str) -> Record | None:
         return self._recorded(name)

@@ -18,7 +18,7 @@ from cache_store.errors import CacheStoreError, DamagedFeature, InexactFeature, 
 from cache_store.feature_file import Check, Frames
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.put_item import PutItem, encoded_item
-from cache_store.reader import OnStale, Wanted, candidates, names_of_second_recipes
+from cache_store.reader import OnStale, Wanted, candidates
 from cache_store.recipes import recipe_fingerprint
 from cache_store.remote import tier
 from cache_store.remote.upkeep import RemoteUpkeep
@@ -187,7 +187,7 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         try:
             return self._read(key, wanted, "error", options)
         except (RecipeMismatch, InexactFeature):
-            self._look_again(key, wanted)
+            self._drop_late(key, wanted)
             with self._telling(self.root):
                 return self._read(key, wanted, on_stale, options, is_every=True)
 
@@ -372,12 +372,12 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def _keys_of(self, name: str, dataset: str | None) -> list[FeatureKey]:
         return list(maintenance.stored_keys(self._record, [name], dataset))
 
-    def records_of(self, key: VideoKey) -> Iterator[Record]:
-        """As `Lookup.records_of`, those of copies first, which cost no request; then what else the service tells."""
-        here = [*candidates(key, None), *names_of_second_recipes(self.root, key)]
-        told = [(name, record) for name in here if (record := self._tier.record(name)) is not None]
-        yield from (record for _, record in told)
-        yield from (record for name, record in self._told_records(key) if (name, record) not in told)
+    def _records_at(self, name: str) -> Iterator[Record]:
+        """That of the copy, which costs no request; then that of the object, if it is another one by now."""
+        here = self._tier.record(name)
+        if here is not None:
+            yield here
+        yield from (told for told in super()._records_at(name) if told != here)
 
     def flush_meta(self) -> None:
         """Nothing: a remote root has no `cache_meta.json`."""

@@ -96,6 +96,14 @@ def test_a_recipe_reads_its_own_feature_where_the_plain_one_tells_none(store, is
         assert number_in(store.get(VIDEO, recipe=SECOND)) == 6
 
 
+def test_the_record_of_what_a_plain_reader_finds_comes_first(store):
+    for number, recipe in enumerate((FIRST, SECOND)):
+        store.put(VIDEO, value(number), recipe=recipe)
+    lose_copies(store)
+    store.get(VIDEO, recipe=SECOND)
+    assert [record.recipe for record in store.records_of(VIDEO)] == [FIRST, SECOND]
+
+
 @pytest.mark.parametrize("limit", ["", "10"])
 def test_an_exact_feature_is_found_behind_an_int8_one(store, limit, monkeypatch):
     store.put(VIDEO, value(1), recipe=INT8)
