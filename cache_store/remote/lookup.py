@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_store import naming
-from cache_store.archive import END_BYTES, Record, open_content
-from cache_store.errors import DamagedFeature, LocalOnly, RecipeMismatch
+from cache_store import int8, naming
+from cache_store.archive import END_BYTES, Archive, Record, open_content
+from cache_store.errors import DamagedFeature, InexactFeature, LocalOnly, RecipeMismatch
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.lookup import Lookup, T
 from cache_store.processes import HERE
@@ -99,21 +99,34 @@ class RemoteLookup(Lookup):
             FileNotFoundError: there is no such object.
             DamagedFeature, StoreReadError.
         """
+        return self._told(name, Archive.record)
+
+    def _inexactness(self, name: str) -> InexactFeature | None:
+        """As `reader`'s of a file: by its first and last bytes, or by all where those do not hold its layout."""
+        try:
+            tree = self._told(name, Archive.tree, is_in_front=True)
+        except (FileNotFoundError, DamagedFeature):
+            return None
+        return None if int8.mark_of(tree) is None else InexactFeature(f"{self.location}/{name}", int8.loss_of(tree))
+
+    def _told(self, name: str, ask: Callable[[Archive], T], *, is_in_front: bool = False) -> T:
         found = self._objects().tail(name, END_BYTES)
         if found is None:
             raise FileNotFoundError(f"{self.location}/{name}")
         path = f"{self.location}/{name}"
+        is_whole = found[1] <= END_BYTES
+        first = b"" if is_whole or not is_in_front else self._objects().beginning(name, END_BYTES) or b""
         try:
-            with open_content(path, found[0], file_bytes=found[1]) as opened:
-                return opened.record()
+            with open_content(path, found[0], file_bytes=found[1], first=first) as opened:
+                return ask(opened)
         except DamagedFeature:
-            if found[1] <= END_BYTES:
+            if is_whole:
                 raise
         whole = self._objects().get(name, lambda content, _: content)
         if whole is None:
             raise FileNotFoundError(path)
         with open_content(path, whole) as opened:
-            return opened.record()
+            return ask(opened)
 
     def file_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path | None:
         """Where a copy of the feature lies once it was read; None where there is no feature."""
@@ -144,9 +157,10 @@ class RemoteLookup(Lookup):
             except (FileNotFoundError, DamagedFeature):
                 # A damaged one is as good as none: the build makes it again.
                 continue
-            if record is None or wanted.fits(record):
+            inexact = self._inexactness(name) if wanted.needs_a_look_inside(record) else None
+            if inexact is None and wanted.fits(record):
                 return True, None
-            stale = stale or Stale(name, record)
+            stale = stale or Stale(name, record or Record(), inexact)
         return False, stale
 
     def states(self, asked: Asked) -> Iterator[State]:

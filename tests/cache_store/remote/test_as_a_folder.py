@@ -104,6 +104,23 @@ def test_the_record_of_what_a_plain_reader_finds_comes_first(store):
     assert [record.recipe for record in store.records_of(VIDEO)] == [FIRST, SECOND]
 
 
+@pytest.mark.parametrize(
+    ("root", "width"), [("folder", 16), ("url", 16), ("url", 1 << 15), ("s3", 1 << 15)], indirect=["root"]
+)
+def test_int8_that_lost_its_recipe_is_not_present_for_exact_recipes(store, width, tmp_path):
+    lost = tmp_path / "lost.pt"
+    with FeatureStore(tmp_path / "before") as before:
+        feature = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(1)).half()
+        torch.save(torch.load(before.put(VIDEO, {"vision_features": feature}, recipe=INT8), weights_only=True), lost)
+    store.adopt(lost, VIDEO)
+    for asked in (store, ReadOnlyStore(store.location)):
+        assert [asked.state_of(VIDEO, recipe=recipe) for recipe in (FIRST, INT8)] == ["stale", "present"]
+        assert list(asked.states([(VIDEO, FIRST), (VIDEO, INT8)])) == ["stale", "present"]
+        assert isinstance(asked.mismatch_of(VIDEO, recipe=FIRST), RecipeMismatch)
+    with pytest.raises(InexactFeature):
+        store.get(VIDEO, recipe=FIRST)
+
+
 @pytest.mark.parametrize("limit", ["", "10"])
 def test_an_exact_feature_is_found_behind_an_int8_one(store, limit, monkeypatch):
     store.put(VIDEO, value(1), recipe=INT8)
