@@ -128,3 +128,19 @@ def test_an_exact_feature_is_found_behind_an_int8_one(store, limit, monkeypatch)
     monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", limit)
     with FeatureStore(store.location) as opened:
         assert number_in(opened.get(VIDEO, exact=True)) == 2
+
+
+def test_what_int8_cost_is_told_of_what_has_copies_here(url, tmp_path):
+    told = []
+    with FeatureStore(tmp_path / "folder") as folder, FeatureStore(url) as remote:
+        for store in (folder, remote):
+            for number, key in enumerate((VIDEO, OTHER)):
+                feature = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(number)).half()
+                store.put(key, {"vision_features": feature}, recipe=INT8)
+        for keys in ((), (VIDEO,), (OTHER,)):
+            for key in keys:
+                remote.get(key)
+            found = remote.stats().datasets[VIDEO.dataset]
+            told.append((found.int8 and found.int8.entries, found.int8_untold))
+        assert told == [(None, 2), (1, 1), (2, 0)]
+        assert found.int8 == folder.stats().datasets[VIDEO.dataset].int8
