@@ -14,6 +14,7 @@ from cache_store import maintenance, naming
 from cache_store.archive import END_BYTES, Content, Record, open_archive, open_content, sound_content
 from cache_store.atomic import publish
 from cache_store.bulk import Asked, with_wanted
+from cache_store.codec import FeatureInfo, described
 from cache_store.errors import CacheStoreError, DamagedFeature, InexactFeature, RecipeMismatch
 from cache_store.feature_file import Check, Frames
 from cache_store.keys import FeatureKey, StepKey, VideoKey
@@ -117,15 +118,17 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             self._add(name, sound_content(opened))
         return self.root / name
 
-    def copy_of(self, name: str) -> Path | None:
-        """The copy of a feature by its relative path, downloaded if need be; None where there is none, or no room.
+    def describe(self, name: str) -> FeatureInfo | None:
+        """As `cache_store.describe`, of an object by its relative path, downloaded for it; None where there is none.
 
         Raises:
-            DamagedFeature, StoreReadError: as `get`.
+            DamagedFeature, StoreReadError: as `cache_store.describe`.
         """
-        if not self._tier.has(name) or not self._tier.is_current(name):
-            self._tier.fetch(name)
-        return self.root / name if self._tier.has(name) else None
+        whole = self._objects().get(name, lambda content, _: content)
+        if whole is None:
+            return None
+        with open_content(f"{self.location}/{name}", whole) as opened:
+            return described(opened)
 
     def _content(self, name: str) -> Content:
         whole = self._objects().get(name, lambda content, _: content)
