@@ -144,3 +144,82 @@ def test_what_int8_cost_is_told_of_what_has_copies_here(url, tmp_path):
             told.append((found.int8 and found.int8.entries, found.int8_untold))
         assert told == [(None, 2), (1, 1), (2, 0)]
         assert found.int8 == folder.stats().datasets[VIDEO.dataset].int8
+
+
+class Histories:
+    """Random requests, the same of two stores."""
+
+    keys = (VIDEO, OTHER, ALIAS, StepKey("episode", 0), StepKey("episode", 1))
+    recipes = (None, FIRST, SECOND, INT8)
+    operations = ("put", "put", "put", "put_second", "get", "get", "get_exact", "get_batch", "delete", "states",
+                  "entries", "keys_of", "prune", "path", "records", "lose_copies")  # fmt: skip
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.log = []
+
+    def draw(self):
+        """The next request, to be asked of each store."""
+        key, recipe = self.random.choice(self.keys), self.random.choice(self.recipes)
+        operation, on_stale = self.random.choice(self.operations), self.random.choice(("error", "miss", "use"))
+        self.log.append((operation, key, json.dumps(recipe), on_stale))
+        return lambda store: getattr(self, operation)(store, key, recipe, on_stale)
+
+    def put(self, store, key, recipe, _, **options):
+        # The names of one data set hold one feature under one recipe.
+        number = 10 * self.recipes.index(recipe) + (key.vlm_idx if isinstance(key, StepKey) else ord(key.video_id[0]))
+        return store.put(key, value(number), recipe=recipe, **options).relative_to(store.root)
+
+    def put_second(self, store, key, recipe, _):
+        return self.put(store, key, recipe, _, is_second=True)
+
+    def get(self, store, key, recipe, on_stale, **options):
+        return number_in(store.get(key, recipe=recipe, on_stale=on_stale, **options))
+
+    def get_exact(self, store, key, recipe, on_stale):
+        return self.get(store, key, recipe, on_stale, exact=True)
+
+    def get_batch(self, store, key, recipe, on_stale):
+        batch = store.get_batch([key], recipe=recipe, on_stale=on_stale)
+        return batch.missing or batch.features.float().mean().item()
+
+    def delete(self, store, key, recipe, _):
+        return store.delete(key, recipe=recipe)
+
+    def states(self, store, key, recipe, _):
+        return store.state_of(key, recipe=recipe), list(store.states([(key, recipe)])), store.contains(key)
+
+    def entries(self, store, *_):
+        return [(entry.name, entry.bytes) for entry in store.entries()]
+
+    def keys_of(self, store, *_):
+        return sorted(map(str, store.keys()))
+
+    def prune(self, store, key, *_):
+        return [entry.name for entry in store.prune(datasets=[key.dataset]).deleted]
+
+    def path(self, store, key, recipe, _):
+        path = store.path_of(key, recipe=recipe)
+        return path.relative_to(store.root), store.bytes_of(key, recipe=recipe)
+
+    def records(self, store, key, *_):
+        return [record.recipe for record in store.records_of(key)] if isinstance(key, VideoKey) else None
+
+    def lose_copies(self, store, *_):
+        lose_copies(store)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_requests_are_answered_alike(seed, url, tmp_path, caplog):
+    caplog.set_level(logging.CRITICAL)
+    histories = Histories(seed)
+    with FeatureStore(tmp_path / "folder") as folder, FeatureStore(url) as remote:
+        for _ in range(40):
+            ask, answers = histories.draw(), []
+            for store in (folder, remote):
+                try:
+                    answers.append(ask(store))
+                except (RecipeMismatch, InexactFeature) as exc:
+                    answers.append(type(exc))
+            assert answers[0] == answers[1], histories.log
+        assert remote.verify().problems == []
