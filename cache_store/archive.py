@@ -234,8 +234,12 @@ def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
 
 
 @contextmanager
-def open_content(path: str, content: bytes | memoryview, *, file_bytes: int | None = None) -> Iterator[Archive]:
-    """A feature file that is in memory, or its last bytes where it has `file_bytes` of them; `path` names it in errors.
+def open_content(
+    path: str, content: bytes | memoryview, *, file_bytes: int | None = None, first: bytes = b""
+) -> Iterator[Archive]:
+    """A feature file that is in memory, or its last bytes where it has `file_bytes`; `path` names it in errors.
+
+    Of one that is not whole `first` are its first bytes.
 
     Raises:
         DamagedFeature: as `Archive`.
@@ -243,6 +247,7 @@ def open_content(path: str, content: bytes | memoryview, *, file_bytes: int | No
     # A file in memory: every way of reading a file works on it.
     with open(os.memfd_create("vlm-cache"), "w+b", buffering=0) as file:
         os.truncate(file.fileno(), file_bytes if file_bytes is not None else len(content))
+        file.write(first)
         file.seek(-len(content), os.SEEK_END)
         file.write(content)
         file.seek(0)

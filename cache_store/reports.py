@@ -64,7 +64,8 @@ class DatasetStats:
     oldest_write: float | None = None
     newest_write: float | None = None
     last_use: float | None = None
-    int8: Int8Stats | None = None  # None where no feature is kept so
+    int8: Int8Stats | None = None  # None where no feature is kept so, or none tells
+    int8_untold: int = 0  # features kept so that tell nothing here: behind a URL those without a copy
 
 
 @dataclass(frozen=True)

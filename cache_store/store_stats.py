@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ class _Dataset:
     oldest_write_us: int = 1 << 62
     newest_write_us: int = 0
     last_use_us: int = 0
-    losses: list[int8.Loss] = field(default_factory=list)
+    losses: list[int8.Loss | None] = field(default_factory=list)  # None of those that do not tell
 
 
 def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo], record_of: RecordOf) -> StoreStats:
@@ -80,6 +81,7 @@ def summed_up(view: View, root: Path, limits: Settings, pins: list[PinInfo], rec
 def _stats_of(found: _Dataset | None, counters: Counters | None, planned: tuple[int, int] | None) -> DatasetStats:
     models = sorted(found.models, key=lambda model: -model.bytes) if found else []
     counted = counters or Counters()
+    losses = [loss for loss in found.losses if loss is not None] if found else []
     return DatasetStats(
         entries=sum(model.entries for model in models),
         bytes=sum(model.bytes for model in models),
@@ -93,7 +95,8 @@ def _stats_of(found: _Dataset | None, counters: Counters | None, planned: tuple[
         oldest_write=found.oldest_write_us / 1e6 if found else None,
         newest_write=found.newest_write_us / 1e6 if found else None,
         last_use=found.last_use_us / 1e6 if found else None,
-        int8=_int8_stats(found.losses) if found and found.losses else None,
+        int8=_int8_stats(losses) if losses else None,
+        int8_untold=len(found.losses) - len(losses) if found else 0,
     )
 
 
@@ -115,27 +118,29 @@ def _is_int8(record: Record | None) -> bool:
         return False  # a newer version's
 
 
-def _losses(root: Path, table: Table, group: entry_table.Group) -> Iterable[int8.Loss]:
-    """What the features of a group lost, of those that tell."""
+def _losses(root: Path, table: Table, group: entry_table.Group) -> Iterable[int8.Loss | None]:
+    """What the features of a group lost; None for each that does not tell."""
     prefix = naming.group_of(group.name)
     for name, *identity in entry_table.written(table, group.fingerprint8):
-        loss = _loss_of(root, name, *identity) if naming.group_of(name) == prefix else None
-        if loss is not None:
-            yield loss
+        if naming.group_of(name) == prefix:
+            try:
+                yield _loss_of(root, name, *identity)
+            except LookupError:
+                yield None
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def _loss_of(root: Path, name: str, size: int, written_us: int) -> int8.Loss | None:
-    # Kept, because who watches the statistics looks every two seconds.
+def _loss_of(root: Path, name: str, size: int, written_us: int) -> int8.Loss:
+    # Kept, because who watches the statistics looks every two seconds. What tells nothing is an error, which is not:
+    # of what lies behind a URL a copy may come.
     loss = int8.loss_in(f"{root}/{name}")
-    if loss is not None or not is_packed(root, name):
-        return loss
-    try:
-        with open_feature(root, name) as archive:
-            return int8.loss_of(archive.tree())
-    except (FileNotFoundError, DamagedFeature, StoreReadError):
+    if loss is None and is_packed(root, name):
         # Evicted this moment, or a problem that `verify` names.
-        return None
+        with suppress(FileNotFoundError, DamagedFeature, StoreReadError), open_feature(root, name) as archive:
+            loss = int8.loss_of(archive.tree())
+    if loss is None:
+        raise LookupError(name)
+    return loss
 
 
 def _sum(counters: Iterable[Counters]) -> Counters:

@@ -101,13 +101,16 @@ def _minute(minute: int, separator: str) -> str:
 
 def show(args: argparse.Namespace) -> int:
     """Print what one file says of itself, found by its path or by its key in a store."""
-    path = _path_shown(args)
-    info = _described(path, args.store)
+    key = _key(args)
+    if isinstance(args.store, str):
+        info = _object_described(args.store, key, args.file)
+    else:
+        info = _described(_path_shown(args, key), args.store)
     if args.json:
         print(json.dumps(info))
         return 0
     console = results()
-    console.print(f"[bold]{escape(printable(str(path)))}[/]  {format_size(info['bytes'])}", soft_wrap=True)
+    console.print(f"[bold]{escape(printable(info['path']))}[/]  {format_size(info['bytes'])}", soft_wrap=True)
     for tensor in info["tensors"]:
         where = escape(printable(tensor["path"] or "tensor"))
         console.print(f"  {where}: {tensor['dtype']} {tensor['shape']}", soft_wrap=True, markup=True)
@@ -148,10 +151,7 @@ def _packed_at(path: Path, store: Path | None) -> tuple[Path, str] | None:
     return None
 
 
-def _path_shown(args: argparse.Namespace) -> Path:
-    key = _key(args)
-    if isinstance(args.store, str):
-        return _copy_shown(args.store, key, args.file)
+def _path_shown(args: argparse.Namespace, key: FeatureKey | None) -> Path:
     if key is None:
         if args.file is None:
             raise BuildRefused("say which feature: a FILE, or --store ROOT with --dataset and --vlm-idx or --video-id")
@@ -165,7 +165,7 @@ def _path_shown(args: argparse.Namespace) -> Path:
         return _path_of(store, key)
 
 
-def _copy_shown(url: str, key: FeatureKey | None, file: Path | None) -> Path:
+def _object_described(url: str, key: FeatureKey | None, file: Path | None) -> dict[str, Any]:
     if (key is None) == (file is None):
         raise BuildRefused(
             f"say which feature of {url}: a FILE, relative to it, or a key (--dataset and what goes with it)"
@@ -173,10 +173,10 @@ def _copy_shown(url: str, key: FeatureKey | None, file: Path | None) -> Path:
     with open_store(url) as store:
         assert isinstance(store, RemoteStore)
         names = [str(file)] if key is None else store.possible_names(key)
-        found = next(filter(None, map(store.copy_of, names)), None)
+        found = next(filter(None, map(store.describe, names)), None)
     if found is None:
         raise BuildRefused(f"{file if key is None else next(candidates(key, None))} is not in {url}")
-    return found
+    return found.to_json()
 
 
 def _key(args: argparse.Namespace) -> FeatureKey | None:

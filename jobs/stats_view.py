@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from math import inf
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -156,12 +157,19 @@ INT8_HEADINGS = ("data set", "features", "cosine", "mean", "max error", "relativ
 
 
 def int8_rows(stats: StoreStats) -> Iterator[tuple[str, ...]]:
-    """Yield what int8 cost each data set that has some, the worst first; under `INT8_HEADINGS`."""
-    kept = [(name, dataset.int8) for name, dataset in stats.datasets.items() if dataset.int8 is not None]
-    for name, loss in sorted(kept, key=lambda item: (item[1].worst_cosine, item[0])):
+    """Yield what int8 cost each data set that has some, the worst first and those that tell nothing last.
+
+    Under `INT8_HEADINGS`; the figures are those of the features that tell, "n of N" where others do not.
+    """
+    kept = [(name, data.int8, data.int8_untold) for name, data in stats.datasets.items()]
+    for name, loss, untold in sorted(kept, key=lambda item: (item[1].worst_cosine if item[1] else inf, item[0])):
+        if loss is None:
+            if untold:
+                yield printable(name), f"0 of {untold:,}", *["-"] * 5
+            continue
         yield (
             printable(name),
-            f"{loss.entries:,}",
+            f"{loss.entries:,} of {loss.entries + untold:,}" if untold else f"{loss.entries:,}",
             f"{loss.worst_cosine:.6f}",
             f"{loss.mean_cosine:.6f}",
             f"{loss.max_error:.3g}",

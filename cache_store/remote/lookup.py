@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_store import naming
-from cache_store.archive import END_BYTES, Record, open_content
-from cache_store.errors import DamagedFeature, LocalOnly, RecipeMismatch
+from cache_store import int8, naming
+from cache_store.archive import END_BYTES, Archive, Record, open_content
+from cache_store.errors import DamagedFeature, InexactFeature, LocalOnly, RecipeMismatch
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.lookup import Lookup, T
 from cache_store.processes import HERE
@@ -99,21 +99,34 @@ class RemoteLookup(Lookup):
             FileNotFoundError: there is no such object.
             DamagedFeature, StoreReadError.
         """
+        return self._told(name, Archive.record)
+
+    def _inexactness(self, name: str) -> InexactFeature | None:
+        """As `reader`'s of a file: by its first and last bytes, or by all where those do not hold its layout."""
+        try:
+            tree = self._told(name, Archive.tree, is_in_front=True)
+        except (FileNotFoundError, DamagedFeature):
+            return None
+        return None if int8.mark_of(tree) is None else InexactFeature(f"{self.location}/{name}", int8.loss_of(tree))
+
+    def _told(self, name: str, ask: Callable[[Archive], T], *, is_in_front: bool = False) -> T:
         found = self._objects().tail(name, END_BYTES)
         if found is None:
             raise FileNotFoundError(f"{self.location}/{name}")
         path = f"{self.location}/{name}"
+        is_whole = found[1] <= END_BYTES
+        first = b"" if is_whole or not is_in_front else self._objects().beginning(name, END_BYTES) or b""
         try:
-            with open_content(path, found[0], file_bytes=found[1]) as opened:
-                return opened.record()
+            with open_content(path, found[0], file_bytes=found[1], first=first) as opened:
+                return ask(opened)
         except DamagedFeature:
-            if found[1] <= END_BYTES:
+            if is_whole:
                 raise
         whole = self._objects().get(name, lambda content, _: content)
         if whole is None:
             raise FileNotFoundError(path)
         with open_content(path, whole) as opened:
-            return opened.record()
+            return ask(opened)
 
     def file_of(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> Path | None:
         """Where a copy of the feature lies once it was read; None where there is no feature."""
@@ -144,9 +157,10 @@ class RemoteLookup(Lookup):
             except (FileNotFoundError, DamagedFeature):
                 # A damaged one is as good as none: the build makes it again.
                 continue
-            if record is None or wanted.fits(record):
+            inexact = self._inexactness(name) if wanted.needs_a_look_inside(record) else None
+            if inexact is None and wanted.fits(record):
                 return True, None
-            stale = stale or Stale(name, record)
+            stale = stale or Stale(name, record or Record(), inexact)
         return False, stale
 
     def states(self, asked: Asked) -> Iterator[State]:
@@ -178,19 +192,24 @@ class RemoteLookup(Lookup):
         if not isinstance(key, VideoKey) or fingerprint is None:
             return self.root / name
         is_owner = self._owners.owner_of(key) in (None, fingerprint)
-        return self.root / naming.relative_path(key, second_recipe=None if is_owner else fingerprint)
+        return self.root / self._owners.name_for(key, fingerprint, is_owner=is_owner)
 
     def records_of(self, key: VideoKey) -> Iterator[Record]:
-        """As `Lookup.records_of`; the folders of second recipes are listed."""
-        return (record for _, record in self._told_records(key))
+        """As `Lookup.records_of`; other names of a benchmark, which are many, are asked for at once."""
+        own, *others = candidates(key, None)
+        yield from self._records_at(own)
+        for records in self._pool().map(lambda name: list(self._records_at(name)), others):
+            yield from records
+        for name in self._second_names(key):
+            yield from self._records_at(name)
 
-    def _told_records(self, key: VideoKey) -> Iterator[tuple[str, Record]]:
-        """The names under which a video has features, with their records."""
-        for name in self.possible_names(key):
-            try:
-                yield name, self._recorded(name) or Record()
-            except (FileNotFoundError, DamagedFeature):
-                continue
+    def _records_at(self, name: str) -> Iterator[Record]:
+        """The record of the object of this name, empty if others wrote it; none where no sound one is there."""
+        try:
+            record = self._recorded(name) or Record()
+        except (FileNotFoundError, DamagedFeature):
+            return
+        yield record
 
     def possible_names(self, key: FeatureKey) -> Iterator[str]:
         """The relative paths under which a key may have features, those of a plain reader first.
@@ -199,8 +218,11 @@ class RemoteLookup(Lookup):
         """
         yield from candidates(key, None)
         if isinstance(key, VideoKey):
-            file = naming.relative_path(key).rpartition("/")[2]
-            yield from (f"{folder}/{file}" for folder in sorted(self._objects().folders(f"{key.dataset}@")))
+            yield from self._second_names(key)
+
+    def _second_names(self, key: VideoKey) -> list[str]:
+        file = naming.relative_path(key).rpartition("/")[2]
+        return [f"{folder}/{file}" for folder in sorted(self._objects().folders(f"{key.dataset}@"))]
 
     def _record(self, name: str) -> Record | None:
         return self._recorded(name)

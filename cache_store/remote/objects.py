@@ -123,6 +123,14 @@ class Objects:
         """
         return self._read(name, lambda: self._tail(self._path(name), count))
 
+    def beginning(self, name: str, count: int) -> bytes | None:
+        """An object's first bytes, `count` at most and not none; None where there is no object.
+
+        Raises:
+            StoreReadError: as `get`.
+        """
+        return self._read(name, lambda: self._beginning(self._path(name), count))
+
     def head(self, name: str) -> ObjectInfo | None:
         """What the service tells of an object, asked for itself and never a listing; None where there is none.
 
@@ -250,6 +258,9 @@ class Objects:
     def _tail(self, path: str, count: int) -> tuple[bytes, int]:
         size = self._head(path, "").bytes
         return bytes(self._fs.cat_file(path, start=max(0, size - count), end=size)), size
+
+    def _beginning(self, path: str, count: int) -> bytes:
+        return bytes(self._fs.cat_file(path, start=0, end=count))
 
     def _head(self, path: str, name: str) -> ObjectInfo:
         self._fs.invalidate_cache()

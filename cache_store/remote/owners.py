@@ -31,6 +31,7 @@ class Owners:
         self._record_of = record_of
         self._known: dict[str, tuple[str, float]] = {}  # and when it was read, by the monotonic clock
         self._recorded: dict[str, tuple[str | None, float]] = {}  # of families without a marker
+        self._folders: dict[str, tuple[bool, float]] = {}  # which folders of second recipes are there
 
     def owner_of(self, key: VideoKey) -> str | None:
         """Fingerprint (64 hex digits) of the recipe that owns the plain folder for this family; None: free.
@@ -57,7 +58,23 @@ class Owners:
         if not isinstance(key, VideoKey) or fingerprint is None:
             return naming.relative_path(key)
         owner = self.owner_of(key) if is_second else self.claim(key, fingerprint)
-        return naming.relative_path(key, second_recipe=None if owner == fingerprint else fingerprint)
+        return self.name_for(key, fingerprint, is_owner=owner == fingerprint)
+
+    def name_for(self, key: VideoKey, fingerprint: str, *, is_owner: bool) -> str:
+        """As `families.name_for`; an owner's own folder, which few have, is looked for once in a moment."""
+        second = naming.relative_path(key, second_recipe=fingerprint)
+        folder = second.rpartition("/")[0]
+        if is_owner and not (self._is_there(folder) and self._objects().head(second)):
+            return naming.relative_path(key)
+        self._folders.pop(folder, None)  # a put may make it
+        return second
+
+    def _is_there(self, folder: str) -> bool:
+        is_there, read_s = self._folders.get(folder, (False, -inf))
+        if monotonic() - read_s > _BELIEVED_FOR_S:
+            is_there = folder in self._objects().folders(folder)
+            self._folders[folder] = (is_there, monotonic())
+        return is_there
 
     def claim(self, key: VideoKey, fingerprint: str) -> str:
         """Make `fingerprint` the owner unless there is one; the same for all who race where puts can be create-only."""
@@ -85,6 +102,7 @@ class Owners:
                 self._objects().delete(marker)
         self._known.clear()
         self._recorded.clear()
+        self._folders.clear()
 
     def _marked(self, marker: str) -> str | None:
         return marked_in(self._objects().get(marker, lambda content, _: content) or b"")

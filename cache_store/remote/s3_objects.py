@@ -82,6 +82,10 @@ class S3Objects(Objects):
         content = self._sized(answer["ContentLength"], lambda: self._body(answer))
         return content, int(answer["ContentRange"].rpartition("/")[2])
 
+    def _beginning(self, path: str, count: int) -> bytes:
+        answer = self._call("get_object", path, Range=f"bytes=0-{count - 1}")
+        return self._sized(answer["ContentLength"], lambda: self._body(answer))
+
     def _body(self, answer: dict[str, Any]) -> bytes:
         from fsspec.asyn import sync
 

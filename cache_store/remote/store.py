@@ -14,11 +14,12 @@ from cache_store import maintenance, naming
 from cache_store.archive import END_BYTES, Content, Record, open_archive, open_content, sound_content
 from cache_store.atomic import publish
 from cache_store.bulk import Asked, with_wanted
+from cache_store.codec import FeatureInfo, described
 from cache_store.errors import CacheStoreError, DamagedFeature, InexactFeature, RecipeMismatch
 from cache_store.feature_file import Check, Frames
 from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.put_item import PutItem, encoded_item
-from cache_store.reader import OnStale, Wanted, candidates, names_of_second_recipes
+from cache_store.reader import OnStale, Wanted, candidates
 from cache_store.recipes import recipe_fingerprint
 from cache_store.remote import tier
 from cache_store.remote.upkeep import RemoteUpkeep
@@ -117,15 +118,17 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             self._add(name, sound_content(opened))
         return self.root / name
 
-    def copy_of(self, name: str) -> Path | None:
-        """The copy of a feature by its relative path, downloaded if need be; None where there is none, or no room.
+    def describe(self, name: str) -> FeatureInfo | None:
+        """As `cache_store.describe`, of an object by its relative path, downloaded for it; None where there is none.
 
         Raises:
-            DamagedFeature, StoreReadError: as `get`.
+            DamagedFeature, StoreReadError: as `cache_store.describe`.
         """
-        if not self._tier.has(name) or not self._tier.is_current(name):
-            self._tier.fetch(name)
-        return self.root / name if self._tier.has(name) else None
+        whole = self._objects().get(name, lambda content, _: content)
+        if whole is None:
+            return None
+        with open_content(f"{self.location}/{name}", whole) as opened:
+            return described(opened)
 
     def _content(self, name: str) -> Content:
         whole = self._objects().get(name, lambda content, _: content)
@@ -187,9 +190,9 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         try:
             return self._read(key, wanted, "error", options)
         except (RecipeMismatch, InexactFeature):
-            self._look_again(key, wanted)
+            self._drop_late(key, wanted)
             with self._telling(self.root):
-                return self._read(key, wanted, on_stale, options)
+                return self._read(key, wanted, on_stale, options, is_every=True)
 
     @contextmanager
     def _telling(self, copies: Path | str) -> Iterator[None]:
@@ -199,10 +202,12 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         except (RecipeMismatch, InexactFeature) as exc:
             raise exc.said_of(self.location, copied_to=str(copies)) from exc
 
-    def _read(self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any]) -> object | None:
+    def _read(
+        self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any], *, is_every: bool = False
+    ) -> object | None:
         copies = self._tier.store
         for _ in range(3):  # another process may evict a copy before it is read, and a damaged one is set aside
-            unkept = self._fetch(key, wanted)
+            unkept = self._fetch(key, wanted, is_every=is_every)
             if unkept:
                 return self._read_unkept(key, unkept, on_stale, options)
             had_copies = self._has_copies(key, wanted)
@@ -214,11 +219,14 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def _has_copies(self, key: FeatureKey, wanted: Wanted) -> bool:
         return any(map(self._tier.has, candidates(key, wanted.fingerprint)))
 
-    def _fetch(self, key: FeatureKey, wanted: Wanted) -> dict[str, bytes]:
-        """Download what a reader of this key looks at, unless there is a copy; returns what found no room there."""
+    def _fetch(self, key: FeatureKey, wanted: Wanted, *, is_every: bool = False) -> dict[str, bytes]:
+        """Download what a reader of this key looks at, unless there is a copy; returns what found no room there.
+
+        With `is_every` under all its names, where the reader was not content with the first that fits.
+        """
         unkept: dict[str, bytes] = {}
         names = list(candidates(key, wanted.fingerprint))
-        if wanted.fingerprint is not None and any(self._tier.fits(name, wanted.fingerprint) for name in names):
+        if not is_every and wanted.fingerprint is not None and self._has_own(names, wanted.fingerprint):
             return unkept  # whichever of its names it has, it is the same feature
         for name in names:
             if not self._tier.has(name):
@@ -231,9 +239,16 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
                     continue
                 if not self._tier.has(name):
                     unkept[name] = content
-            if wanted.fingerprint is None or self._tier.fits(name, wanted.fingerprint):
+            if not is_every and (wanted.fingerprint is None or self._tier.fits(name, wanted.fingerprint)):
                 break
         return unkept
+
+    def _has_own(self, names: list[str], fingerprint: str) -> bool:
+        """Whether the first fitting copy tells this recipe: one that tells none fits it only where it has no own."""
+        for record in map(self._tier.record, names):
+            if record is not None and record.recipe_fingerprint in (None, fingerprint):
+                return record.recipe_fingerprint is not None
+        return False
 
     def _read_unkept(
         self, key: FeatureKey, unkept: dict[str, bytes], on_stale: OnStale, options: dict[str, Any]
@@ -244,12 +259,15 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             with self._telling(folder):
                 return passing.get(key, on_stale=on_stale, **options)
 
-    def _look_again(self, key: FeatureKey, wanted: Wanted) -> None:
-        """Replace what copies of a key are out of date."""
+    def _drop_late(self, key: FeatureKey, wanted: Wanted) -> None:
+        """Delete what copies of a key are out of date."""
         for name in candidates(key, wanted.fingerprint):
             if self._tier.has(name):
                 self._tier.is_current(name)
-        self._fetch(key, wanted)
+
+    def _look_again(self, key: FeatureKey, wanted: Wanted) -> None:
+        self._drop_late(key, wanted)
+        self._fetch(key, wanted, is_every=True)
 
     def prefetch(self, asked: Asked, *, wait: bool = True) -> None:
         """Download what is asked for and not on this machine yet, many at a time, if there is room for copies.
@@ -357,12 +375,12 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def _keys_of(self, name: str, dataset: str | None) -> list[FeatureKey]:
         return list(maintenance.stored_keys(self._record, [name], dataset))
 
-    def records_of(self, key: VideoKey) -> Iterator[Record]:
-        """As `Lookup.records_of`, those of copies first, which cost no request; then what else the service tells."""
-        here = [*candidates(key, None), *names_of_second_recipes(self.root, key)]
-        told = [(name, record) for name in here if (record := self._tier.record(name)) is not None]
-        yield from (record for _, record in told)
-        yield from (record for name, record in self._told_records(key) if (name, record) not in told)
+    def _records_at(self, name: str) -> Iterator[Record]:
+        """That of the copy, which costs no request; then that of the object, if it is another one by now."""
+        here = self._tier.record(name)
+        if here is not None:
+            yield here
+        yield from (told for told in super()._records_at(name) if told != here)
 
     def flush_meta(self) -> None:
         """Nothing: a remote root has no `cache_meta.json`."""

@@ -48,7 +48,10 @@ class RemoteUpkeep(RemoteLookup, Upkeep):
         return time.time()
 
     def stats(self) -> StoreStats:
-        """Sizes by a listing; hits, misses and damage as this machine's processes met them, up to their last flush."""
+        """Sizes by a listing; hits, misses and damage as this machine's processes met them, up to their last flush.
+
+        What int8 cost is told by copies.
+        """
         from cache_store import store_stats
 
         with self._viewed() as view, self._tier.store._viewed() as here:

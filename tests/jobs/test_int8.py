@@ -11,6 +11,7 @@ from cache_store import FeatureStore, int8
 from cache_store.archive import read_record
 from cache_store.reports import Int8Stats
 from jobs.__main__ import main
+from jobs.stats_view import int8_rows
 from tests.jobs.test_stats_view import dataset, seen, store
 from tests.media import write_video
 
@@ -86,3 +87,15 @@ def test_the_worst_data_set_is_shown_first_on_any_terminal(width):
     assert "set_0 " not in table  # as many rows as data sets are shown
     assert "set_0 " in seen(store(losses), width=width, most_rows=None)
     assert "int8" not in seen(store({"exact": dataset()}))
+
+
+def test_of_how_many_the_loss_is_told_is_said_where_it_is_not_of_all():
+    loss = Int8Stats(900, 0.99, 0.99995, 0.25, 0.011, 0.01)
+    stats = store(
+        {"none": dataset(int8_untold=7), "some": dataset(int8=loss, int8_untold=3), "all": dataset(int8=loss)}
+    )
+    assert [row[:3] for row in int8_rows(stats)] == [
+        ("all", "900", "0.990000"),
+        ("some", "900 of 903", "0.990000"),
+        ("none", "0 of 7", "-"),
+    ]

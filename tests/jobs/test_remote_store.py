@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,23 @@ def test_what_is_there_is_shown(run, url):
     status, _, err = run("show", "--dataset", "episode", "--vlm-idx", 9)
     assert (status, f"is not in {url}" in err) == (2, True)
     assert run("verify", "--json")[0] == 0
+
+
+@pytest.mark.parametrize("where", [["--dataset", "episode", "--vlm-idx", 1], ["episode_vlm1.pt"]])
+def test_the_object_is_shown_whatever_its_copy_is_like_or_where_there_is_no_room_for_one(run, url, monkeypatch, where):
+    with FeatureStore(url) as store:
+        store.get(StepKey("episode", 1))
+        path = store.root / "episode_vlm1.pt"
+        content, times = path.read_bytes(), path.stat()
+        path.write_bytes(content.replace(bytes(torch.ones(8).numpy()), bytes(32)))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert path.read_bytes() != content
+        status, out, _ = run("show", *where, "--json")
+        assert (status, json.loads(out)["path"]) == (0, f"{url}/episode_vlm1.pt")
+        path.unlink()
+    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "10")
+    status, out, _ = run("show", *where)
+    assert (status, "float32 [1, 1, 8]" in out) == (0, True)
 
 
 def test_a_video_that_only_a_second_recipe_has_is_shown_by_its_key(run, url):

@@ -444,7 +444,7 @@ def test_a_create_only_batch_tells_what_it_has_published(open_on):
     items = [PutItem(StepKey("episode", number), tensor(number)) for number in range(3)]
     with pytest.raises(EntryExists) as caught:
         store.put_many(items, create_only=True)
-    there = [path for path in map(store.path_of, (item.key for item in items)) if open_on("b").copy_of(path.name)]
+    there = [path for path in map(store.path_of, (item.key for item in items)) if open_on("b").describe(path.name)]
     assert set(caught.value.published) == {path for path in there if path.name != "episode_vlm1.pt"}
     assert torch.equal(store.get(StepKey("episode", 1)), tensor(9))
 
