@@ -21,7 +21,7 @@ from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
 from cache_store.journal import line, now_us
 from cache_store.lease import lease
 from cache_store.reports import Problem
-from cache_store.rewriting import Rewriter, waste_bytes
+from cache_store.rewriting import Rewriter, rewrite, rewritten_lines, waste_bytes
 from cache_store.scan import loose_names
 from cache_store.shard_file import Row, Shard, encoded
 from cache_store.shards import Place
@@ -85,7 +85,7 @@ def pack(
             put_back_all(root)
         _pack_files(root, books, datasets, progress, report, keep=keep)  # whose names are gone before the index is made
         if not dry_run:
-            report.freed_bytes = tidy(root, books)
+            report.freed_bytes += tidy(root, books)
             shard_index.write(root)
     return report
 
@@ -196,9 +196,17 @@ class _Packing:
             self._books.journal.append(
                 line("p", waste - claimed_bytes, waste, time_us, "", "", claimed_bytes, name, time_us=time_us)
             )
+        if not self._keep and len(packed) < len(found):
+            self._without_dead_rows(shard)
         self._report.files += len(packed)
         self._report.bytes += sum(found[row].identity[2] for row in packed)
         self._report.shards += 1
+
+    def _without_dead_rows(self, shard: Shard) -> None:
+        """Under a limit at once: what went meanwhile, as to make room for the shard itself, has no room in it."""
+        if self._books.budget.limits.limit_bytes is not None and (new := rewrite(self._root, shard)) is not None:
+            self._books.journal.append(*rewritten_lines(shard, new))
+            self._report.freed_bytes += shard.file_bytes - sum(one.file_bytes for one in new)
 
     def _read(self, name: str, found: list[_Found], rows: list[Row]) -> None:
         path = f"{self._root}/{name}"

@@ -260,6 +260,16 @@ def test_the_limit_counts_what_dead_rows_still_take(tmp_path):
         check(store)
 
 
+def test_packing_what_has_to_make_room_for_its_own_shard_stays_within_the_limit(tmp_path):
+    with filled(tmp_path / "store") as store:
+        limit_bytes = summed_on_disk(store) + 1
+        store.set_limit(limit_bytes)
+        assert 0 < store.pack().files < len(STEPS)
+        assert summed_on_disk(store) <= limit_bytes
+        assert store.stats().entries == len(list(store.keys())) > 0
+        check(store)
+
+
 def test_eviction_takes_packed_features_least_recently_used_first_and_spares_pinned_ones(tmp_path):
     with filled(tmp_path / "store") as store:
         store.pack()
