@@ -21,7 +21,7 @@ from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
 from cache_store.journal import line, now_us
 from cache_store.lease import lease
 from cache_store.reports import Problem
-from cache_store.rewriting import Rewriter, rewrite, rewritten_lines, waste_bytes
+from cache_store.rewriting import Rewriter, drop_doubles, rewrite, rewritten_lines, waste_bytes
 from cache_store.scan import loose_names
 from cache_store.shard_file import Row, Shard, encoded
 from cache_store.shards import Place
@@ -82,7 +82,7 @@ def pack(
     # Only one at a time, to save work: without a lock that works two would read the same files.
     with contextlib.nullcontext() if dry_run else lease(root / naming.PACK_LEASE, timeout_s=_WAIT_S):
         if not dry_run:
-            put_back_all(root)
+            mend(root, books)
         _pack_files(root, books, datasets, progress, report, keep=keep)  # whose names are gone before the index is made
         if not dry_run:
             report.freed_bytes += tidy(root, books)
@@ -105,6 +105,18 @@ def _pack_files(
             _Packing(root, books, report, keep=keep).pack(group)
         if progress is not None:
             progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
+
+
+def mend(root: Path, books: Books) -> None:
+    """Put back what packers that died had taken, take out what rewriters that died left twice, and count all of it.
+
+    Raises:
+        StoreReadError, StoreWriteError: the operating system refused.
+    """
+    put_back_all(root)
+    drop_doubles(root)
+    with books.reconciled():  # a shard of which its writer journalled nothing would be taken off the sums, never added
+        pass
 
 
 def tidy(root: Path, books: Books) -> int:

@@ -64,6 +64,21 @@ def _dead_share(shard: Shard) -> float:
     return _dead_bytes(shard) / max(1, shard.file_bytes)
 
 
+def drop_doubles(root: Path) -> None:
+    """Mark rows dead that count beside a newer one, as where a rewriter died before the old shard went.
+
+    Only in shards that nobody has changed for an hour: of others a rewriter may be about to remove either one.
+
+    Raises:
+        StoreReadError, StoreWriteError: the operating system refused.
+    """
+    view = shards.View([shard for shard in shards.of(root).view().shards if _is_stray(root, shard)])
+    counting = [shard.counting() for shard in view.shards]  # before the newest are looked for: a later one is newer
+    for shard, counts, is_newest in zip(view.shards, counting, view.winners(), strict=True):
+        if (is_double := counts & ~is_newest).any():
+            shard.mark("dead", np.flatnonzero(is_double).tolist())
+
+
 def rewrite(root: Path, old: Shard) -> list[Shard] | None:
     """Put a shard with what counts, or none, in the old one's place; None where that is not possible now.
 

@@ -591,6 +591,24 @@ def test_a_delete_during_a_rewrite_is_not_undone(store, monkeypatch):
     store.stats()  # what nobody journalled is found by a listing
 
 
+@pytest.mark.parametrize("work", [FeatureStore.pack, FeatureStore.unpack])
+def test_what_a_killed_rewrite_left_twice_goes_with_the_next_work(store, monkeypatch, work):
+    store.pack()
+    store.prune(datasets=["e0"])
+    (old,) = shards.of(store.root).view().shards
+    with monkeypatch.context() as patch:
+        patch.setattr(rewriting, "_removed", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            rewriting.rewrite(store.root, old)
+    twice_bytes = summed_on_disk(store)
+    work(store)
+    assert summed_on_disk(store) == twice_bytes or work is FeatureStore.unpack  # a rewriter may still be at it
+    monkeypatch.setattr(rewriting, "_STRAY_AFTER_S", -1.0)
+    work(store)
+    assert summed_on_disk(store) < 0.6 * twice_bytes
+    assert all_read(store, but=[key for key in STEPS if key.dataset == "e0"])
+
+
 def test_two_packers_without_locks_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("filelock._unix.fcntl.flock", lambda *_: None)
     with filled(tmp_path / "store") as store:
