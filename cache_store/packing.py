@@ -119,14 +119,14 @@ def mend(root: Path, books: Books) -> None:
         pass
 
 
-def tidy(root: Path, books: Books) -> int:
-    """Rewrite shards that are mostly dead; returns the bytes that this freed.
+def tidy(root: Path, books: Books, *, wanted_bytes: int = 0) -> int:
+    """Rewrite shards that are mostly dead, and others until `wanted_bytes` are free; returns the bytes that this freed.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
     rewriter, freed_bytes = Rewriter(root, books.journal), 0
-    while freed := rewriter.rewrite_worst(from_share=REWRITE_FROM_SHARE):
+    while freed := rewriter.rewrite_worst(from_share=0.0 if freed_bytes < wanted_bytes else REWRITE_FROM_SHARE):
         freed_bytes += freed
     return freed_bytes
 

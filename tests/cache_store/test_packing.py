@@ -222,6 +222,39 @@ def test_a_shard_that_is_mostly_dead_is_rewritten_and_the_rest_stays(store):
     assert all_read(store, but=[key for key in STEPS if key.dataset != "e2"])
 
 
+@pytest.mark.parametrize("dead", [10, 18])
+def test_down_to_counts_and_frees_what_is_dead_in_shards(store, dead):
+    store.pack()
+    packed_bytes = summed_on_disk(store)
+    for key in STEPS[:dead]:
+        store.delete(key)
+    size = store.stats().bytes // (len(STEPS) - dead)
+    goal_bytes = packed_bytes - (dead - 1) * size
+    assert store.prune(down_to_bytes=goal_bytes, dry_run=True).deleted == []
+    assert summed_on_disk(store) == packed_bytes
+    assert store.prune(down_to_bytes=goal_bytes).deleted == []
+    assert summed_on_disk(store) <= goal_bytes
+    assert len(store.prune(down_to_bytes=goal_bytes - 3 * size).deleted) in (2, 3)
+    assert summed_on_disk(store) <= goal_bytes - 3 * size
+
+
+def test_down_to_counts_what_loose_files_hide_and_deletes_no_more_than_needed(store):
+    store.pack(keep=True)
+    goal_bytes, size = summed_on_disk(store) * 3 // 4, store.bytes_of(STEPS[0])
+    assert len(store.prune(down_to_bytes=goal_bytes).deleted) <= len(STEPS) // 4 + 2
+    assert goal_bytes - 3 * size < summed_on_disk(store) <= goal_bytes
+
+
+def test_a_prune_that_deletes_nothing_rewrites_what_is_mostly_dead(store):
+    store.pack()
+    packed_bytes = summed_on_disk(store)
+    for key in STEPS[:20]:
+        store.delete(key)
+    assert store.prune(datasets=["other"]).deleted == []
+    assert summed_on_disk(store) < packed_bytes // 2
+    assert len(pq.read_table(store.root / "packed" / "index.parquet")) == len(STEPS) - 20
+
+
 def test_create_only_sees_packed_features(store):
     store.pack()
     with pytest.raises(EntryExists):
