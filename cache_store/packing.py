@@ -94,6 +94,8 @@ def _pack_files(
     root: Path, books: Books, datasets: tuple[str, ...] | None, progress: Told, report: PackReport, *, keep: bool
 ) -> None:
     names = _wanted(root, datasets, packed_too=not keep)
+    if not keep:
+        names = _movable(root, names, report)
     groups = list(_groups(root, names))
     total = sum(map(len, groups))
     for group in groups:
@@ -144,6 +146,20 @@ def _wanted(root: Path, datasets: tuple[str, ...] | None, *, packed_too: bool) -
             chosen.append(name)
     # By name, so that what is read together, and goes together, lies together.
     return sorted(chosen)
+
+
+def _movable(root: Path, names: list[str], report: PackReport) -> list[str]:
+    """Those that a rename can bring where shards lie; files of a folder that links to another file system are named."""
+    packed = root / naming.PACKED
+    device = os.stat(packed if packed.exists() else root).st_dev
+    elsewhere = set()
+    for folder in {name.rpartition("/")[0] for name in names}:
+        with contextlib.suppress(OSError):  # gone meanwhile, and its files with it
+            if os.stat(root / folder).st_dev != device:
+                elsewhere.add(folder)
+    reason = "its folder is on another file system than the store's shards; it stays loose"
+    report.problems += [Problem(name, reason) for name in names if name.rpartition("/")[0] in elsewhere]
+    return [name for name in names if name.rpartition("/")[0] not in elsewhere]
 
 
 def _is_kept(root: Path, name: str, place: Place | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import zlib
 
@@ -361,6 +362,26 @@ def test_a_damaged_file_is_left_loose_and_named(tmp_path):
         assert [problem.path for problem in found.problems] == [path.name]
         assert found.files == len(STEPS) - 1
         assert list(files(store.root)) == [path.name]
+
+
+def test_files_behind_a_link_to_another_file_system_stay_loose_and_are_named(store):
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as elsewhere:
+        if os.stat(elsewhere).st_dev == os.stat(store.root).st_dev:
+            pytest.skip("there is one file system only")
+        (store.root / VIDEO.dataset).symlink_to(elsewhere)
+        path = store.put(VIDEO, tensor(0))
+        (store.root / "packed").mkdir()
+        report = store.pack(datasets=[VIDEO.dataset])
+        assert (report.files, report.shards) == (0, 0)
+        report = store.pack()
+        assert report.files == len(STEPS)
+        assert [problem.path for problem in report.problems] == [path.relative_to(store.root).as_posix()]
+        assert "another file system" in report.problems[0].reason
+        assert path.exists()
+        assert store.pack(keep=True).files == 1
+        store.unpack()
+        store.delete(VIDEO)
+        (store.root / VIDEO.dataset).unlink()
 
 
 def test_a_shard_that_does_not_read_back_removes_no_file(tmp_path, monkeypatch):
