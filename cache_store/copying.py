@@ -9,12 +9,13 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from cache_store import naming
+from cache_store import families, naming
 from cache_store.archive import Content
 from cache_store.dataset_patterns import DatasetPatterns, named
 from cache_store.errors import DamagedFeature, EntryExists
 from cache_store.keys import VideoKey
 from cache_store.maintenance import video_key_in
+from cache_store.remote.store import RemoteStore
 from cache_store.reports import EntryInfo
 from cache_store.store import FeatureStore
 
@@ -71,7 +72,7 @@ def _copied(source: FeatureStore, target: FeatureStore, name: str, *, dry_run: b
         return Copied(name, "gone", "deleted or evicted meanwhile", 0)
     except DamagedFeature as exc:
         return Copied(name, "damaged", exc.reason, 0)
-    owner = None if dry_run else _other_owner(target, name, content)
+    owner = _other_owner(source, target, name, content, dry_run=dry_run)
     if owner is not None:
         return Copied(name, "conflict", f"recipe {owner[:8]} owns the folder of this family there", 0)
     if not dry_run:
@@ -86,10 +87,23 @@ def _copied(source: FeatureStore, target: FeatureStore, name: str, *, dry_run: b
     return Copied(name, "copied", None, len(content.whole))
 
 
-def _other_owner(target: FeatureStore, name: str, content: Content) -> str | None:
-    """The recipe that owns a video family's plain folder, if it is not this feature's own."""
+def _other_owner(
+    source: FeatureStore, target: FeatureStore, name: str, content: Content, *, dry_run: bool
+) -> str | None:
+    """The recipe that owns a video family's plain folder, if this feature is to lie there and is another's.
+
+    Without `dry_run` the family has its owner from now on, that of the source where this is a second recipe's feature.
+    """
     key, fingerprint = video_key_in(content.record), content.fingerprint
-    if not isinstance(key, VideoKey) or fingerprint is None or naming.relative_path(key) != name:
+    if not isinstance(key, VideoKey) or fingerprint is None:
         return None
-    owner = target._claim(key, fingerprint)
-    return None if owner == fingerprint else owner
+    is_plain = naming.relative_path(key) == name
+    wanted = fingerprint if is_plain else _owner_in(source, key)
+    if wanted is None:
+        return None
+    owner = _owner_in(target, key) if dry_run else target._claim(key, wanted)
+    return owner if is_plain and owner != fingerprint else None
+
+
+def _owner_in(store: FeatureStore, key: VideoKey) -> str | None:
+    return store._owners.owner_of(key) if isinstance(store, RemoteStore) else families.owner_of(store.root, key)

@@ -29,6 +29,7 @@ class Chosen(NamedTuple):
 
     entries: list[EntryInfo]
     pinned: int  # entries that met every condition and stay because they are pinned
+    down_to_bytes: int | None = None  # what the store is to fit, its shards' dead bytes included
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,24 @@ class Selection:
             if value is not None and not value >= 0:
                 raise ValueError(f"{field} is {value!r}, not a number of at least 0")
 
-    def chosen(self, record_of: RecordOf, entries: Iterable[EntryInfo], now_s: float, protected: Protected) -> Chosen:
-        """Those of a store's `entries` that it means at `now_s`, the file system's clock."""
+    def chosen(
+        self,
+        record_of: RecordOf,
+        entries: Iterable[EntryInfo],
+        now_s: float,
+        protected: Protected,
+        *,
+        beside_bytes: int = 0,
+        hidden_bytes: Callable[[str], int] = lambda _: 0,
+    ) -> Chosen:
+        """Those of a store's `entries` that it means at `now_s`, the file system's clock.
+
+        `beside_bytes` are taken by what is no entry; of these an entry takes its `hidden_bytes` with it.
+        """
         patterns = None if self.datasets is None else DatasetPatterns(self.datasets)
         made_how = _MadeHow(record_of, self.model, self.recipe_fingerprint)
         found: list[EntryInfo] = []
-        total_bytes = pinned = 0
+        total_bytes, pinned = beside_bytes, 0
         for entry in entries:
             total_bytes += entry.bytes
             if not self._meets(entry, now_s, patterns) or not made_how.fits(entry):
@@ -73,8 +86,8 @@ class Selection:
             else:
                 found.append(entry)
         if self.down_to_bytes is not None:
-            found = _least_recent_down_to(found, total_bytes, self.down_to_bytes)
-        return Chosen(found, pinned)
+            found = _least_recent_down_to(found, total_bytes, self.down_to_bytes, hidden_bytes)
+        return Chosen(found, pinned, self.down_to_bytes)
 
     def _meets(self, entry: EntryInfo, now_s: float, patterns: DatasetPatterns | None) -> bool:
         if patterns is not None:
@@ -160,12 +173,14 @@ def video_key_in(record: Record | None) -> VideoKey | None:
         return None
 
 
-def _least_recent_down_to(entries: list[EntryInfo], total_bytes: int, down_to_bytes: int) -> list[EntryInfo]:
+def _least_recent_down_to(
+    entries: list[EntryInfo], total_bytes: int, down_to_bytes: int, hidden_bytes: Callable[[str], int]
+) -> list[EntryInfo]:
     """The least recently used of `entries` that must go until `total_bytes` is at most `down_to_bytes`."""
     chosen = []
     for entry in sorted(entries, key=lambda entry: (entry.last_use, entry.name)):
         if total_bytes <= down_to_bytes:
             break
         chosen.append(entry)
-        total_bytes -= entry.bytes
+        total_bytes -= entry.bytes + hidden_bytes(entry.name)
     return chosen

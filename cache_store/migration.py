@@ -103,7 +103,7 @@ def _planned_video(
 
 
 def _recipe_of(record: archive.Record | None, recipe: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    return record.recipe if record is not None else recipe
+    return recipe if record is None or record.recipe is None else record.recipe
 
 
 def _contested(planned: Iterable[_Planned | Moved]) -> set[str]:
@@ -160,6 +160,8 @@ def _moved(store: FeatureStore, planned: _Planned, recipe: Mapping[str, Any] | N
             _copy(store, planned, value, recipe)
         except EntryExists:
             return left_alone(source, "conflict", "another process wrote this name this moment", target=shown)
+        except (TypeError, ValueError) as exc:
+            return left_alone(source, "skipped", f"it cannot have this recipe: {exc}", target=shown)
         if not _holds(target, value):
             return left_alone(source, "conflict", "the copy does not read back as the same feature", target=shown)
     return Moved(str(source), shown, "copied", None, size)
@@ -168,14 +170,15 @@ def _moved(store: FeatureStore, planned: _Planned, recipe: Mapping[str, Any] | N
 def _copy(store: FeatureStore, planned: _Planned, value: object, recipe: Mapping[str, Any] | None) -> None:
     (source, key, second_recipe), _ = planned
     record = archive.read_record(source)
-    if isinstance(key, StepKey) and (record is not None or recipe is None):
+    made = _recipe_of(record, recipe)
+    if isinstance(key, StepKey) and made == (None if record is None else record.recipe):
         store.adopt(source, key)
         return
     provenance = record.provenance if record is not None else None
     store.put(
         key,
         value,
-        recipe=_recipe_of(record, recipe),
+        recipe=made,
         provenance=provenance,
         create_only=True,
         is_second=second_recipe is not None,

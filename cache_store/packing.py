@@ -21,7 +21,7 @@ from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
 from cache_store.journal import line, now_us
 from cache_store.lease import lease
 from cache_store.reports import Problem
-from cache_store.rewriting import Rewriter, waste_bytes
+from cache_store.rewriting import Rewriter, drop_doubles, rewrite, rewritten_lines, waste_bytes
 from cache_store.scan import loose_names
 from cache_store.shard_file import Row, Shard, encoded
 from cache_store.shards import Place
@@ -82,10 +82,10 @@ def pack(
     # Only one at a time, to save work: without a lock that works two would read the same files.
     with contextlib.nullcontext() if dry_run else lease(root / naming.PACK_LEASE, timeout_s=_WAIT_S):
         if not dry_run:
-            put_back_all(root)
+            mend(root, books)
         _pack_files(root, books, datasets, progress, report, keep=keep)  # whose names are gone before the index is made
         if not dry_run:
-            report.freed_bytes = tidy(root, books)
+            report.freed_bytes += tidy(root, books)
             shard_index.write(root)
     return report
 
@@ -94,6 +94,8 @@ def _pack_files(
     root: Path, books: Books, datasets: tuple[str, ...] | None, progress: Told, report: PackReport, *, keep: bool
 ) -> None:
     names = _wanted(root, datasets, packed_too=not keep)
+    if not keep:
+        names = _movable(root, names, report)
     groups = list(_groups(root, names))
     total = sum(map(len, groups))
     for group in groups:
@@ -107,14 +109,26 @@ def _pack_files(
             progress(PackProgress(report.files, total, report.bytes, len(report.problems)))
 
 
-def tidy(root: Path, books: Books) -> int:
-    """Rewrite shards that are mostly dead; returns the bytes that this freed.
+def mend(root: Path, books: Books) -> None:
+    """Put back what packers that died had taken, take out what rewriters that died left twice, and count all of it.
+
+    Raises:
+        StoreReadError, StoreWriteError: the operating system refused.
+    """
+    put_back_all(root)
+    drop_doubles(root)
+    with books.reconciled():  # a shard of which its writer journalled nothing would be taken off the sums, never added
+        pass
+
+
+def tidy(root: Path, books: Books, *, wanted_bytes: int = 0) -> int:
+    """Rewrite shards that are mostly dead, and others until `wanted_bytes` are free; returns the bytes that this freed.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
     rewriter, freed_bytes = Rewriter(root, books.journal), 0
-    while freed := rewriter.rewrite_worst(from_share=REWRITE_FROM_SHARE):
+    while freed := rewriter.rewrite_worst(from_share=0.0 if freed_bytes < wanted_bytes else REWRITE_FROM_SHARE):
         freed_bytes += freed
     return freed_bytes
 
@@ -132,6 +146,20 @@ def _wanted(root: Path, datasets: tuple[str, ...] | None, *, packed_too: bool) -
             chosen.append(name)
     # By name, so that what is read together, and goes together, lies together.
     return sorted(chosen)
+
+
+def _movable(root: Path, names: list[str], report: PackReport) -> list[str]:
+    """Those that a rename can bring where shards lie; files of a folder that links to another file system are named."""
+    packed = root / naming.PACKED
+    device = os.stat(packed if packed.exists() else root).st_dev
+    elsewhere = set()
+    for folder in {name.rpartition("/")[0] for name in names}:
+        with contextlib.suppress(OSError):  # gone meanwhile, and its files with it
+            if os.stat(root / folder).st_dev != device:
+                elsewhere.add(folder)
+    reason = "its folder is on another file system than the store's shards; it stays loose"
+    report.problems += [Problem(name, reason) for name in names if name.rpartition("/")[0] in elsewhere]
+    return [name for name in names if name.rpartition("/")[0] not in elsewhere]
 
 
 def _is_kept(root: Path, name: str, place: Place | None) -> bool:
@@ -196,9 +224,17 @@ class _Packing:
             self._books.journal.append(
                 line("p", waste - claimed_bytes, waste, time_us, "", "", claimed_bytes, name, time_us=time_us)
             )
+        if not self._keep and len(packed) < len(found):
+            self._without_dead_rows(shard)
         self._report.files += len(packed)
         self._report.bytes += sum(found[row].identity[2] for row in packed)
         self._report.shards += 1
+
+    def _without_dead_rows(self, shard: Shard) -> None:
+        """Under a limit at once: what went meanwhile, as to make room for the shard itself, has no room in it."""
+        if self._books.budget.limits.limit_bytes is not None and (new := rewrite(self._root, shard)) is not None:
+            self._books.journal.append(*rewritten_lines(shard, new))
+            self._report.freed_bytes += shard.file_bytes - sum(one.file_bytes for one in new)
 
     def _read(self, name: str, found: list[_Found], rows: list[Row]) -> None:
         path = f"{self._root}/{name}"

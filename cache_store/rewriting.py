@@ -32,7 +32,7 @@ class Rewriter:
 
     def dead_bytes(self) -> int:
         """Bytes of dead rows, which rewriting would free."""
-        return sum(_dead_bytes(shard) for shard in self._candidates())
+        return sum(map(dead_bytes, self._candidates()))
 
     def rewrite_worst(self, *, from_share: float = 0.0) -> int:
         """Rewrite the shard with the largest dead share, if it is above `from_share`; returns the bytes freed.
@@ -56,12 +56,28 @@ class Rewriter:
         return [shard for shard in shards.of(self._root).view().shards if shard.id not in self._refused]
 
 
-def _dead_bytes(shard: Shard) -> int:
+def dead_bytes(shard: Shard) -> int:
+    """Bytes of its dead rows, which rewriting would free."""
     return int(shard.bytes[shard.states()[1]].sum())
 
 
 def _dead_share(shard: Shard) -> float:
-    return _dead_bytes(shard) / max(1, shard.file_bytes)
+    return dead_bytes(shard) / max(1, shard.file_bytes)
+
+
+def drop_doubles(root: Path) -> None:
+    """Mark rows dead that count beside a newer one, as where a rewriter died before the old shard went.
+
+    Only in shards that nobody has changed for an hour: of others a rewriter may be about to remove either one.
+
+    Raises:
+        StoreReadError, StoreWriteError: the operating system refused.
+    """
+    view = shards.View([shard for shard in shards.of(root).view().shards if _is_stray(root, shard)])
+    counting = [shard.counting() for shard in view.shards]  # before the newest are looked for: a later one is newer
+    for shard, counts, is_newest in zip(view.shards, counting, view.winners(), strict=True):
+        if (is_double := counts & ~is_newest).any():
+            shard.mark("dead", np.flatnonzero(is_double).tolist())
 
 
 def rewrite(root: Path, old: Shard) -> list[Shard] | None:

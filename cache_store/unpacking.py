@@ -16,12 +16,12 @@ from cache_store.dataset_patterns import DatasetPatterns
 from cache_store.errors import StoreReadError
 from cache_store.journal import line, now_us
 from cache_store.lease import lease
-from cache_store.packing import PackProgress, PackReport, Told, remove_folders, tidy
+from cache_store.packing import PackProgress, PackReport, Told, mend, remove_folders, tidy
 from cache_store.removing import waste_lines
 from cache_store.reports import Problem
 from cache_store.rewriting import rewrite, rewritten_lines, waste_bytes
 from cache_store.shard_file import Shard
-from cache_store.taking import identity_of, put_back_all, take
+from cache_store.taking import identity_of, take
 
 _AT_ONCE = 1024
 _WAIT_S = 600.0
@@ -34,7 +34,7 @@ def unpack(
     report = PackReport(dry_run=dry_run)
     with contextlib.nullcontext() if dry_run else lease(root / naming.PACK_LEASE, timeout_s=_WAIT_S):
         if not dry_run:
-            put_back_all(root)
+            mend(root, books)
         view = shards.of(root).view()
         wanted = [_wanted(shard, counts, datasets) for shard, counts in zip(view.shards, view.winners(), strict=True)]
         total = sum(map(len, wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,6 +135,8 @@ class Upkeep(Lookup):
     ) -> PruneReport:
         """Delete the entries that meet every condition; with `down_to_bytes` least recently used ones first.
 
+        What deleted ones take in shards counts, and is freed in those that are mostly dead, and until the store fits.
+
         `datasets` are names, `<dataset>@<fingerprint8>` or shell patterns; a plain name includes its second recipes.
         `model` is a tower's signature or part of the model's name in `stats`. Files that do not say their model or
         recipe never meet a condition on it. Pinned ones stay unless `keep_pinned` is False; runs are not protected
@@ -146,7 +149,20 @@ class Upkeep(Lookup):
         selection = maintenance.Selection(names, older_than_s, unused_for_s, model, recipe_fingerprint, down_to_bytes)
         now_s = file_system_now_s(self.root)
         protected = pins.Protected(pins.active(self.root, now_s) if keep_pinned else [])
-        chosen = selection.chosen(self._record, self.entries(), now_s, protected)
+        with self._viewed() as view:
+            entries, beside_bytes = maintenance.entry_infos(view.table), view.waste_bytes
+        if beside_bytes:
+            from cache_store import rewriting
+
+            beside_bytes -= sum(map(rewriting.dead_bytes, shards.of(self.root).view().shards))
+        chosen = selection.chosen(
+            self._record,
+            entries,
+            now_s,
+            protected,
+            beside_bytes=beside_bytes,
+            hidden_bytes=self._hidden_bytes if beside_bytes else lambda _: 0,
+        )
         return self._delete_all(chosen, dry_run=dry_run)
 
     def pack(
@@ -200,11 +216,25 @@ class Upkeep(Lookup):
 
     def _delete_all(self, chosen: maintenance.Chosen, *, dry_run: bool) -> PruneReport:
         deleted = chosen.entries if dry_run else [one for one in chosen.entries if self._books.delete(one.name)]
-        if not dry_run and deleted and shards.of(self.root).view().shards:
+        if not dry_run and shards.of(self.root).view().shards:
             from cache_store import packing, shard_index
 
-            packing.tidy(self.root, self._books)
-            shard_index.write(self.root)
+            freed_bytes = packing.tidy(self.root, self._books, wanted_bytes=self._excess_bytes(chosen.down_to_bytes))
+            if freed_bytes or deleted:
+                shard_index.write(self.root)
         if not dry_run:
             families.release_empty(self.root, {entry.dataset for entry in deleted})
         return PruneReport(deleted, sum(entry.bytes for entry in deleted), dry_run, chosen.pinned)
+
+    def _hidden_bytes(self, name: str) -> int:
+        """Bytes of the packed copy that a loose file of this name hides."""
+        place = shards.of(self.root).view().find(name)
+        return place.bytes if place is not None and os.path.lexists(f"{self.root}/{name}") else 0
+
+    def _excess_bytes(self, down_to_bytes: int | None) -> int:
+        from cache_store import entry_table
+
+        if down_to_bytes is None:
+            return 0
+        with self._viewed() as view:
+            return entry_table.sum_of_bytes(view.table) + view.waste_bytes - down_to_bytes

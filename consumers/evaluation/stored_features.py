@@ -14,6 +14,7 @@ from cache_store import (
     RecipeMismatch,
     VideoKey,
     canonical_dataset_name,
+    int8,
     is_root,
     recipe_fingerprint,
     video_value,
@@ -116,13 +117,19 @@ class StoredFeatures:
             recipe = self._kept_recipe(key) or self._recipe
             return self.store.get(key, recipe=recipe, on_stale=self._on_stale, exact=exact)
         stale: tuple[Recipe, list[str]] | None = None
+        as_int8: Recipe | None = None  # which fits where there is nothing exact that does
         for record in self.store.records_of(key):
             if record.recipe is None:
                 return self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
             lines = self.identity.differences_to(record.recipe, is_cast=self._cast)
-            if not lines:
+            if not lines and not int8.is_asked_for(record.recipe):
                 return self.store.get(key, recipe=record.recipe, exact=exact)
+            if not lines:
+                as_int8 = as_int8 or record.recipe
+                continue
             stale = stale or (record.recipe, lines)
+        if as_int8 is not None:
+            return self.store.get(key, recipe=as_int8, exact=exact)
         if stale is not None and self._on_stale == "error":
             raise self._mismatch(key, *stale)
         if stale is not None and self._on_stale == "use":

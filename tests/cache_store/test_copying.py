@@ -14,7 +14,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cache_store import FeatureStore, StepKey, StoreFull, VideoKey
+from cache_store import FeatureStore, StepKey, StoreFull, VideoKey, recipe_fingerprint
 from cache_store.copying import copy
 from jobs.__main__ import main
 from tests.cache_store.conftest import local_url, tensor
@@ -99,6 +99,34 @@ def test_a_plain_folder_is_not_shared_by_two_recipes(place):
         with FeatureStore(source) as full:
             outcomes = {one.name: one.outcome for one in copy(full, store)}
     assert sorted(outcomes.values()) == ["conflict"] + ["copied"] * 6
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_plain_folder_of_another_recipe_is_told_before_anything_is_copied(place, dry_run):
+    for kind in ("folder", "memory"):
+        source, target = place("folder", f"source of {kind}"), place(kind, "target")
+        with FeatureStore(source) as store:
+            store.put(VIDEO, {"vision_features": tensor(0)}, recipe=RECIPE)
+        with FeatureStore(target) as store, FeatureStore(source) as full:
+            store.put(VideoKey("Video-MME", "another", 4, "0a1b2c3d"), {"vision_features": tensor(8)}, recipe=ANOTHER)
+            (one,) = copy(full, store, dry_run=dry_run)
+            assert (one.outcome, store.stats().entries) == ("conflict", 1)
+            assert one.reason.startswith(f"recipe {recipe_fingerprint(ANOTHER)[:8]} owns")
+
+
+@pytest.mark.parametrize(("kind", "other"), [("folder", "folder"), ("memory", "folder"), ("folder", "memory")])
+def test_a_family_keeps_its_owner_where_only_second_recipes_have_features(place, kind, other):
+    source, target = place(kind, "source"), place(other, "target")
+    with FeatureStore(source) as store:
+        for recipe in (RECIPE, ANOTHER):
+            store.put(VIDEO, {"vision_features": tensor(0)}, recipe=recipe)
+        store.prune(recipe_fingerprint=recipe_fingerprint(RECIPE))
+        with FeatureStore(target) as empty:
+            assert [one.outcome for one in copy(store, empty, dry_run=True)] == ["copied"]
+            assert [one.outcome for one in copy(store, empty)] == ["copied"]
+            empty.put(VideoKey("Video-MME", "another", 4, "0a1b2c3d"), {"vision_features": tensor(8)}, recipe=ANOTHER)
+            folders = {entry.name.partition("/")[0] for entry in empty.entries()}
+    assert folders == {f"Video-MME@{recipe_fingerprint(ANOTHER)[:8]}"}
 
 
 def test_a_damaged_feature_is_named_and_costs_no_other(place, capsys):

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from cache_store import FeatureStore, InexactFeature, RecipeMismatch, StepKey, V
 from cache_store.codec import decode
 from cache_store.migration import migrate
 from cache_store.migration_sources import moves_of_aliases
+from tests.cache_store.conftest import local_url
+from tests.documents import blocks
 
 KEY = VideoKey("videos", "a", 8, "0" * 8)
 EXACT = {"encoder": {"weights": "a"}}
 RECIPE = {**EXACT, "storage": dict(int8.STORAGE)}
 FEATURES = torch.randn(8, 36, 80, generator=torch.Generator().manual_seed(3)) * 4
+DOCUMENT = Path(__file__).parents[2] / "docs" / "int8.md"
 DTYPES = [getattr(torch, name) for name in int8.DTYPES]
 
 
@@ -414,3 +418,22 @@ def test_packed_int8_is_what_it_was_as_a_file(store):
         store.get_batch(keys, recipe=exact)
     store.unpack()
     assert store.stats().datasets["e"].int8 == told
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed", "url"])
+def test_the_documents_way_from_exact_features_may_be_gone_again(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("VLM_CACHE_TIER", str(tmp_path / "tier"))
+    root = local_url(tmp_path / "store") if kind == "url" else str(tmp_path / "store")
+    (code,) = (one for one in blocks(DOCUMENT, "python") if "is_second=True" in one)
+    keys = [VideoKey("Video-MME", name, 8, "0" * 8) for name in "abc"]
+    with FeatureStore(root) as store:
+        for key in keys[:2]:
+            store.put(key, entry(FEATURES.half()), recipe=EXACT)
+        store.put(keys[2], entry(FEATURES.half()), recipe={"encoder": {"weights": "second"}})
+        if kind == "packed":
+            store.pack()
+    for _ in range(2):
+        exec(code.replace("/cache/longva", root), {})
+    with FeatureStore(root) as store:
+        assert store.stats().entries == 5
+        assert [store.contains(key, recipe=RECIPE) for key in keys] == [True, True, False]

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from cache_store import FeatureStore, StepKey, StoreFull, VideoKey, VLACacheManager, prompt_hash
+from cache_store import FeatureStore, StepKey, StoreFull, VideoKey, VLACacheManager, int8, prompt_hash, video_value
 from cache_store.migration import migrate
 from cache_store.migration_names import NamesFileError, read_names
 from cache_store.migration_sources import Move, moves_of_aliases, moves_of_names, moves_to_flat, moves_to_tree
@@ -199,6 +199,28 @@ def test_a_recipe_may_be_given_to_files_that_carry_none(open_store):
     outcomes(store, moves_to_flat(store.root), recipe={"weights": "a"})
     assert store.state_of(StepKey("recv_all_1", 0), recipe={"weights": "b"}) == "stale"
     assert torch.equal(store.get(StepKey("recv_all_1", 0), recipe={"weights": "a"}), tensor(0))
+
+
+def test_a_recipe_is_given_to_our_own_files_that_were_put_without_one(open_store):
+    store, recipe = open_store(), {"weights": "a"}
+    store.put(StepKey("recv_all_1", 3, "0a1b2c3d"), tensor(3), provenance={"x": 1})
+    old, key = (VideoKey(name, "v", 8, SIGNATURE) for name in ("Video-MME_8frame", "Video-MME"))
+    store.put(old, video_value(old, tensor(4), video_path="v.mp4"))
+    outcomes(store, moves_to_flat(store.root), recipe=recipe)
+    outcomes(store, moves_of_aliases(store.root), recipe=recipe)
+    assert [store.record_of(made).recipe for made in (StepKey("recv_all_1", 3), key)] == [recipe, recipe]
+    assert store.record_of(StepKey("recv_all_1", 3)).provenance["x"] == 1
+    assert torch.equal(store.get(StepKey("recv_all_1", 3), recipe=recipe), tensor(3))
+
+
+def test_a_recipe_that_a_feature_cannot_have_is_named_and_costs_no_other(open_store):
+    store = open_store()
+    value = {"vision_features": torch.ones(1, 2, 8, dtype=torch.float16)}
+    store.put(StepKey("recv_all_1", 0), value, recipe={int8.RECIPE_FIELD: dict(int8.STORAGE)})
+    store.put(StepKey("recv_all_1", 3, "0a1b2c3d"), store.get(StepKey("recv_all_1", 0)))
+    store.put(StepKey("recv_all_1", 6, "0a1b2c3d"), tensor(6))
+    moves = sorted(moves_to_flat(store.root), key=lambda move: move.source)
+    assert [one for one, _ in outcomes(store, moves, recipe={"weights": "a"})] == ["skipped", "copied"]
 
 
 def test_our_own_files_keep_their_recipe_and_all_their_bytes(open_store):

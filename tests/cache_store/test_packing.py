@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import zlib
 
@@ -222,6 +223,39 @@ def test_a_shard_that_is_mostly_dead_is_rewritten_and_the_rest_stays(store):
     assert all_read(store, but=[key for key in STEPS if key.dataset != "e2"])
 
 
+@pytest.mark.parametrize("dead", [10, 18])
+def test_down_to_counts_and_frees_what_is_dead_in_shards(store, dead):
+    store.pack()
+    packed_bytes = summed_on_disk(store)
+    for key in STEPS[:dead]:
+        store.delete(key)
+    size = store.stats().bytes // (len(STEPS) - dead)
+    goal_bytes = packed_bytes - (dead - 1) * size
+    assert store.prune(down_to_bytes=goal_bytes, dry_run=True).deleted == []
+    assert summed_on_disk(store) == packed_bytes
+    assert store.prune(down_to_bytes=goal_bytes).deleted == []
+    assert summed_on_disk(store) <= goal_bytes
+    assert len(store.prune(down_to_bytes=goal_bytes - 3 * size).deleted) in (2, 3)
+    assert summed_on_disk(store) <= goal_bytes - 3 * size
+
+
+def test_down_to_counts_what_loose_files_hide_and_deletes_no_more_than_needed(store):
+    store.pack(keep=True)
+    goal_bytes, size = summed_on_disk(store) * 3 // 4, store.bytes_of(STEPS[0])
+    assert len(store.prune(down_to_bytes=goal_bytes).deleted) <= len(STEPS) // 4 + 2
+    assert goal_bytes - 3 * size < summed_on_disk(store) <= goal_bytes
+
+
+def test_a_prune_that_deletes_nothing_rewrites_what_is_mostly_dead(store):
+    store.pack()
+    packed_bytes = summed_on_disk(store)
+    for key in STEPS[:20]:
+        store.delete(key)
+    assert store.prune(datasets=["other"]).deleted == []
+    assert summed_on_disk(store) < packed_bytes // 2
+    assert len(pq.read_table(store.root / "packed" / "index.parquet")) == len(STEPS) - 20
+
+
 def test_create_only_sees_packed_features(store):
     store.pack()
     with pytest.raises(EntryExists):
@@ -257,6 +291,16 @@ def test_the_limit_counts_what_dead_rows_still_take(tmp_path):
         assert all(store.contains(StepKey("new", number)) for number in range(20))
         # Dead rows are no reason to evict more: no more than what came in has to go, and a little for the next ones.
         assert len(STEPS) - 6 <= len(list(store.keys())) < len(STEPS) + 20
+        check(store)
+
+
+def test_packing_what_has_to_make_room_for_its_own_shard_stays_within_the_limit(tmp_path):
+    with filled(tmp_path / "store") as store:
+        limit_bytes = summed_on_disk(store) + 1
+        store.set_limit(limit_bytes)
+        assert 0 < store.pack().files < len(STEPS)
+        assert summed_on_disk(store) <= limit_bytes
+        assert store.stats().entries == len(list(store.keys())) > 0
         check(store)
 
 
@@ -318,6 +362,26 @@ def test_a_damaged_file_is_left_loose_and_named(tmp_path):
         assert [problem.path for problem in found.problems] == [path.name]
         assert found.files == len(STEPS) - 1
         assert list(files(store.root)) == [path.name]
+
+
+def test_files_behind_a_link_to_another_file_system_stay_loose_and_are_named(store):
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as elsewhere:
+        if os.stat(elsewhere).st_dev == os.stat(store.root).st_dev:
+            pytest.skip("there is one file system only")
+        (store.root / VIDEO.dataset).symlink_to(elsewhere)
+        path = store.put(VIDEO, tensor(0))
+        (store.root / "packed").mkdir()
+        report = store.pack(datasets=[VIDEO.dataset])
+        assert (report.files, report.shards) == (0, 0)
+        report = store.pack()
+        assert report.files == len(STEPS)
+        assert [problem.path for problem in report.problems] == [path.relative_to(store.root).as_posix()]
+        assert "another file system" in report.problems[0].reason
+        assert path.exists()
+        assert store.pack(keep=True).files == 1
+        store.unpack()
+        store.delete(VIDEO)
+        (store.root / VIDEO.dataset).unlink()
 
 
 def test_a_shard_that_does_not_read_back_removes_no_file(tmp_path, monkeypatch):
@@ -579,6 +643,24 @@ def test_a_delete_during_a_rewrite_is_not_undone(store, monkeypatch):
     assert store.get(STEPS[2]) is None
     assert all_read(store, but=[key for key in STEPS if key.dataset == "e0"] + STEPS[1:3])
     store.stats()  # what nobody journalled is found by a listing
+
+
+@pytest.mark.parametrize("work", [FeatureStore.pack, FeatureStore.unpack])
+def test_what_a_killed_rewrite_left_twice_goes_with_the_next_work(store, monkeypatch, work):
+    store.pack()
+    store.prune(datasets=["e0"])
+    (old,) = shards.of(store.root).view().shards
+    with monkeypatch.context() as patch:
+        patch.setattr(rewriting, "_removed", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            rewriting.rewrite(store.root, old)
+    twice_bytes = summed_on_disk(store)
+    work(store)
+    assert summed_on_disk(store) == twice_bytes or work is FeatureStore.unpack  # a rewriter may still be at it
+    monkeypatch.setattr(rewriting, "_STRAY_AFTER_S", -1.0)
+    work(store)
+    assert summed_on_disk(store) < 0.6 * twice_bytes
+    assert all_read(store, but=[key for key in STEPS if key.dataset == "e0"])
 
 
 def test_two_packers_without_locks_lose_nothing(tmp_path, monkeypatch):

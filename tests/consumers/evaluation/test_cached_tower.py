@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from cache_store import FeatureStore, RecipeMismatch, VideoKey, recipe_fingerprint
+from cache_store import FeatureStore, RecipeMismatch, VideoKey, int8, recipe_fingerprint
 from consumers.evaluation import (
     CacheBypassed,
     CachedVisionTower,
@@ -427,8 +427,6 @@ def test_int8_is_a_cast_that_has_to_be_named(cache, model, tmp_path):
     fill(cache, model, "a", images)
     value = cache.stored.store.get(cache.stored.key("a"))
     recipe = next(cache.stored.store.records_of(cache.stored.key("a"))).recipe
-    from cache_store import int8
-
     with FeatureStore(tmp_path / "int8") as store:
         store.put(cache.stored.key("a"), value, recipe={**recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)})
     with pytest.raises(Exception, match="int8"), make_cache(model, tmp_path / "int8").request("a"):
@@ -436,6 +434,21 @@ def test_int8_is_a_cast_that_has_to_be_named(cache, model, tmp_path):
     with make_cache(model, tmp_path / "int8", cast=True).request("a"):
         found = model.tower(images)
     torch.testing.assert_close(found, model.tower(images), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("is_int8_first", [False, True])
+def test_int8_is_not_taken_where_the_exact_feature_is_there(cache, model, tmp_path, cast, is_int8_first):
+    images = pictures(4, side=SIDE)
+    fill(cache, model, "a", images)
+    key = cache.stored.key("a")
+    value, exact = cache.stored.store.get(key), next(cache.stored.store.records_of(key)).recipe
+    recipes = [exact, {**exact, int8.RECIPE_FIELD: dict(int8.STORAGE)}]
+    with FeatureStore(tmp_path / "both") as store:
+        for recipe in reversed(recipes) if is_int8_first else recipes:
+            store.put(key, value, recipe=recipe)
+    with make_cache(model, tmp_path / "both", cast=cast).request("a"):
+        assert torch.equal(model.tower(images), value["vision_features"])
 
 
 def test_the_weights_of_the_checkpoint_count_where_the_model_runs_in_another_dtype(model, tmp_path):
