@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,10 @@ from consumers.streaming import (
     QwenInferenceWrapper,
     VideoStreamingInference,
 )
-from consumers.streaming.reports import chunk_sizes, report_check
+from consumers.streaming.qwen_runner import QwenRunner
+from consumers.streaming.reports import SourceVideo, check, chunk_sizes, report_check
 from consumers.streaming.reports.check import CLIP_FRAMES, QUESTIONS, clip
+from pipeline.errors import MediaError
 
 RIGHT = {expected.question: expected.right for expected in QUESTIONS}
 
@@ -89,3 +93,44 @@ def test_a_chunk_size_that_memory_has_no_room_for_is_a_failure_of_the_check(sett
     monkeypatch.setattr(chunk_sizes, "_measured", ends)
     failures = report_check(setting, has_sense=False).failures
     assert failures[0] == "continuous, chunks of 2: MemoryError"
+
+
+def _memory_ends(*_, **__):
+    raise MemoryError
+
+
+def test_a_way_that_memory_has_no_room_for_ends_none_of_the_others(setting, monkeypatch):
+    monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", _memory_ends)
+    report = report_check(setting, has_sense=False)
+    assert report.failures == ["native: MemoryError"]
+    assert {row["method"] for row in report.tables[0].rows} == {"stream, continuous", "stream, turns", "delayed"}
+    assert len(report.tables) == 4
+
+
+def test_what_the_clip_gave_is_told_before_a_damaged_video(setting, monkeypatch):
+    def is_damaged(*_):
+        raise MediaError("made.mp4: frame 3 cannot be decoded")
+
+    monkeypatch.setattr(SourceVideo, "frames", is_damaged)
+    report = report_check(setting, has_sense=False)
+    assert [table.heading for table in report.tables] == ["A red square, then a green triangle"]
+    end = "MediaError: made.mp4: frame 3 cannot be decoded"
+    assert report.failures == [
+        f"{part}: {end}" for part in ("continuous, questions", "turns, questions", "chunk sizes")
+    ]
+
+
+def test_a_video_that_is_too_short_is_refused_before_anything_is_asked(setting, video_file, monkeypatch):
+    monkeypatch.setattr(check, "_ways", None)
+    with pytest.raises(ValueError, match=r"the check needs 16 frames; made.mp4 gives 12, taking one of every 2"):
+        report_check(replace(setting, video=SourceVideo(video_file, stride=2)))
+
+
+def test_memory_that_ends_in_every_part_is_told_of_each(setting, monkeypatch):
+    monkeypatch.setattr(QwenRunner, "extend", _memory_ends)
+    monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", _memory_ends)
+    report = report_check(setting)
+    assert report.tables == []
+    ways = ["stream, continuous", "stream, turns", "delayed", "native"]
+    parts = [line.partition(":")[0] for line in report.failures]
+    assert parts == [*ways, "continuous, questions", "turns, questions", "chunk sizes"]
