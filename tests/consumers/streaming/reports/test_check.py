@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from consumers.streaming import (
     DelayedBatchInferenceEngine,
@@ -93,6 +94,36 @@ def test_a_chunk_size_that_memory_has_no_room_for_is_a_failure_of_the_check(sett
     monkeypatch.setattr(chunk_sizes, "_measured", ends)
     failures = report_check(setting, has_sense=False).failures
     assert failures[0] == "continuous, chunks of 2: MemoryError"
+
+
+def _lets_scores_depend_on_the_chunks(monkeypatch, by):
+    """Let the continuous chunks of 2 have scores that lie further from one chunk's."""
+    measured = chunk_sizes._measured
+
+    def apart(setting, frames, size, wrapping, *more):
+        row = measured(setting, frames, size, wrapping, *more)
+        more_by = by if (size, wrapping) == (2, "continuous") else 0.0
+        return {name: value + more_by if name.startswith("score of ") else value for name, value in row.items()}
+
+    monkeypatch.setattr(chunk_sizes, "_measured", apart)
+
+
+def test_chunk_sizes_that_matter_are_a_failure(setting, monkeypatch):
+    _lets_scores_depend_on_the_chunks(monkeypatch, by=0.3)
+    report = report_check(setting, has_sense=False)
+    assert report.failures == ["continuous, chunks of 2: scores differ by 0.3 from one chunk"]
+    assert report.warnings == []
+
+
+@pytest.mark.parametrize(("by", "is_failure"), [(0.3, False), (1.2, True)])
+def test_what_may_be_rounding_in_bfloat16_is_warned_of(setting, monkeypatch, by, is_failure):
+    _lets_scores_depend_on_the_chunks(monkeypatch, by)
+    monkeypatch.setattr(type(setting.model), "dtype", torch.bfloat16)
+    monkeypatch.setattr(check, "_ways", lambda _: ())
+    monkeypatch.setattr(check, "report_multi_round", _memory_ends)
+    report = report_check(setting, has_sense=False)
+    line = f"continuous, chunks of 2: scores differ by {by} from one chunk"
+    assert (line in report.failures, line in report.warnings) == (is_failure, not is_failure)
 
 
 def _memory_ends(*_, **__):
