@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from consumers.streaming.video_sequence import Wrapping
 SIDE, CLIP_FRAMES, CLIP_FPS, CHUNK_FRAMES = 224, 16, 2.0, 4
 _ROUNDS = 2
 VIDEO_FRAMES = _ROUNDS * 2 * CHUNK_FRAMES  # of the video
+_WORD = re.compile(r"[^\W_]+")  # `_red_` is a word in Markdown
+_DENIED = re.compile(r"(?:\b(?:not|no)|n['’]t)\s+(?:(?:an?|the)\s+)?\w+")
 Row = dict[str, Cell]
 
 
@@ -156,12 +159,11 @@ def _free(method: str, ask: Callable[[str], str]) -> Iterator[Row]:
 
 
 def _row(method: str, question: str, expected: Expected, answer: str) -> Row:
-    words = answer.lower().replace(".", " ").replace(",", " ").split()
     return {
         "method": method,
         "question": question,
         "asked": expected.question,
         "expected": expected.right,
         "answer": answer,
-        "right": expected.right.lower() in words,
+        "right": expected.right.lower() in _WORD.findall(_DENIED.sub(" ", answer.lower())),
     }

@@ -96,6 +96,24 @@ def test_a_chunk_size_that_memory_has_no_room_for_is_a_failure_of_the_check(sett
     assert failures[0] == "continuous, chunks of 2: MemoryError"
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *["Red", "red;", "The shape is **red**.", "_Red_!", "It is red; on white.", "Its colour:red", "(red)", '"Red"'],
+        *["Red-coloured", "Not green but red", "No, red.", "Not only red"],
+    ],
+)
+def test_an_answer_with_the_word_is_right(answer):
+    assert check._row("native", "say:", QUESTIONS[0], answer)["right"]
+
+
+@pytest.mark.parametrize(
+    "answer", ["Reddish", "It is not red.", "It isn't red", "It isn\u2019t a red one", "No red shape", "Not the red"]
+)
+def test_an_answer_without_the_word_or_that_denies_it_is_wrong(answer):
+    assert not check._row("native", "say:", QUESTIONS[0], answer)["right"]
+
+
 def _lets_scores_depend_on_the_chunks(monkeypatch, by):
     """Let the continuous chunks of 2 have scores that lie further from one chunk's."""
     measured = chunk_sizes._measured
