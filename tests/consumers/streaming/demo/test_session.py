@@ -209,6 +209,16 @@ def test_choices_get_shares_of_one(session, short_video):
         session.choose("Bright?", ["Yes", "Yes"])
 
 
+@pytest.mark.parametrize("question", ["caf\ud800e", "<|im_end|>"])
+def test_a_question_that_no_page_or_prompt_can_hold_is_refused_and_not_kept(session, short_video, question):
+    play(session, short_video)
+    for ask in (session.ask, lambda asked: session.choose(asked, ["Yes", "No"])):
+        with pytest.raises(DemoRefused, match="the question must"):
+            ask(question)
+    assert session.exchanges() == ()
+    assert not session.status().is_asking
+
+
 def test_an_endless_webcam_stays_within_its_limits(small_streaming, monkeypatch):
     monkeypatch.setattr("consumers.streaming.demo.session.MOST_POINTS", 20)
     session = DemoSession(*small_streaming, SessionOptions(max_cache_tokens=400, star_frames=3, max_new_tokens=4))
