@@ -116,7 +116,8 @@ def _preprocessing(subject: Subject) -> _Found:
     reader = OpenVideo(subject.video)
     wanted = sorted(set(subject.decoded.frame_indices))[:8]
     frames, _ = reader.first_that_succeeds(lambda one: list(one.frames(wanted)))
-    whole = preprocess.built.preprocess(frames, return_tensors="pt")["pixel_values"]
+    # Left to itself, the processor takes one, three or four rows for channels.
+    whole = preprocess.built.preprocess(frames, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
     halves = preprocess.table()(torch.from_numpy(np.stack([preprocess(frame) for frame in frames])))
     return _same(halves, whole, f"{len(frames)} frames through the processor itself, and in the build's two halves")
 

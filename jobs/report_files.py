@@ -44,15 +44,19 @@ def make_report_folder(folder: Path) -> None:
         raise BuildRefused(f"--report {folder}: {exc.strerror or exc}") from exc
 
 
-def write_files(folder: Path, texts: Mapping[str, str]) -> bool:
+def write_files(folder: Path, texts: Mapping[str, str], *, instead_of: str | None = None) -> bool:
     """Write texts as files of these names, each whole or not at all, and return whether all are there.
 
-    Where the system refuses, stderr says so and nothing is raised: what was measured is still to be printed.
+    Then files of an earlier report there go, those that match the pattern `instead_of` and are not among `texts`. Where
+    the system refuses, stderr says so and nothing is raised: what was measured is still to be printed.
     """
     try:
         for name, text in texts.items():
             publish([text.encode("utf-8", "backslashreplace")], folder / name)
-    except StoreWriteError as exc:
+        for old in [] if instead_of is None else folder.glob(instead_of):
+            if old.name not in texts:
+                old.unlink()
+    except (StoreWriteError, OSError) as exc:
         notes().print(f"the report is not whole: {exc}", markup=False, soft_wrap=True)
         return False
     return True

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, *, stopped: threading.Event | None = None) -> 
     try:
         address = server.start()
         print(f"{address} (Ctrl-C ends it)", flush=True)
-        if args.host not in _LOCAL:
+        if args.host.strip("[]") not in _LOCAL:
             print("no password protects this page: whoever reaches the port can use it", file=sys.stderr, flush=True)
         with _set_by_sigterm(stopped or threading.Event()) as ended:
             ended.wait()

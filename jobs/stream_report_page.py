@@ -15,7 +15,10 @@ _ON_WHITE = '<svg style="background:#fff;color:#1c2330" '  # a picture in a Mark
 
 
 def write_report(report: Report, folder: Path) -> bool:
-    """Write `report.html`, `report.md`, its `plot-<n>.svg`, and `report.json` into a folder; see `write_files`."""
+    """Write `report.html`, `report.md`, its `plot-<n>.svg`, and `report.json` into a folder; see `write_files`.
+
+    Plots of an earlier report there go.
+    """
     drawn = [(plot.title, _drawn(plot)) for plot in report.plots]
     named = [(title, f"plot-{number}.svg") for number, (title, _) in enumerate(drawn, start=1)]
     texts = {
@@ -25,7 +28,7 @@ def write_report(report: Report, folder: Path) -> bool:
     }
     for (_, name), (_, svg) in zip(named, drawn, strict=True):
         texts[name] = svg.replace("<svg ", _ON_WHITE, 1)
-    return write_files(folder, texts)
+    return write_files(folder, texts, instead_of="plot-[1-9].svg")
 
 
 def report_page(report: Report, drawn: list[str]) -> str:

@@ -86,10 +86,14 @@ class DelayedBatchInferenceEngine:
 
         Raises:
             FrameSizeChanged, TimeRunsBackwards: the memories are as they were.
+            ValueError: it is no such frame, one edge is over 200 times the other, or the time is no finite number; the
+                memories are as they were.
         """
         with self._lock:
             self._lock.check_whole()
             size = check_size(as_frame(frame), self._size)
+            if self._size is None:
+                self.runner.preprocess.resize.resized_to(*size)  # refuses what no question could encode
             added = self.memory.add_frame(frame, timestamp)
             self._size, self._sequence = size, None
             star = f" + Star Memory ({added['reason']})" if added["added_to_star"] else ""

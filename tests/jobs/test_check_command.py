@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from consumers.evaluation import EvaluationError, longva
 from consumers.evaluation.longva_backends import require_backend
@@ -67,6 +69,15 @@ def test_a_tower_has_no_answers_to_check(run):
     assert status == 0
     assert outcomes["a model answers the same with the cache"] == "skipped"
     assert list(outcomes.values()).count("passed") == 4
+
+
+@pytest.mark.parametrize("height", [1, 3, 4])
+def test_rows_are_not_taken_for_channels(run, tmp_path, height):
+    noise = np.random.default_rng(0).integers(0, 256, (2, height, 8, 3), dtype=np.uint8)
+    first, second = map(Image.fromarray, noise)
+    first.save(tmp_path / "flat.gif", save_all=True, append_images=[second], duration=100)
+    _, outcomes, report = run("--video", "flat.gif")
+    assert outcomes["preprocessing is the processor's own"] == "passed", report
 
 
 class TestWhatIsWrongFails:

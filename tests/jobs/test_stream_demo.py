@@ -70,6 +70,24 @@ def test_sigterm_ends_the_demo_with_its_uploads(port, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_of_this_machine_is_served_without_a_warning(port, capsys, host):
+    from jobs.stream_demo import run
+
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    stopped = threading.Event()
+    stopped.set()
+    arguments = ["stream", "demo", "--host", host, "--port", str(port)]
+    assert run(make_parser().parse_args(arguments), stopped=stopped) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"http://[::1]:{port}/")
+    assert "no password" not in told.err
+
+
 def test_a_taken_port_is_refused(port, capsys):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))

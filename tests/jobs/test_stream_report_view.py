@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -81,3 +82,18 @@ def test_equal_reports_give_equal_files(tmp_path):
         write_report(report(), tmp_path / name)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()
+
+
+def test_a_folder_keeps_no_plots_of_the_report_before(tmp_path):
+    write_report(report(), tmp_path)
+    (tmp_path / "plot-notes.svg").write_text("somebody's own")
+    one_plot = replace(report(), plots=report().plots[:1])
+    assert write_report(one_plot, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("plot-*")) == ["plot-1.svg", "plot-notes.svg"]
+
+
+def test_a_plot_of_before_that_cannot_go_is_told(tmp_path, capsys):
+    (tmp_path / "plot-3.svg").mkdir()
+    assert not write_report(report(), tmp_path)
+    assert "the report is not whole: " in capsys.readouterr().err
+    assert (tmp_path / "report.html").exists()

@@ -151,7 +151,7 @@ def test_what_was_measured_before_memory_ended_is_written(video_file, tmp_path, 
         (["chunks", "--frames", "4"], 2),
         (["delayed", "--frames", "4", "--more", "2"], 2),
         (["multi-round", "--rounds", "1"], 2),
-        (["check"], 2),
+        (["check"], 1),
     ],
 )
 def test_a_model_that_cannot_answer_ends_in_a_clear_line(video_file, monkeypatch, capsys, arguments, status):

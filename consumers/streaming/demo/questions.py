@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from consumers.streaming.demo.records import Exchange
 from consumers.streaming.demo.refusal import DemoRefused, told
+from consumers.streaming.prompts import checked_text
 from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
 
 MOST_KEPT = 20  # exchanges that a page shows
@@ -46,7 +47,7 @@ class Questions:
         `settled` waits, with the lock held, until no chunk is half-way, and returns the stream's time.
 
         Raises:
-            DemoRefused: the question is empty, or another one is being answered.
+            DemoRefused: the question is empty or holds what no question may, or another one is being answered.
         """
         return self._answered(self._opened(question, settled), self._tokens)
 
@@ -66,6 +67,10 @@ class Questions:
     def _opened(self, question: str, settled: Callable[[], float]) -> Exchange:
         if not question.strip():
             raise DemoRefused("Write a question first.")
+        try:
+            checked_text(question, "the question")
+        except ValueError as exc:
+            raise DemoRefused(str(exc)) from exc
         with self._changed:
             if self._current is not None:
                 raise DemoRefused("One question at a time: this one is not yet answered.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.streaming.errors import StreamError
+from consumers.streaming.errors import ContextTooLong, StreamError
 from pipeline.errors import MediaError
 from pipeline.failures import is_out_of_memory
 
@@ -18,6 +18,11 @@ def told(error: Exception) -> str | None:
     """
     if is_out_of_memory(error):
         return "Memory ran out; reset, and take smaller chunks or a shorter video."
+    if isinstance(error, ContextTooLong):
+        # Its own words name what only callers of the engine have.
+        is_chunk = "chunk" in error.what
+        advice = "take smaller chunks, or more --max-cache-tokens" if is_chunk else "ask something shorter, or reset"
+        return f"{error.what}: {error.tokens} tokens, and {error.limit} fit; {advice}."
     if isinstance(error, (DemoRefused, StreamError, MediaError, ValueError, OSError)):
         return str(error)
     return None

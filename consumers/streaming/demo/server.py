@@ -68,10 +68,12 @@ class DemoServer:
 
         # A tab uses several threads at once: for its looks at the stream, its webcam and its answer.
         threads = max(40, 6 * self._options.max_sessions)
+        # Gradio makes the page's address of it, where IPv6 stands in brackets.
+        host = self._options.host if ":" not in self._options.host else f"[{self._options.host.strip('[]')}]"
         self._page.blocks.queue(default_concurrency_limit=None, api_open=False)
         try:
             _, address, _ = self._page.blocks.launch(
-                server_name=self._options.host,
+                server_name=host,
                 server_port=self._options.port,
                 max_file_size=self._options.max_upload_bytes,
                 max_threads=threads,
@@ -90,8 +92,8 @@ class DemoServer:
         except (OSError, OverflowError) as exc:
             # Gradio's own words name options that only Gradio has.
             raise DemoRefused(
-                f"nothing can listen at {self._options.host}:{self._options.port}; is the port taken, or the address "
-                "another machine's?"
+                f"nothing can listen at {host}:{self._options.port}; is the port taken, or the address another "
+                "machine's?"
             ) from exc
         return str(address)
 

@@ -157,7 +157,7 @@ class DemoSession:
         """Answer a question; yields `exchanges()` again and again while the answer grows.
 
         Raises:
-            DemoRefused: the question is empty, or another one is being answered.
+            DemoRefused: the question is empty or holds what no question may, or another one is being answered.
         """
         return self._questions.ask(question, self._settled)
 
@@ -165,7 +165,7 @@ class DemoSession:
         """Tell which of several answers is the likeliest; yields `exchanges()` as `ask` does.
 
         Raises:
-            DemoRefused: the question is empty, there are fewer than two choices, or another one is being answered.
+            DemoRefused: as `ask`, or there are fewer than two different choices.
         """
         return self._questions.choose(question, choices, self._settled)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from consumers.streaming.video_sequence import Wrapping
 
 SIZES = (2, 3, 4, 6)
 WRAPPINGS: tuple[Wrapping, ...] = ("continuous", "turns")
-_NEARLY_EQUAL = 0.05  # log-probabilities; what rounding to bfloat16 makes of equal sequences
+NEARLY_EQUAL = 0.05  # log-probabilities; what rounding to bfloat16 makes of equal sequences
 Row = dict[str, Cell]
 
 
@@ -53,11 +53,6 @@ def report_chunks(
             except Exception as exc:  # noqa: BLE001 - `failure_of` raises what is none
                 failures.append(failure_of(f"{wrapping}, chunks of {size}", exc))
         rows += _against_one_chunk(found, len(taken))
-    warnings = [
-        f"continuous, chunks of {row['chunk_frames']}: scores differ by {row['score_difference']:.3g} from one chunk"
-        for row in rows
-        if row["wrapping"] == "continuous" and not float(row["score_difference"] or 0) <= _NEARLY_EQUAL
-    ]
     facts = setting.facts() | {"frames": len(taken), "question": question, "choices": " / ".join(choices)}
     return Report(
         "chunks",
@@ -73,9 +68,18 @@ def report_chunks(
             Bars("Frames encoded per second", "frames/s", _by_size(rows, "frames_per_s", len(taken))),
             Bars("Time to the first token", "seconds", _by_size(rows, "ttft_s", len(taken))),
         ],
-        warnings=warnings,
+        warnings=lines_apart(rows, more_than=NEARLY_EQUAL),
         failures=failures,
     )
+
+
+def lines_apart(rows: Sequence[Mapping[str, Cell]], *, more_than: float) -> list[str]:
+    """Return a line for each continuous row of a report whose scores lie further from one chunk's."""
+    return [
+        f"continuous, chunks of {row['chunk_frames']}: scores differ by {row['score_difference']:.3g} from one chunk"
+        for row in rows
+        if row["wrapping"] == "continuous" and not float(row["score_difference"] or 0) <= more_than
+    ]
 
 
 _SCORE = "score of "

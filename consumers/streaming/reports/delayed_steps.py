@@ -61,6 +61,7 @@ class _Steps:
         self._meter.begin()
         self._engine = DelayedBatchInferenceEngine(setting.model, setting.processor, **setting.pixel_bounds)
         self._is_encoded, self._last_answer = False, ""
+        self._pairs: set[tuple[int, ...]] = set()  # by their frames, of the last question
         self.at_hand = ""  # the step that was begun last
         self.rows: list[Row] = []
         self.held: list[Row] = []
@@ -92,11 +93,22 @@ class _Steps:
         if ("frames_encoded" in metrics) == self._is_encoded:
             what = "encoded again although no frame came" if self._is_encoded else "did not encode the new frames"
             self.failures.append(f"{self.at_hand}: {what}")
+        pairs, encoded = self._paired(), metrics.get("pairs_encoded", 0)
+        new = len(pairs - self._pairs)
+        if not self._is_encoded and encoded > new:
+            self.failures.append(f"{self.at_hand}: encoded {encoded} pairs of frames, of which {new} are new")
         if self._is_encoded and text != self._last_answer:
             self.failures.append(f"{self.at_hand}: another answer than before, on the same cache")
-        self._is_encoded, self._last_answer = True, text
+        self._is_encoded, self._last_answer, self._pairs = True, text, pairs
         self._note(name, metrics)
         self.answers.append({"step": number, "answer": text})
+
+    def _paired(self) -> set[tuple[int, ...]]:
+        """Return the pairs of the present union, each by the numbers of its frames."""
+        size, pairs = self._engine.runner.frames_per_grid, dict[int, tuple[int, ...]]()
+        for frame in self._engine.memory.union():
+            pairs[frame.index // size] = (*pairs.get(frame.index // size, ()), frame.index)
+        return set(pairs.values())
 
     def _begin(self, name: str) -> None:
         self.at_hand = f"step {len(self.rows) + 1}, {name}"

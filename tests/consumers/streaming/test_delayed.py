@@ -289,6 +289,15 @@ def test_what_does_not_fit_is_refused_and_the_stream_goes_on(eager):
     assert engine.ask(QUESTION, **FEW)[1]["frames_encoded"] == 1
 
 
+def test_a_first_frame_that_no_question_could_encode_is_not_kept(eager):
+    engine = filled(eager, 0)
+    with pytest.raises(ValueError, match="1000x2 pixels: one edge is over 200 times the other"):
+        engine.add_frame(np.zeros((2, 1000, 3), np.uint8), 0)
+    assert engine.get_statistics()["total_frames_added"] == 0
+    engine.add_frame(FRAMES[0], 0)
+    assert engine.ask(QUESTION, **FEW)[1]["frames_encoded"] == 1
+
+
 def test_frames_may_come_while_two_ask(eager):
     engine, failures = filled(eager, 10), []
 

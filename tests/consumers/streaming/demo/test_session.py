@@ -209,6 +209,26 @@ def test_choices_get_shares_of_one(session, short_video):
         session.choose("Bright?", ["Yes", "Yes"])
 
 
+@pytest.mark.parametrize("question", ["caf\ud800e", "<|im_end|>"])
+def test_a_question_that_no_page_or_prompt_can_hold_is_refused_and_not_kept(session, short_video, question):
+    play(session, short_video)
+    for ask in (session.ask, lambda asked: session.choose(asked, ["Yes", "No"])):
+        with pytest.raises(DemoRefused, match="the question must"):
+            ask(question)
+    assert session.exchanges() == ()
+    assert not session.status().is_asking
+
+
+def test_what_does_not_fit_is_told_with_what_the_person_at_the_page_can_do(small_streaming, short_video):
+    session = DemoSession(*small_streaming, SessionOptions(fps=8, max_new_tokens=4, max_cache_tokens=20))
+    play(session, short_video)
+    assert session.status().message.endswith("20 fit; take smaller chunks, or more --max-cache-tokens.")
+    session = DemoSession(*small_streaming, SessionOptions(fps=8, max_new_tokens=4))
+    play(session, short_video)
+    (exchange,) = list(session.ask("word " * 5000))[-1]
+    assert exchange.error.endswith(" fit; ask something shorter, or reset.")
+
+
 def test_an_endless_webcam_stays_within_its_limits(small_streaming, monkeypatch):
     monkeypatch.setattr("consumers.streaming.demo.session.MOST_POINTS", 20)
     session = DemoSession(*small_streaming, SessionOptions(max_cache_tokens=400, star_frames=3, max_new_tokens=4))

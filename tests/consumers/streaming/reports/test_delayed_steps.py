@@ -27,6 +27,18 @@ def test_questions_encode_what_is_new_and_nothing_else(setting):
 
 
 def test_an_engine_that_encodes_each_time_is_told_of(setting, monkeypatch):
+    ask = DelayedBatchInferenceEngine.ask
+
+    def ask_anew(engine, *args, **options):
+        engine._sequence = None
+        return ask(engine, *args, **options)
+
+    monkeypatch.setattr(DelayedBatchInferenceEngine, "ask", ask_anew)
+    failures = report_delayed(setting, frames=4, more=2).failures
+    assert [line.partition(":")[0] for line in failures] == ["step 3, ask again", "step 6, ask again"]
+
+
+def test_an_engine_that_encodes_known_pairs_with_the_new_ones_is_told_of(setting, monkeypatch):
     encode = DelayedBatchInferenceEngine._encode
 
     def and_forget(engine):
@@ -34,16 +46,9 @@ def test_an_engine_that_encodes_each_time_is_told_of(setting, monkeypatch):
         engine._features.clear()
         return figures
 
-    ask = DelayedBatchInferenceEngine.ask
-
-    def ask_anew(engine, *args, **options):
-        engine._sequence = None
-        return ask(engine, *args, **options)
-
     monkeypatch.setattr(DelayedBatchInferenceEngine, "_encode", and_forget)
-    monkeypatch.setattr(DelayedBatchInferenceEngine, "ask", ask_anew)
-    failures = report_delayed(setting, frames=4, more=2).failures
-    assert [line.partition(":")[0] for line in failures] == ["step 3, ask again", "step 6, ask again"]
+    failures = report_delayed(setting, frames=5, more=2).failures  # the fifth frame waits for its partner
+    assert failures == ["step 5, ask: encoded 4 pairs of frames, of which 2 are new"]
 
 
 def test_a_video_that_is_too_short_is_refused_with_what_it_has(setting):
