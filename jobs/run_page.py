@@ -42,7 +42,8 @@ def headlines(summary: RunSummary, bare: float | None) -> Iterator[str]:
     """Yield the most important figures, each as a few words."""
     yield f"{summary.built:,} built, {summary.skipped + summary.present:,} skipped"
     yield f"{summary.failed:,} failed, {summary.not_started:,} not {'started' if summary.is_finished else 'ended'}"
-    yield f"{format_size(summary.bytes)} written in {format_seconds(summary.seconds)} by {len(summary.lanes)} lanes"
+    lanes = f"{len(summary.lanes)} lane{'s' * (len(summary.lanes) != 1)}"
+    yield f"{format_size(summary.bytes)} written in {format_seconds(summary.seconds)} by {lanes}"
     rate, alone = summary.units_per_s, summary.bare_units_per_s(bare)
     if rate is not None and alone is not None:
         yield f"{format_rate(rate)} while encoders were up, {100 * rate / alone:.0f} % of {_of_what(bare)}"
