@@ -26,8 +26,8 @@ class LeRobot:
     An episode whose rows are not its frames 0, 1, 2, ... is one problem.
 
     Raises:
-        SourceError: the folder is no LeRobot data set of a version that is read, no camera has files, a view asked
-            for is not there, or a view's videos have another rate than the rows.
+        SourceError: the folder is no LeRobot data set of a version that is read, two of its episodes have one index,
+            no camera has files, a view asked for is not there, or a view's videos have another rate than the rows.
     """
 
     def __init__(
