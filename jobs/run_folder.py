@@ -72,7 +72,7 @@ class RunFolder:
         Returns what is to be told of the events.
         """
         asked = {name: _plain(value) for name, value in vars(args).items() if name not in NOT_ASKED_AGAIN}
-        if os.path.isdir(args.model):
+        if args.model != "small" and os.path.isdir(args.model):
             asked["model"] = os.path.abspath(args.model)  # as all paths: a retry may start elsewhere
         facts = {
             "arguments": asked,
@@ -80,7 +80,7 @@ class RunFolder:
             "host": socket.gethostname(),
             "versions": self._versions,
         }
-        self._write(BUILD, json.dumps({**facts, "recipe": dict(recipe)}, indent=2, ensure_ascii=False) + "\n")
+        self._write(BUILD, json.dumps({**facts, "recipe": dict(recipe)}, indent=2) + "\n")
         for name in (FAILED, EVENTS):
             self._write(name, "")
         for name in (REPORT, PAGE, QUESTIONS):
@@ -98,11 +98,11 @@ class RunFolder:
     def note(self, failure: UnitFailure) -> None:
         """Add one dead letter, at once: a driver that is killed leaves those that it knew."""
         letter = {**failure_to_json(failure), "recipe": failure.recipe, "versions": self._versions}
-        self._write(FAILED, json.dumps(letter, ensure_ascii=False) + "\n", mode="a")
+        self._write(FAILED, json.dumps(letter) + "\n", mode="a")
 
     def end(self, report: BuildReport) -> None:
         """Write the report."""
-        self._write(REPORT, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+        self._write(REPORT, json.dumps(report.to_json(), indent=2) + "\n")
 
     def _write(self, name: str, text: str, *, mode: str = "w") -> None:
         try:

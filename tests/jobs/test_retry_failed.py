@@ -14,6 +14,7 @@ import pytest
 from cache_store.naming import RUNS
 from jobs import build_command, run_folder
 from jobs.__main__ import main
+from jobs.run_files import read_failed
 from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes import BuildReport
 from tests.media import write_new_episode, write_video
@@ -224,6 +225,26 @@ def test_a_folder_that_is_used_again_keeps_nothing_of_the_earlier_run(tmp_path):
     run_folder.RunFolder.asked_for(tmp_path).begin(Namespace(model="small"), {"encoder": "x"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build.json", "failed.jsonl", "notes.txt", "run.jsonl"]
     assert "earlier" not in "".join((tmp_path / name).read_text() for name in written[:3])
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
+def test_a_name_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path, end):
+    folder = run_folder.RunFolder.asked_for(tmp_path)
+    folder.begin(Namespace(model="small"), {})
+    folder.note(UnitFailure(f"a{end}b", "decode", "odd", ErrorClass.BAD_MEDIA))
+    assert list(read_failed(tmp_path).recipes) == [f"a{end}b"]
+    letters = tmp_path / "failed.jsonl"
+    letters.write_text(json.dumps(json.loads(letters.read_text()), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert list(read_failed(tmp_path).recipes) == [f"a{end}b"]
+
+
+def test_the_small_model_is_asked_for_again_also_where_a_folder_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("small", "mine"):
+        (tmp_path / name).mkdir()
+        run_folder.RunFolder.asked_for(tmp_path / "run").begin(Namespace(model=name), {})
+        asked = read_failed(tmp_path / "run").arguments["model"]
+        assert asked == {"small": "small", "mine": str(tmp_path / "mine")}[name]
 
 
 def test_of_an_episode_that_could_not_be_read_all_steps_are_built(tmp_path, capsys, local_ray):
