@@ -208,7 +208,7 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="write build.json, run.jsonl, failed.jsonl, report.json and a benchmark's questions.parquet there, "
-        "instead of into ROOT/.vlm-cache/runs/",
+        "instead of into ROOT/.vlm-cache/runs/; refused while another build writes there",
     )
 
     cluster = parser.add_argument_group("Ray")
