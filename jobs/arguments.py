@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.check_arguments import add_check
 from jobs.evaluate_arguments import add_evaluate
-from jobs.parsers import Commands, Parser, add_command, add_json, add_store, given_path
+from jobs.parsers import Commands, Parser, add_command, add_json, add_store, given_path, whole_text
 from jobs.sizes import parse_age, parse_size, positive_int, positive_rate, whole_number
 from jobs.store_arguments import add_store_commands
 from jobs.stream_arguments import add_stream
@@ -109,7 +109,9 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
         help="benchmarks: the questions, where they are not in the data folder: parquet, JSON, TSV or CSV",
     )
     what.add_argument("--dataset", metavar="NAME", help="name in the store, instead of the source's own")
-    what.add_argument("--instruction", metavar="TEXT", help="vla, lerobot: instead of the episodes' own")
+    what.add_argument(
+        "--instruction", type=whole_text, metavar="TEXT", help="vla, lerobot: instead of the episodes' own"
+    )
     what.add_argument("--views", metavar="A,B", help="vla, lerobot: only these cameras")
     what.add_argument(
         "--vlm-reuse-count",
@@ -206,7 +208,7 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="write build.json, run.jsonl, failed.jsonl, report.json and a benchmark's questions.parquet there, "
-        "instead of into ROOT/.vlm-cache/runs/",
+        "instead of into ROOT/.vlm-cache/runs/; refused while another build writes there",
     )
 
     cluster = parser.add_argument_group("Ray")

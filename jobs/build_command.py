@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import FrameType
 
 from cache_store import FeatureStore
@@ -34,7 +34,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
     # Without a run's id nothing protects what the build writes: it may evict its own features.
     run = uuid.uuid4().hex
     run_id = None if args.allow_eviction else run
-    with FeatureStore(args.store, run_id=run_id) as store:
+    with FeatureStore(args.store, run_id=run_id) as store, ExitStack() as at_end:
         set_limits(args, store, remember=False)
         task = task_of(args, spec, store.location, sampling, run_id=run_id)
         if store.limit_bytes is not None:
@@ -51,6 +51,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
             notes = tell_of_other_folders(args, spec, store, skipped=plan.skipped)
             store.remember_plan(plan_title(args, spec), plan.wanted())
         folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
+        at_end.callback(folder.close)
         events = folder.begin(args, task.shared_recipe())
         if isinstance(whole, Benchmark):
             folder.write_questions(whole.questions())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.parsers import Commands, add_command, add_store, store_root
+from jobs.parsers import Commands, add_command, add_store, store_root, whole_text
 
 
 def add_migrate(commands: Commands) -> None:
@@ -57,7 +57,9 @@ def add_migrate(commands: Commands) -> None:
         help="folders that a harness named (Video-MME_128frame, or with @<recipe>) to the canonical name",
     )
     parser.add_argument("--prompt-hash", metavar="HASH", help="--to flat: only this folder; --to prompt-hash: into it")
-    parser.add_argument("--instruction", metavar="TEXT", help="the same by the instruction that the hash is of")
+    parser.add_argument(
+        "--instruction", type=whole_text, metavar="TEXT", help="the same by the instruction that the hash is of"
+    )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="JSON recipe of files that carry none")
     parser.add_argument("--dry-run", action="store_true", help="copy nothing, say what would be copied")
     parser.add_argument("--write-list", type=Path, metavar="FILE", help="write the files there that may be deleted now")

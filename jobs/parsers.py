@@ -68,6 +68,15 @@ def _require(text: str) -> None:
         raise argparse.ArgumentTypeError("an empty path; name a folder, or . for this one")
 
 
+def whole_text(text: str) -> str:
+    """Return a text that is part of a recipe, which bytes that are no UTF-8 cannot be."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise argparse.ArgumentTypeError(f"{text!a} is no text: {exc.reason}") from exc
+    return text
+
+
 def store_root(text: str) -> Path | str:
     """Return a store's root as it is typed: a folder, or a URL as it is."""
     _require(text)

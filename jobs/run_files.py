@@ -31,7 +31,8 @@ def read_failed(path: Path) -> FailedRun:
     letters = path / FAILED if path.is_dir() else path
     try:
         asked = json.loads((letters.parent / BUILD).read_text(encoding="utf-8"))
-        lines = letters.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        # JSON may hold other ends of lines, such as U+2028, within its texts.
+        lines = letters.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
         recipes = {str(letter["key"]): str(letter["recipe"]) for letter in map(json.loads, filter(None, lines))}
         return FailedRun(letters.parent, dict(asked["arguments"]), str(asked["recipe_fingerprint"]), recipes)
     except OSError as exc:

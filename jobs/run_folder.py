@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cache_store import recipe_fingerprint
 from cache_store.naming import RUNS
@@ -41,20 +42,33 @@ class RunFolder:
         self.folder = folder
         self._versions = _versions()
         self._is_told = False
+        self._lock: IO[str] | None = None
 
     @classmethod
     def asked_for(cls, folder: Path) -> RunFolder:
-        """Return the folder that a person named.
+        """Return the folder that a person named, locked until it is closed or this process ends.
+
+        Where the file system has no locks, or keeps them to each host, another build is not noticed.
 
         Raises:
-            BuildRefused: it cannot be written, which is better known before the build than after it.
+            BuildRefused: another build is writing to it, and would lose its dead letters; or it cannot be written,
+                which is better known before the build than after it.
         """
+        found = cls(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FAILED).touch()
+            found._lock = (folder / FAILED).open("a")
         except OSError as exc:
             raise BuildRefused(f"--report: {folder} cannot be written: {exc}") from exc
-        return cls(folder)
+        try:
+            # Not filelock's: without flock it takes a file for a lock, which would outlive a killed build.
+            fcntl.flock(found._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            found.close()
+            raise BuildRefused(f"--report: a build at work writes to {folder}; name another folder") from exc
+        except OSError:
+            pass  # Lustre without flock raises ENOSYS
+        return found
 
     @classmethod
     def in_store(cls, store_root: Path, run: str) -> RunFolder:
@@ -72,7 +86,7 @@ class RunFolder:
         Returns what is to be told of the events.
         """
         asked = {name: _plain(value) for name, value in vars(args).items() if name not in NOT_ASKED_AGAIN}
-        if os.path.isdir(args.model):
+        if args.model != "small" and os.path.isdir(args.model):
             asked["model"] = os.path.abspath(args.model)  # as all paths: a retry may start elsewhere
         facts = {
             "arguments": asked,
@@ -80,7 +94,7 @@ class RunFolder:
             "host": socket.gethostname(),
             "versions": self._versions,
         }
-        self._write(BUILD, json.dumps({**facts, "recipe": dict(recipe)}, indent=2, ensure_ascii=False) + "\n")
+        self._write(BUILD, json.dumps({**facts, "recipe": dict(recipe)}, indent=2) + "\n")
         for name in (FAILED, EVENTS):
             self._write(name, "")
         for name in (REPORT, PAGE, QUESTIONS):
@@ -98,11 +112,16 @@ class RunFolder:
     def note(self, failure: UnitFailure) -> None:
         """Add one dead letter, at once: a driver that is killed leaves those that it knew."""
         letter = {**failure_to_json(failure), "recipe": failure.recipe, "versions": self._versions}
-        self._write(FAILED, json.dumps(letter, ensure_ascii=False) + "\n", mode="a")
+        self._write(FAILED, json.dumps(letter) + "\n", mode="a")
 
     def end(self, report: BuildReport) -> None:
         """Write the report."""
-        self._write(REPORT, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+        self._write(REPORT, json.dumps(report.to_json(), indent=2) + "\n")
+
+    def close(self) -> None:
+        """Let other builds write there. Does nothing the second time."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _write(self, name: str, text: str, *, mode: str = "w") -> None:
         try:

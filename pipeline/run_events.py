@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 FLUSH_EVERY_S = 0.5  # as long as anybody asks
 MOST_WAITING = 500  # lines in memory
 _TAIL_BYTES = 2**16
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: no reason then breaks a line, or cannot be written
 
 
 class RunEvents:
@@ -95,7 +95,7 @@ def last_time_s(path: Path) -> float:
     with open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
         tail = file.read().decode("utf-8", errors="surrogateescape")
-    return max((event.at_s for line in tail.splitlines() if (event := _event(line)) is not None), default=0.0)
+    return max((event.at_s for line in tail.split("\n") if (event := _event(line)) is not None), default=0.0)
 
 
 def _event(line: str) -> Event | None:

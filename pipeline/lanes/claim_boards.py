@@ -16,6 +16,8 @@ from cache_store.errors import CacheStoreError
 from cache_store.naming import CLAIMS
 from cache_store.remote.objects import Objects
 
+NEW = ".new"  # ends the name of what a build is writing; before it stands the build's own
+
 
 class Board(Protocol):
     """Notes by name. `create`, `write` and `remove` raise OSError where the place cannot be written."""
@@ -30,7 +32,7 @@ class Board(Protocol):
         """Take a note away."""
 
     def read(self, name: str) -> str | None:
-        """Return what a note says; None where there is none."""
+        """Return what a note says; None where there is none, "" where it cannot be read."""
 
     def names(self) -> list[str]:
         """Return the names of all notes."""
@@ -65,8 +67,10 @@ class FileBoard:
     def read(self, name: str) -> str | None:
         try:
             return (self._folder / name).read_text()
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError):
+            return ""
 
     def names(self) -> list[str]:
         try:
@@ -89,7 +93,7 @@ class FileBoard:
         return
 
     def _publish(self, name: str, text: str, publish: Callable[[Path, Path], None]) -> None:
-        temporary = self._folder / f"{name}.{self._writer}.new"
+        temporary = self._folder / f"{name}.{self._writer}{NEW}"
         temporary.write_text(text)
         try:
             publish(temporary, self._folder / name)
@@ -123,7 +127,7 @@ class ObjectBoard:
         try:
             content = self._objects.get(f"{CLAIMS}/{name}", lambda content, _: content)
         except CacheStoreError:
-            return None
+            return ""
         return None if content is None else content.decode(errors="replace")
 
     def names(self) -> list[str]:

@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 
 from cache_store.processes import Owner, is_alive, this_process
-from pipeline.lanes.claim_boards import Board
+from pipeline.lanes.claim_boards import NEW, Board
 
 REFRESH_S = 10.0
 STALE_AFTER_S = 60.0  # without a sign of life
@@ -38,8 +38,9 @@ class Claims:
         try:
             self._board.create(shard, self._build)
         except FileExistsError:
-            # "" if it has just been given back.
-            if self._is_at_work(self._board.read(shard) or ""):
+            owner = self._board.read(shard)
+            # None if it has just been given back: it is asked for again.
+            if owner is None or self._is_at_work(owner):
                 return False
             with contextlib.suppress(OSError):
                 self._board.write(shard, self._build)
@@ -76,8 +77,10 @@ class Claims:
         return json.dumps({"owner": asdict(this_process(self._build)), "sign": self._signs})
 
     def _is_at_work(self, build: str) -> bool:
+        if not build:
+            return False  # notes are published whole: a power cut left it empty, and nobody will give it back
         now = time.monotonic()
-        if not build or self._at_work.get(build, 0.0) > now:
+        if self._at_work.get(build, 0.0) > now:
             return True
         found = self._board.aged(build + _OWNER)
         if found is None:
@@ -97,7 +100,10 @@ class Claims:
     def _sweep(self) -> None:
         """Remove what builds that ended without a word left behind."""
         for name in self._board.names():
-            build = name.removesuffix(_OWNER) if name.endswith(_OWNER) else self._board.read(name)
-            if build and build != self._build and not self._is_at_work(build):
+            if name.endswith(NEW):
+                build: str | None = name.removesuffix(NEW).rpartition(".")[2]
+            else:
+                build = name.removesuffix(_OWNER) if name.endswith(_OWNER) else self._board.read(name)
+            if build is not None and build != self._build and not self._is_at_work(build):
                 with contextlib.suppress(OSError):
                     self._board.remove(name)

@@ -17,7 +17,8 @@ class DataFolder:
     """The folder `root`. Every relative path is POSIX and stays inside; what leads out of the folder is not in it.
 
     Raises:
-        SourceError: the folder is missing, no folder, or a Hugging Face cache folder above its snapshots.
+        SourceError: the folder is missing, no folder, or a Hugging Face cache folder above its snapshots; or it lies
+            behind a URL, and a name in it has `::`.
     """
 
     def __init__(self, root: MediaPath) -> None:
@@ -80,7 +81,10 @@ class DataFolder:
         # Every file system has its own errors; each of them means that nothing can be enumerated.
         except Exception as exc:
             raise SourceError(f"the data folder {self.root} cannot be listed: {exc}") from exc
-        relative = (str(path)[len(top) :].lstrip("/") for path in found)
+        relative = [str(path)[len(top) :].lstrip("/") for path in found]
+        # fsspec would open another file: what is before the "::".
+        if chained := [path for path in relative if "::" in path]:
+            raise SourceError(f"{self.root} holds {min(chained)!r}: a name with '::' cannot be read there; rename it")
         return dict.fromkeys(sorted((path for path in relative if path), key=lambda path: path.split("/")))
 
     @cached_property

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -90,7 +91,10 @@ class _FetchedMedia:
             is_folder = file_system.isdir(remote)
             size = int(file_system.du(remote) if is_folder else file_system.size(remote) or 0)
             self._make_room(path, size, limit_bytes)
-            file_system.get(remote.rstrip("/") + "/" if is_folder else remote, str(local), recursive=is_folder)
+            if is_folder:
+                _get_folder(file_system, remote, local)
+            else:
+                file_system.get_file(remote, str(local))
             # Not every server tells the size before.
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             self._make_room(path, size, limit_bytes)
@@ -118,6 +122,16 @@ class _FetchedMedia:
 
 
 _FETCHED = _FetchedMedia()
+
+
+def _get_folder(file_system: Any, remote: str, local: Path) -> None:
+    # A single text would be read as a pattern, in which clip[1].mp4 means clip1.mp4; of two lists nothing is.
+    top = remote.strip("/")
+    names = [str(name) for name in file_system.find(remote)]
+    places = [local / name.strip("/")[len(top) :].lstrip("/") for name in names]
+    for folder in {place.parent for place in places}:
+        folder.mkdir(parents=True, exist_ok=True)
+    file_system.get(names, list(map(str, places)))
 
 
 def _new_place() -> tuple[Path, FileLock]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.data_folder import DataFolder
+from pipeline.sources.episode import stated_instruction
 from pipeline.sources.lerobot_meta import Episode, LeRobotLayout, read_info
 from pipeline.sources.lerobot_v2 import LeRobotV2
 from pipeline.sources.lerobot_v3 import LeRobotV3
@@ -26,8 +27,8 @@ class LeRobot:
     An episode whose rows are not its frames 0, 1, 2, ... is one problem.
 
     Raises:
-        SourceError: the folder is no LeRobot data set of a version that is read, no camera has files, a view asked
-            for is not there, or a view's videos have another rate than the rows.
+        SourceError: the folder is no LeRobot data set of a version that is read, two of its episodes have one index,
+            no camera has files, a view asked for is not there, or a view's videos have another rate than the rows.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class LeRobot:
         unknown = sorted(set(tasks) - set(self._layout.tasks))
         if unknown:
             raise MediaError(f"{self._layout.tasks_file} names no task_index {unknown[0]}, which the episode has")
+        for task in sorted(set(tasks)):
+            stated_instruction(self._layout.tasks[task])  # refuses half a surrogate pair
         return [self._layout.tasks[task] for task in tasks]
 
     def ignored(self) -> list[IgnoredFile]:

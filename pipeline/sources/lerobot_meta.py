@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from pipeline.errors import MediaError, SourceError
@@ -133,6 +134,22 @@ def _kind(column: str) -> str | None:
     if column == "length" or column.endswith("_index"):
         return "int64"
     return "float64" if column.endswith("_timestamp") else None
+
+
+def by_index(episodes: Iterable[Episode], folder: DataFolder) -> list[Episode]:
+    """Return a data set's episodes in order of their `episode_index`, which names their features.
+
+    Raises:
+        SourceError: two have the same one.
+    """
+    ordered = sorted(episodes, key=lambda episode: int(episode["episode_index"]))
+    for one, next_one in pairwise(ordered):
+        if one["episode_index"] == next_one["episode_index"]:
+            raise SourceError(
+                f"{folder.place('meta')} lists episode_index {one['episode_index']} twice; one would have the features "
+                "of the other"
+            )
+    return ordered
 
 
 def tasks_of_rows(episode: Episode, rows: Any, path: MediaPath) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import SourceError
 from pipeline.sources.data_folder import DataFolder
-from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, read_columns, tasks_of_rows
+from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, by_index, read_columns, tasks_of_rows
 from pipeline.sources.samples import VideoFrame
 
 
@@ -24,7 +24,7 @@ class LeRobotV2:
         tasks = self._lines("tasks.jsonl", "task_index", "task")
         self.tasks = {row["task_index"]: str(row["task"]) for row in tasks}
         episodes = self._lines("episodes.jsonl", "episode_index", "length")
-        self.episodes = sorted(episodes, key=lambda episode: int(episode["episode_index"]))
+        self.episodes = by_index(episodes, folder)
 
     def _lines(self, name: str, *required: str) -> list[dict[str, Any]]:
         """Return the objects of a file of lines, which have the columns `required`: whole numbers but for the task."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.data_folder import DataFolder
-from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, read_columns, tasks_of_rows
+from pipeline.sources.lerobot_meta import Episode, LeRobotInfo, by_index, read_columns, tasks_of_rows
 from pipeline.sources.samples import VideoFrame
 
 _EPISODE_COLUMNS = ("episode_index", "length", "data/chunk_index", "data/file_index")
@@ -49,7 +49,7 @@ class LeRobotV3:
         for path in self._folder.glob("meta/episodes/*/*.parquet"):
             # Statistics fill many more columns.
             episodes += read_columns(self._folder, path, _EPISODE_COLUMNS, optional=cameras).to_pylist()
-        return sorted(episodes, key=lambda episode: int(episode["episode_index"]))
+        return by_index(episodes, self._folder)
 
     def _video(self, episode: Episode, view: str) -> str | None:
         chunk, file = (episode.get(f"videos/{view}/{column}") for column in ("chunk_index", "file_index"))

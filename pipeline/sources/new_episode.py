@@ -91,7 +91,11 @@ class NewEpisode:
         for path in self.sensor_files():
             times: StoredArray | None = array_in(path, "timestamps")
             if times is not None and all(times.shape):
-                return float(times.rows(0, 1).ravel()[0])
+                start_s = float(times.rows(0, 1).ravel()[0])
+                if not math.isfinite(start_s):
+                    # Every image would be equally near to it.
+                    raise MediaError(f"{path.name}: the first of its timestamps is {start_s}, and no time")
+                return start_s
         if not self._images:
             raise MediaError("neither sensor timestamps nor images tell when the episode began")
         return min(float(times_s[0]) for times_s, _ in self._images.values())

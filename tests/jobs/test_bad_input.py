@@ -373,6 +373,11 @@ def test_wrong_usage_is_told_in_one_line(refused, videos, option, value):
     assert f"--{option}" in said
 
 
+def test_an_instruction_that_is_no_text(refused):
+    said = refused(source="vla", encoder="qwen2_5_vl", instruction=os.fsdecode(b"\xff pick"))
+    assert r"--instruction: '\udcff pick' is no text" in said
+
+
 @pytest.mark.parametrize("command", ["stats --store s", "stream delayed --model small --video v"])
 def test_an_unknown_option_is_refused_by_the_command_that_does_not_know_it(command, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -447,6 +452,21 @@ def test_a_file_name_that_is_no_text_fails_alone(videos, tmp_path, local_ray, ca
     report = json.loads(capsys.readouterr().out)
     assert (report["done"], [failure["stage"] for failure in report["failed"]]) == (1, ["source"])
     assert "UTF-8" in report["failed"][0]["reason"]
+
+
+@pytest.mark.parametrize("output", [[], ["--json"]])
+def test_a_reason_that_is_no_text_stays_that_of_its_episode(tmp_path, local_ray, capsys, output):
+    for number in range(2):
+        write_new_episode(tmp_path / "task" / f"episode_{number}", poses=20)
+    metadata = {"camera_views": ["x\ud83d", "left"]}
+    (tmp_path / "task/episode_0/metadata.json").write_text(json.dumps(metadata))
+    asked = ["--source", "vla", "--data", tmp_path / "task", "--encoder", "qwen2_5_vl", "--model", "small"]
+    where = ["--store", tmp_path / "store", "--report", tmp_path / "run"]
+    assert main(["build", *map(str, [*asked, *where]), *output]) == 1
+    assert r"x\ud83d" in capsys.readouterr().out
+    for name in ("report.json", "failed.jsonl", "run.jsonl"):
+        assert r"x\ud83d" in (tmp_path / "run" / name).read_text()
+    assert json.loads((tmp_path / "run/report.json").read_text())["done"] > 0
 
 
 def test_a_refusal_obeys_no_name(refused, videos):

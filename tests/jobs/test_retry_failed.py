@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from argparse import Namespace
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ import pytest
 from cache_store.naming import RUNS
 from jobs import build_command, run_folder
 from jobs.__main__ import main
+from jobs.run_files import read_failed
+from pipeline.errors import BuildRefused, EncoderError
 from pipeline.failures import ErrorClass, UnitFailure
 from pipeline.lanes import BuildReport
 from tests.media import write_new_episode, write_video
@@ -221,9 +227,70 @@ def test_a_folder_that_is_used_again_keeps_nothing_of_the_earlier_run(tmp_path):
     written = ("build.json", "failed.jsonl", "run.jsonl", "report.json", "report.html", "questions.parquet")
     for name in (*written, "notes.txt"):
         (tmp_path / name).write_text("earlier")
-    run_folder.RunFolder.asked_for(tmp_path).begin(Namespace(model="small"), {"encoder": "x"})
+    with closing(run_folder.RunFolder.asked_for(tmp_path)) as folder:
+        folder.begin(Namespace(model="small"), {"encoder": "x"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build.json", "failed.jsonl", "notes.txt", "run.jsonl"]
     assert "earlier" not in "".join((tmp_path / name).read_text() for name in written[:3])
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
+def test_a_name_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path, end):
+    folder = run_folder.RunFolder(tmp_path)
+    folder.begin(Namespace(model="small"), {})
+    folder.note(UnitFailure(f"a{end}b", "decode", "odd", ErrorClass.BAD_MEDIA))
+    assert list(read_failed(tmp_path).recipes) == [f"a{end}b"]
+    letters = tmp_path / "failed.jsonl"
+    letters.write_text(json.dumps(json.loads(letters.read_text()), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert list(read_failed(tmp_path).recipes) == [f"a{end}b"]
+
+
+def test_the_small_model_is_asked_for_again_also_where_a_folder_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("small", "mine"):
+        (tmp_path / name).mkdir()
+        run_folder.RunFolder(tmp_path / "run").begin(Namespace(model=name), {})
+        asked = read_failed(tmp_path / "run").arguments["model"]
+        assert asked == {"small": "small", "mine": str(tmp_path / "mine")}[name]
+
+
+def test_a_folder_that_a_build_writes_to_is_refused_until_that_build_ends(tmp_path):
+    with closing(run_folder.RunFolder.asked_for(tmp_path)) as first:
+        first.begin(Namespace(model="small"), {})
+        first.note(UnitFailure("a", "decode", "odd", ErrorClass.BAD_MEDIA))
+        with pytest.raises(BuildRefused, match="a build at work writes to"):
+            run_folder.RunFolder.asked_for(tmp_path)
+        first.note(UnitFailure("b", "decode", "odd", ErrorClass.BAD_MEDIA))
+    assert [letter["key"] for letter in _letters(tmp_path)] == ["a", "b"]
+    run_folder.RunFolder.asked_for(tmp_path).close()
+
+
+def test_a_killed_build_does_not_keep_its_folder(tmp_path):
+    script = "import os, sys; from pathlib import Path; from jobs.run_folder import RunFolder; "
+    script += f"folder = RunFolder.asked_for(Path({str(tmp_path)!r})); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert (tmp_path / "failed.jsonl").exists()
+    run_folder.RunFolder.asked_for(tmp_path).close()
+
+
+def test_a_folder_on_a_file_system_without_locks_is_taken(tmp_path, monkeypatch):
+    def refuse(*_args):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    run_folder.RunFolder.asked_for(tmp_path).close()
+
+
+def test_a_build_that_is_refused_or_fails_gives_its_folder_back(tmp_path, monkeypatch, capsys):
+    write_video(tmp_path / "videos" / "a.mp4")
+
+    def fail(*_args, **_more):
+        raise EncoderError("no such weights")
+
+    monkeypatch.setattr(build_command, "run_build", fail)
+    where = ["--data", str(tmp_path / "videos"), "--store", str(tmp_path / "store"), "--report", str(tmp_path / "run")]
+    for _ in range(2):
+        assert main(["build", *KEEP, *where]) == 2
+        assert "no such weights" in capsys.readouterr().err
 
 
 def test_of_an_episode_that_could_not_be_read_all_steps_are_built(tmp_path, capsys, local_ray):

@@ -94,6 +94,12 @@ def test_a_line_that_is_no_event_is_counted_and_the_rest_is_read(path, line):
     assert last_time_s(path) == 2
 
 
+def test_a_text_with_another_end_of_line_is_within_its_line(path):
+    path.write_text('{"event": "end", "t": 2, "reason": "a\u2028b"}\n', encoding="utf-8")
+    assert [event.fields["reason"] for event in read_events(path)] == ["a\u2028b"]
+    assert last_time_s(path) == 2
+
+
 def test_the_last_time_is_found_at_the_end_of_a_long_file(path):
     path.write_text(
         "".join(json.dumps({"event": "unit", "t": n, "key": "x" * 50}) + "\n" for n in range(5000)) + '{"ev'

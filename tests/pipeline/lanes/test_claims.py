@@ -121,6 +121,25 @@ def test_an_unreadable_owner_is_nobody(tmp_path, content):
     assert claims.take("shard")
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
+def test_an_unreadable_claim_is_nobodys_and_is_swept(tmp_path, content):
+    claims = claims_in(tmp_path, "b")
+    for shard in ("shard", "other"):
+        (tmp_path / CLAIMS / shard).write_bytes(content)
+    assert claims.take("shard")
+    assert (tmp_path / CLAIMS / "shard").read_text() == "b"
+    claims.close()
+    assert list((tmp_path / CLAIMS).iterdir()) == []
+
+
+def test_what_another_build_is_writing_is_swept_only_when_that_build_is_dead(tmp_path):
+    claims_in(tmp_path, "a")
+    for name in ("shard.a.new", "a.owner.a.new", "shard.dead.new"):
+        (tmp_path / CLAIMS / name).touch()
+    claims_in(tmp_path, "b").close()
+    assert {path.name for path in (tmp_path / CLAIMS).iterdir()} == {"a.owner", "shard.a.new", "a.owner.a.new"}
+
+
 class TestBehindAUrl:
     """Notes are objects; their ages are what each machine has seen itself."""
 
@@ -172,6 +191,23 @@ class TestBehindAUrl:
         dead = {"owner": {**asdict(this_process("dead")), "pid": 2**22 + 1}, "sign": 1}
         objects.put(f"{CLAIMS}/dead.owner", json.dumps(dead).encode())
         objects.put(f"{CLAIMS}/shard", b"dead")
+        assert Claims(ObjectBoard(objects), build="b").take("shard")
+
+    def test_an_empty_claim_is_nobodys_and_is_swept(self, objects):
+        claims = Claims(ObjectBoard(objects), build="b")
+        for shard in ("shard", "other"):
+            objects.put(f"{CLAIMS}/{shard}", b"")
+        assert claims.take("shard")
+        claims.close()
+        assert list(objects.names_in(CLAIMS)) == []
+
+    def test_a_claim_that_the_service_does_not_show_is_nobodys(self, tmp_path, monkeypatch):
+        def refuse(*_, **__):
+            raise PermissionError
+
+        objects = open_objects(f"memory://{tmp_path.name}/s")
+        objects.put(f"{CLAIMS}/shard", b"far")
+        monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
         assert Claims(ObjectBoard(objects), build="b").take("shard")
 
     def test_where_the_service_fails_every_shard_is_free(self, tmp_path, monkeypatch):

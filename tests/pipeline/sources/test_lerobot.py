@@ -142,6 +142,24 @@ def test_cameras_without_files_and_stills_are_left_out_and_said(tmp_path):
         ]
 
 
+def test_a_task_that_is_no_text_is_a_problem_of_the_episodes_that_have_it(tmp_path):
+    root = write_v2(tmp_path / "set")
+    write_rows(root / "meta/tasks.jsonl", [{"task_index": 0, "task": "lift"}, {"task_index": 1, "task": "\ud83d"}])
+    write_rows(root / "data/chunk-000/episode_000000.parquet", [{"task_index": 0}] * 5)
+    samples = list(LeRobot(root))
+    assert {s.dataset for s in samples if not s.problem} == {"set_episode_000000"}
+    assert [s.problem for s in samples if s.problem] == [r"the instruction '\ud83d' is no text: surrogates not allowed"]
+
+
+def test_two_episodes_of_one_index_are_refused_by_it(tmp_path):
+    two, three = write_v2(tmp_path / "two"), write_v3(tmp_path / "three", episode_index=2)
+    lines = two / "meta/episodes.jsonl"
+    lines.write_text(lines.read_text() + lines.read_text().splitlines()[1])
+    for root, index in ((two, 1), (three, 2)):
+        with pytest.raises(SourceError, match=f"{root}/meta lists episode_index {index} twice"):
+            LeRobot(root)
+
+
 @pytest.mark.parametrize(
     ("write", "files"),
     [(write_v2, "cam.wrist/episode_000000.mp4"), (write_v3, "cam.front/chunk-000/file-000.mp4")],

@@ -189,6 +189,11 @@ class TestDataFolder:
             DataFolder(UrlPath(url))
         assert url in str(refusal.value)
 
+    def test_a_name_that_fsspec_reads_as_a_chain_is_refused(self, memory):
+        memory.pipe({"/places/set/x": b"one", "/places/set/x::y.mp4": b"another"})
+        with pytest.raises(SourceError, match=r"x::y\.mp4.*rename"):
+            VideoFolder(UrlPath("memory://places/set"))
+
 
 class TestLocalise:
     def test_a_path_is_given_as_it_is(self, tmp_path, fetched):
@@ -207,6 +212,21 @@ class TestLocalise:
         memory.pipe("/places/a b.mp4", b"changed")
         with localise(UrlPath("memory://places/a b.mp4")) as again:
             assert (again, again.read_bytes()) == (first, b"one")
+
+    @pytest.mark.parametrize("url", ["local://{}/set", "zip://::file://{}/set.zip"], ids=["local", "zip"])
+    def test_a_name_is_no_pattern(self, url, tmp_path, fetched):
+        names = ["clip[1].mp4", "clip1.mp4", "a*.mp4", "ab.mp4", "what?.mp4", "whats.mp4"]
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+            for name in (*names, *(f"images[1]/{name}" for name in names), "images1/other.jpg"):
+                touch(tmp_path / "set" / name)
+                (tmp_path / "set" / name).write_text(name)
+                archive.write(tmp_path / "set" / name, name)
+        top = parse_media_path(url.format(tmp_path))
+        for name in names:
+            with localise(top / name) as path:
+                assert (path.name, path.read_text()) == (name, name)
+        with localise(top / "images[1]") as folder:
+            assert {path.name: path.read_text() for path in folder.iterdir()} == {n: f"images[1]/{n}" for n in names}
 
     def test_the_least_recently_used_make_room_and_nothing_that_is_in_use(self, memory, fetched):
         for name in "abcd":

@@ -227,6 +227,15 @@ class TestVLAEpisodes:
         assert [s.dataset for s in samples if s.problem] == ["episode_1"]
         assert {s.dataset for s in samples if not s.problem} == {"episode_2"}
 
+    @pytest.mark.parametrize("start_s", [np.nan, np.inf])
+    def test_an_episode_that_begins_at_no_time_is_a_problem(self, tmp_path, start_s):
+        touch(tmp_path / "episode_1/images/left/10.0.jpg", tmp_path / "episode_1/images/left/11.0.jpg")
+        (tmp_path / "episode_1/metadata.json").write_text("{}")
+        np.savez(tmp_path / "episode_1/robot_states.npz", robot_states=np.zeros((100, 12)))
+        np.savez(tmp_path / "episode_1/sensor_data.npz", timestamps=np.array([start_s, 10.0]))
+        (sample,) = VLAEpisodes(tmp_path)
+        assert f"sensor_data.npz: the first of its timestamps is {start_s}" in sample.problem
+
     def test_an_image_path_that_no_disk_can_hold_is_a_missing_image(self, tmp_path):
         (tmp_path / "recv_all_1").mkdir()
         data = {"action": np.zeros((9, 7)), "image": {"View1": ["x" * 5000 + ".jpg", "a\0b.jpg"]}}
