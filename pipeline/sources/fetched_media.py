@@ -128,7 +128,10 @@ def _get_folder(file_system: Any, remote: str, local: Path) -> None:
     # A single text would be read as a pattern, in which clip[1].mp4 means clip1.mp4; of two lists nothing is.
     top = remote.strip("/")
     names = [str(name) for name in file_system.find(remote)]
-    places = [local / name.strip("/")[len(top) :].lstrip("/") for name in names]
+    inside = [name.strip("/")[len(top) :].lstrip("/") for name in names]
+    if outside := [name for name in inside if ".." in name.split("/")]:
+        raise MediaError(f"{remote} holds {min(outside)!r}, which leads out of it")
+    places = [local / name for name in inside]
     for folder in {place.parent for place in places}:
         folder.mkdir(parents=True, exist_ok=True)
     file_system.get(names, list(map(str, places)))

@@ -228,6 +228,17 @@ class TestLocalise:
         with localise(top / "images[1]") as folder:
             assert {path.name: path.read_text() for path in folder.iterdir()} == {n: f"images[1]/{n}" for n in names}
 
+    def test_a_folder_of_an_archive_writes_nothing_beside_itself(self, tmp_path, fetched):
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+            archive.writestr("images/1.jpg", b"1")
+            archive.writestr("images/../../outside.jpg", b"2")
+        with (
+            pytest.raises(MediaError, match=r"holds '../../outside.jpg', which leads out of it"),
+            localise(parse_media_path(f"zip://images::file://{tmp_path}/set.zip")),
+        ):
+            pass
+        assert files_in(fetched) == []
+
     def test_the_least_recently_used_make_room_and_nothing_that_is_in_use(self, memory, fetched):
         for name in "abcd":
             memory.pipe(f"/places/{name}", bytes(10))
