@@ -149,9 +149,16 @@ def _wanted(root: Path, datasets: tuple[str, ...] | None, *, packed_too: bool) -
 
 
 def _movable(root: Path, names: list[str], report: PackReport) -> list[str]:
-    """Those that a rename can bring where shards lie; files of a folder that links to another file system are named."""
+    """Those that a rename can bring where shards lie; files of a folder that links to another file system are named.
+
+    Raises:
+        StoreReadError: the operating system refused.
+    """
     packed = root / naming.PACKED
-    device = os.stat(packed if packed.exists() else root).st_dev
+    try:
+        device = os.stat(packed if packed.exists() else root).st_dev
+    except OSError as exc:
+        raise StoreReadError(str(packed), exc) from exc
     elsewhere = set()
     for folder in {name.rpartition("/")[0] for name in names}:
         with contextlib.suppress(OSError):  # gone meanwhile, and its files with it
