@@ -415,7 +415,7 @@ def test_a_prefetch_that_fails_is_told_by_the_read_and_gives_up_the_rest(open_on
 def test_after_a_failed_batch_no_upload_goes_on(open_on, monkeypatch):
     begun, ended, has_failed = threading.Barrier(2), [], threading.Event()
 
-    def pipe_file(self, path, value, **options):
+    def put(self, path, *content):
         if path.endswith("_vlm0.pt"):
             begun.wait(30)
             has_failed.set()
@@ -424,12 +424,14 @@ def test_after_a_failed_batch_no_upload_goes_on(open_on, monkeypatch):
             begun.wait(30)
             assert has_failed.wait(30)
             time.sleep(0.2)
-        whole(self, path, value, **options)
+        whole(self, path, *content)
         ended.append(path)
 
-    store, whole = open_on("a"), MemoryFileSystem.pipe_file
+    store = open_on("a")
+    kind = type(store._objects())
+    whole = kind._put
     with monkeypatch.context() as patch:
-        patch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+        patch.setattr(kind, "_put", put)
         with pytest.raises(StoreWriteError, match=r"episode_vlm0\.pt"):
             store.put_many(PutItem(StepKey("episode", number), tensor(number)) for number in range(300))
         published = len(ended)

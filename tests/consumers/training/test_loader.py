@@ -195,12 +195,12 @@ def _tell_opened(data, rank, said):
 def test_processes_that_found_other_features_cached_say_so_at_the_opening(data):
     shutil.copytree(data / "cache", data / "later")
     (data / "cache" / "episode_1_vlm30.pt").unlink()
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     said = [context.Queue(), context.Queue()]
     processes = [context.Process(target=_tell_opened, args=(data, rank, said[rank])) for rank in (0, 1)]
     for process in processes:
         process.start()
-    told = [[queue.get(timeout=60) for _ in range(3)] for queue in said]
+    told = [[queue.get(timeout=120) for _ in range(3)] for queue in said]
     for process in processes:
         process.join()
     for equal, other, without in told:
