@@ -197,7 +197,7 @@ def test_processes_that_found_other_features_cached_say_so_at_the_opening(data):
     (data / "cache" / "episode_1_vlm30.pt").unlink()
     context = multiprocessing.get_context("spawn")
     said = [context.Queue(), context.Queue()]
-    processes = [context.Process(target=_tell_opened, args=(data, rank, said[rank])) for rank in (0, 1)]
+    processes = [context.Process(target=_tell_opened, args=(data, rank, said[rank]), daemon=True) for rank in (0, 1)]
     for process in processes:
         process.start()
     told = [[queue.get(timeout=120) for _ in range(3)] for queue in said]
