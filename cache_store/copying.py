@@ -9,13 +9,12 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from cache_store import families, naming
+from cache_store import naming
 from cache_store.archive import Content
 from cache_store.dataset_patterns import DatasetPatterns, named
 from cache_store.errors import DamagedFeature, EntryExists
 from cache_store.keys import VideoKey
 from cache_store.maintenance import video_key_in
-from cache_store.remote.store import RemoteStore
 from cache_store.reports import EntryInfo
 from cache_store.store import FeatureStore
 
@@ -98,12 +97,8 @@ def _other_owner(
     if not isinstance(key, VideoKey) or fingerprint is None:
         return None
     is_plain = naming.relative_path(key) == name
-    wanted = fingerprint if is_plain else _owner_in(source, key)
+    wanted = fingerprint if is_plain else source._owner_of(key)
     if wanted is None:
         return None
-    owner = _owner_in(target, key) if dry_run else target._claim(key, wanted)
+    owner = target._owner_of(key) if dry_run else target._claim(key, wanted)
     return owner if is_plain and owner != fingerprint else None
-
-
-def _owner_in(store: FeatureStore, key: VideoKey) -> str | None:
-    return store._owners.owner_of(key) if isinstance(store, RemoteStore) else families.owner_of(store.root, key)

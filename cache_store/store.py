@@ -218,6 +218,10 @@ class FeatureStore(Upkeep):
         """The owner of a video family, which becomes this recipe if there is none."""
         return families.claim(self.root, key, fingerprint)
 
+    def _owner_of(self, key: VideoKey) -> str | None:
+        """As `_claim`, without making any; None where there is none."""
+        return families.owner_of(self.root, key)
+
     def get(
         self,
         key: FeatureKey,

@@ -147,6 +147,9 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
     def _claim(self, key: VideoKey, fingerprint: str) -> str:
         return self._owners.claim(key, fingerprint)
 
+    def _owner_of(self, key: VideoKey) -> str | None:
+        return self._owners.owner_of(key)
+
     def _encoded(self, item: PutItem, *, is_second: bool = False) -> tuple[str, bytes]:
         encoded = encoded_item(item)
         name = self._owners.claimed_name(item.key, encoded.fingerprint, is_second=is_second)
