@@ -21,7 +21,7 @@ from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
 from cache_store.journal import line, now_us
 from cache_store.lease import lease
 from cache_store.reports import Problem
-from cache_store.rewriting import Rewriter, drop_doubles, rewrite, rewritten_lines, waste_bytes
+from cache_store.rewriting import Rewriter, drop_doubles, rewrite_and_note, waste_bytes
 from cache_store.scan import loose_names
 from cache_store.shard_file import Row, Shard, encoded
 from cache_store.shards import Place
@@ -239,9 +239,8 @@ class _Packing:
 
     def _without_dead_rows(self, shard: Shard) -> None:
         """Under a limit at once: what went meanwhile, as to make room for the shard itself, has no room in it."""
-        if self._books.budget.limits.limit_bytes is not None and (new := rewrite(self._root, shard)) is not None:
-            self._books.journal.append(*rewritten_lines(shard, new))
-            self._report.freed_bytes += shard.file_bytes - sum(one.file_bytes for one in new)
+        if self._books.budget.limits.limit_bytes is not None:
+            self._report.freed_bytes += rewrite_and_note(self._root, shard, self._books.journal) or 0
 
     def _read(self, name: str, found: list[_Found], rows: list[Row]) -> None:
         path = f"{self._root}/{name}"

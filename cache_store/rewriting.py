@@ -43,14 +43,11 @@ class Rewriter:
         worst = max(self._candidates(), key=_dead_share, default=None)
         if worst is None or _dead_share(worst) <= from_share:
             return 0
-        before_bytes = worst.file_bytes
-        new = rewrite(self._root, worst)
-        if new is None:
+        freed_bytes = rewrite_and_note(self._root, worst, self._journal)
+        if freed_bytes is None:
             self._refused.add(worst.id)
             return self.rewrite_worst(from_share=from_share)
-        lines = rewritten_lines(worst, new)
-        self._journal.append(*lines)
-        return max(1, before_bytes - sum(shard.file_bytes for shard in new))
+        return max(1, freed_bytes)
 
     def _candidates(self) -> list[Shard]:
         return [shard for shard in shards.of(self._root).view().shards if shard.id not in self._refused]
@@ -156,9 +153,17 @@ def _drop(new: list[Shard]) -> None:
             os.unlink(shard.path)
 
 
-def rewritten_lines(old: Shard, new: list[Shard]) -> list[Line]:
-    """Journal lines that say that new shards, or none, have taken the place of an old one."""
-    return [gone_line(old), *map(shard_line, new)]
+def rewrite_and_note(root: Path, old: Shard, journal: Journal) -> int | None:
+    """As `rewrite`, journalled; returns the bytes freed, None where it is not possible now.
+
+    Raises:
+        StoreWriteError: the operating system refused.
+    """
+    new = rewrite(root, old)
+    if new is None:
+        return None
+    journal.append(gone_line(old), *map(shard_line, new))
+    return old.file_bytes - sum(shard.file_bytes for shard in new)
 
 
 def gone_line(shard: Shard) -> Line:

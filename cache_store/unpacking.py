@@ -19,7 +19,7 @@ from cache_store.lease import lease
 from cache_store.packing import PackProgress, PackReport, Told, mend, remove_folders, tidy
 from cache_store.removing import waste_lines
 from cache_store.reports import Problem
-from cache_store.rewriting import rewrite, rewritten_lines, waste_bytes
+from cache_store.rewriting import rewrite_and_note, waste_bytes
 from cache_store.shard_file import Shard
 from cache_store.taking import identity_of, take
 
@@ -51,9 +51,8 @@ def unpack(
             report.shards += bool(rows)
             # Under a limit at once: what was unpacked of a shard of which more is left is there twice until then.
             is_due = shard.states()[1].all() or (rows and books.budget.limits.limit_bytes is not None)
-            if not dry_run and not keep and is_due and (new := rewrite(root, shard)) is not None:
-                books.journal.append(*rewritten_lines(shard, new))
-                report.freed_bytes += shard.file_bytes - sum(one.file_bytes for one in new)
+            if not dry_run and not keep and is_due:
+                report.freed_bytes += rewrite_and_note(root, shard, books.journal) or 0
         if not dry_run:
             report.freed_bytes += tidy(root, books)
             shard_index.write(root)
