@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Table
 
 STRAY_AFTER_S = 24 * 3600.0
+LEASE_WAIT_S = 30.0
 _NAMES_AT_ONCE = 65_536
 _TRIES = 20
 
@@ -140,7 +141,7 @@ def reconcile(root: Path, ledger: Ledger, journal: Journal) -> Table:
 
     Writes a snapshot if the books were wrong, and sweeps abandoned files, where the store is writable.
     """
-    with lease(root / naming.LEASE, timeout_s=30.0) as is_held:
+    with lease(root / naming.LEASE, timeout_s=LEASE_WAIT_S) as is_held:
         now_s = file_system_now_s(root)
         found = _listed(root, ledger, now_s)
         if is_held and found.is_sure and (found.is_changed or ledger.needs_folding):

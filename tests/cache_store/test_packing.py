@@ -25,6 +25,7 @@ from cache_store import (
     recipe_fingerprint,
     removing,
     rewriting,
+    scan,
     shards,
     taking,
 )
@@ -497,6 +498,7 @@ def test_what_a_packer_has_taken_goes_before_an_older_row(store):
 def test_what_is_packed_for_the_first_time_during_an_eviction_is_evicted(tmp_path, monkeypatch, keep):
     def pack_first(*arguments):
         monkeypatch.setattr(evictor, "remove_loose", removing.remove_loose)
+        monkeypatch.setattr(scan, "LEASE_WAIT_S", 0.1)  # for the evictor, who waits for the packer here
         packer.pack(keep=keep)
         return removing.remove_loose(*arguments)
 
