@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Read where torch is imported, in the tests' own processes too. Two test processes with two threads each on two cores
+# would spin while they wait for each other: a test of 1 s took 30 s.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def copies(tmp_path_factory):
