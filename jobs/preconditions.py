@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.errors import BuildRefused
+from pipeline.errors import BuildRefused, first_line
 
 
 def check_device(name: str) -> None:
@@ -12,6 +12,6 @@ def check_device(name: str) -> None:
     try:
         kind = torch.device(name).type
     except RuntimeError as exc:
-        raise BuildRefused(f"--device {name}: {str(exc).splitlines()[0]}") from exc
+        raise BuildRefused(f"--device {name}: {first_line(exc)}") from exc
     if kind == "cuda" and not torch.cuda.is_available():
         raise BuildRefused(f"--device {name}: torch {torch.__version__} sees no GPU here")

@@ -36,3 +36,8 @@ class EncoderError(PipelineError):
 
 class BuildRefused(PipelineError):
     """The build may not start as asked; the message says what to change."""
+
+
+def first_line(exc: BaseException) -> str:
+    """Return the first line of a foreign error's message, at most 200 characters; its type where it says nothing."""
+    return next(iter(str(exc).strip().splitlines()), type(exc).__name__)[:200]

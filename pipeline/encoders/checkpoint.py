@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, first_line
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -107,7 +107,7 @@ def read_tensors(files: dict[str, Path], names: Iterable[str]) -> Iterator[tuple
             raise
         # safetensors, zipfile and pickle have error types of their own.
         except Exception as exc:
-            raise EncoderError(f"{file} cannot be read: {str(exc).splitlines()[0][:200]}") from exc
+            raise EncoderError(f"{file} cannot be read: {first_line(exc)}") from exc
 
 
 class DigestedWeights:
@@ -223,7 +223,7 @@ def _names_in(file: Path) -> list[str]:
                 return list(opened.keys())
         return list(_load_bin(file))
     except Exception as exc:
-        raise EncoderError(f"{file} cannot be read: {str(exc).splitlines()[0][:200]}") from exc
+        raise EncoderError(f"{file} cannot be read: {first_line(exc)}") from exc
 
 
 def _read_from(file: Path, wanted: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -31,7 +31,7 @@ from pipeline.encoders.vision_tower import (
     compile_facts,
     load_complete,
 )
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, first_line
 from pipeline.vision.preprocessing import ClipLikePreprocess
 
 VISION_PREFIX = "vision_model."
@@ -192,7 +192,7 @@ def _feature_shape(model: str, config: dict[str, Any], preprocess: ClipLikePrepr
     # An unknown model_type, wrong settings, an image size that the model refuses: every class has its own
     # error.
     except Exception as exc:
-        raise EncoderError(f"{model} does not work as a vision encoder: {str(exc).splitlines()[0][:200]}") from exc
+        raise EncoderError(f"{model} does not work as a vision encoder: {first_line(exc)}") from exc
     if len(shape) != 3:
         raise EncoderError(f"{model} gives {len(shape) - 1} dimensions per frame, expected tokens and width")
     return int(shape[1]), int(shape[2])

@@ -25,7 +25,7 @@ from pipeline.encoders.checkpoint import (
     tensor_files,
 )
 from pipeline.encoders.vision_tower import ATTENTION, load_complete
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, first_line
 from pipeline.vision.preprocessing import QwenImagePreprocess
 
 IMAGE_PLACEHOLDER = "<|image_pad|>"
@@ -350,7 +350,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as exc:
-        raise EncoderError(f"{folder} has no usable tokenizer: {str(exc).splitlines()[0][:200]}") from exc
+        raise EncoderError(f"{folder} has no usable tokenizer: {first_line(exc)}") from exc
 
 
 def _load_model(folder: Path, dtype: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.encoders.checkpoint import DTYPES
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, first_line
 from pipeline.vision.pixel_table import PixelTable
 
 # Named instead of left to the library: eager, SDPA and flash attention round differently.
@@ -96,8 +96,7 @@ def compiled(tower: Callable[..., Any], device: str) -> Callable[..., Any]:
     try:
         torch.compile(_probe, fullgraph=True, dynamic=False)(torch.zeros(8, device=device))
     except Exception as exc:
-        reason = str(exc).strip().splitlines()[0][:200]
-        raise EncoderError(f"this machine cannot compile for {device}: {reason}") from exc
+        raise EncoderError(f"this machine cannot compile for {device}: {first_line(exc)}") from exc
     return torch.compile(tower, fullgraph=True, dynamic=False)
 
 
@@ -124,7 +123,7 @@ def load_complete(
             ignore_mismatched_sizes=True,  # reported, and refused below by name
         )
     except Exception as exc:
-        raise EncoderError(f"{folder} cannot be loaded: {str(exc).splitlines()[0][:200]}") from exc
+        raise EncoderError(f"{folder} cannot be loaded: {first_line(exc)}") from exc
     check_complete(str(folder), info, harmless=harmless)
     return loaded
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import MediaError
+from pipeline.errors import MediaError, first_line
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -28,4 +28,4 @@ def read_image(path: Path) -> np.ndarray:
     # PIL reports damage as OSError, ValueError, SyntaxError, struct.error and more, and warns of bombs by an
     # exception.
     except Exception as exc:
-        raise MediaError(f"{path.name}: not a readable image: {str(exc).splitlines()[0][:200]}") from exc
+        raise MediaError(f"{path.name}: not a readable image: {first_line(exc)}") from exc

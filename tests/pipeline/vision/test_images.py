@@ -57,3 +57,12 @@ def test_unusual_real_images_are_read(real_media, name, size):
 def test_damaged_real_images_are_errors(real_media, name):
     with pytest.raises(MediaError, match=name):
         read_image(real_media / "robots" / "bad_images" / name)
+
+
+def test_an_error_without_a_message_is_named_by_its_kind(tmp_path, monkeypatch):
+    def refuse(_):
+        raise AssertionError
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(MediaError, match=r"^a\.jpg: not a readable image: AssertionError$"):
+        read_image(tmp_path / "a.jpg")
