@@ -20,6 +20,7 @@ from consumers.evaluation.statistics import CacheStatistics
 from consumers.evaluation.stored_features import OnMiss, OnStale, StoredFeatures
 from consumers.evaluation.switch import switch_of
 from consumers.words import require_one_of
+from pipeline.encoders.live_weights import module_marks
 
 OnDifference = Literal["raise", "count"]
 
@@ -80,7 +81,7 @@ class CachedVisionTower:
         module = self.tower.module
         identity = TowerIdentity(
             module.state_dict,
-            lambda: [*module.parameters(), *module.buffers()],
+            lambda: module_marks(module),
             lambda: self.tower.facts,
             preprocess=preprocess,
             checkpoint=None if checkpoint is None else Path(checkpoint),

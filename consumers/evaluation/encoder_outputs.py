@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -22,8 +22,10 @@ from consumers.evaluation.fitting import TowerIdentity
 from consumers.evaluation.live_tower import TowerFacts, require_own_dtype
 from consumers.evaluation.statistics import CacheStatistics
 from consumers.evaluation.stored_features import OnMiss, OnStale, StoredFeatures
+from pipeline.encoders.live_weights import WeightMarks, adapter_states
 
 Modality = Literal["image", "video"]
+_T = TypeVar("_T")
 _GRID = {"image": "image_grid_thw", "video": "video_grid_thw"}
 # What models read of an encoder's output beside its tokens, in families whose decoders take more than those.
 _PLAIN = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
@@ -94,7 +96,7 @@ class CachedEncoderOutputs:
             store,
             TowerIdentity(
                 lambda: _without_language_model(_inner(model).state_dict().items()),
-                lambda: _without_language_model(_named_tensors(_inner(model))).values(),
+                lambda: _marks(_inner(model)),
                 lambda: _facts(module, modality),
                 preprocess=preprocess,
                 sampling=sampling,
@@ -199,7 +201,12 @@ def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
     yield from module.named_buffers()
 
 
-def _without_language_model(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def _marks(module: torch.nn.Module) -> WeightMarks:
+    adapters = adapter_states(_without_language_model(module.named_modules()).values())
+    return WeightMarks(_without_language_model(_named_tensors(module)).values(), adapters)
+
+
+def _without_language_model(named: Iterable[tuple[str, _T]]) -> dict[str, _T]:
     """Return all others: projection and newline tokens are in the features too."""
     return {name: tensor for name, tensor in named if not name.startswith("language_model.")}
 

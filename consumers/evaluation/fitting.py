@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from cache_store.recipes import differences
 from consumers.evaluation.errors import EvaluationError
 from consumers.evaluation.live_tower import TowerFacts
-from pipeline.encoders.checkpoint import read_tensors, tensor_files, tensor_mark, weights_digest
+from pipeline.encoders.checkpoint import read_tensors, tensor_files, weights_digest
+from pipeline.encoders.live_weights import WeightMarks, live_digest
 from pipeline.errors import EncoderError
 from pipeline.recipe import RECIPE_VERSION
 
@@ -26,7 +27,7 @@ class TowerIdentity:
     """What tells one tower from another: facts, and the digest of its weights, which is computed when first asked for
     and again when they have changed.
 
-    `state` gives the weights by name, `tensors` what shows whether they changed, `facts` those of now. `checkpoint` is
+    `state` gives the weights by name, `marks` what shows whether they changed, `facts` those of now. `checkpoint` is
     the folder from which the model was loaded: a recipe has the digest of the tensors as they were on disk, so a model
     that was loaded in another dtype can only be told by that folder, as long as it holds the folder's weights.
     `preprocess` and `sampling` are compared where they are given.
@@ -35,16 +36,16 @@ class TowerIdentity:
     def __init__(
         self,
         state: Callable[[], Mapping[str, torch.Tensor]],
-        tensors: Callable[[], Iterable[torch.Tensor]],
+        marks: Callable[[], WeightMarks],
         facts: Callable[[], TowerFacts],
         *,
         checkpoint: Path | None = None,
         preprocess: Mapping[str, Any] | None = None,
         sampling: str | None = None,
     ) -> None:
-        self._facts, self._state, self._tensors, self._checkpoint = facts, state, tensors, checkpoint
+        self._facts, self._state, self._marks, self._checkpoint = facts, state, marks, checkpoint
         self._preprocess, self._sampling = preprocess, sampling
-        self._known: tuple[list[object], str] | None = None  # the tensors' marks, and the digest of the weights
+        self._known: tuple[WeightMarks, str] | None = None  # the weights' marks and their digest
         self._loaded: tuple[str, bool] | None = None  # of a digest: whether it is of the checkpoint's tensors
         self._told: set[str] = set()
 
@@ -99,9 +100,9 @@ class TowerIdentity:
             yield self._digest_on_disk
 
     def _digest_in_memory(self) -> str:
-        marks = [tensor_mark(tensor) for tensor in self._tensors()]
+        marks = self._marks()
         if self._known is None or marks != self._known[0]:
-            self._known = marks, weights_digest(self._weights().items())
+            self._known = marks, live_digest(self._weights().items(), marks.adapters)
         return self._known[1]
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -111,12 +112,13 @@ class TowerIdentity:
         return {name: tensor.cpu() for name, tensor in found.items()}
 
     def _is_as_loaded(self) -> bool:
-        """Whether the tower's weights are the checkpoint's, but for the dtype that it was loaded in."""
+        """Whether the tower's weights are the checkpoint's and all it has, but for the dtype that it was loaded in."""
         digest = self._digest_in_memory()
         if self._loaded is None or self._loaded[0] != digest:
             live = self._weights()
             pairs = ((live[_bare(name)], stored) for name, stored in self._on_disk() if _bare(name) in live)
-            self._loaded = digest, all(torch.equal(one, other.to(one.dtype)) for one, other in pairs)
+            is_bare = not self._marks().adapters
+            self._loaded = digest, is_bare and all(torch.equal(one, other.to(one.dtype)) for one, other in pairs)
         return self._loaded[1]
 
     def _on_disk(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,6 +23,7 @@ from consumers.streaming.positions import TextRule
 from consumers.streaming.qwen_runner import QwenRunner
 from consumers.streaming.video_sequence import VideoSequence, Wrapping
 from consumers.words import require_one_of
+from pipeline.encoders.live_weights import WeightMarks
 
 Odd = Literal["wait", "pad"]
 
@@ -41,7 +42,8 @@ class VideoStreamingInference:
     streams may share one model. `device=None` means the model's.
 
     Raises (every method that asks or appends):
-        ForkedAmidChange, WeightsChanged: the stream cannot go on, but after a `reset`.
+        ForkedAmidChange, WeightsChanged: the stream cannot go on, but after a `reset`. Answers raise the latter at
+            their end too.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class VideoStreamingInference:
         )
         self._wrapping, self._odd = wrapping, odd
         self._lock = ForkAwareLock()
-        self._marks: list[object] = []  # of the weights that the cache was computed by
+        self._marks: WeightMarks | None = None  # of the weights that the cache was computed by
         self._updating_in: int | None = None  # the process that makes an answer with update_state
         self._begin()
 
@@ -197,10 +199,16 @@ class VideoStreamingInference:
         marks = self.runner.weight_marks()
         if self.sequence.manager.tokens_seen and marks != self._marks:
             raise WeightsChanged(
-                "the model's weights were written to, replaced or moved since the stream's first frame: reset() and "
-                "append the frames again"
+                "the model's weights were written to, replaced or moved, or an adapter was switched since the stream's "
+                "first frame: reset() and append the frames again"
             )
         self._marks = marks
+
+    def _check_answered_by(self, marks: WeightMarks | None) -> None:
+        if self.runner.weight_marks() != marks:
+            raise WeightsChanged(
+                "the model's weights changed while it answered: reset(), append the frames again and ask again"
+            )
 
     def _branch(self) -> VideoSequence:
         """The stream as it is now, the frame that waits for its partner included."""
@@ -264,10 +272,11 @@ class VideoStreamingInference:
             closing = len(self.runner.ids(prompts.END_OF_TURN)) if update_state else 0
             tokens = len(ids) + sampling.max_new_tokens + closing
             branch.check_fits(tokens, "the stream, the question and its answer")
-            self._updating_in = process if update_state else self._updating_in
+            self._updating_in, marks = process if update_state else self._updating_in, self._marks
         answer = Answer(branch, ids, sampling, started)
         try:
             yield from answer.tokens()
+            self._check_answered_by(marks)
             if update_state:
                 answer.close_turn()
                 with self._lock:
@@ -297,10 +306,12 @@ class VideoStreamingInference:
         if not texts or not all(texts) or len(set(texts)) != len(texts):
             raise ValueError(f"choices must be different texts, none empty, at least one; got {choices!r}")
         prompts.checked_text(question, "the question")
-        branch = self._branch()
+        with self._lock:
+            branch, marks = self._branch(), self._marks
         ids, encoded = branch.question_ids(question), [self.runner.ids(text) for text in texts]
         branch.check_fits(len(ids) + max(map(len, encoded)), "the stream, the question and a choice")
         scores = dict(zip(texts, score_choices(branch, ids, encoded), strict=True))
+        self._check_answered_by(marks)
         best = max(texts, key=scores.__getitem__)
         return best, {"scores": scores, "total_latency": time.perf_counter() - started}
 

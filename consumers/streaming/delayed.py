@@ -12,6 +12,7 @@ import torch
 
 from cache_store import FeatureStore
 from consumers.streaming.decoding import Answer, Sampling
+from consumers.streaming.errors import WeightsChanged
 from consumers.streaming.fork_aware_lock import ForkAwareLock
 from consumers.streaming.frame_memory import KeptFrame, SmartFrameManager
 from consumers.streaming.frames import as_frame, check_size
@@ -21,6 +22,7 @@ from consumers.streaming.prompts import SYSTEM_PROMPT, checked_text
 from consumers.streaming.qwen_runner import QwenRunner
 from consumers.streaming.video_sampler import VideoSampler, seconds_per_grid
 from consumers.streaming.video_sequence import VideoSequence
+from pipeline.encoders.live_weights import WeightMarks
 
 NO_FRAMES = "Error: no frames"
 
@@ -73,7 +75,7 @@ class DelayedBatchInferenceEngine:
         self._lock = ForkAwareLock()
         self._size: tuple[int, int] | None = None
         self._sequence: VideoSequence | None = None  # of the present union; None: to be encoded
-        self._marks: list[object] = []  # of the weights that it was computed by
+        self._marks: WeightMarks | None = None  # of the weights that it was computed by
         self._new_sequence()  # refuses here, not at the first question, what could never work
 
     def _new_sequence(self) -> VideoSequence:
@@ -119,6 +121,7 @@ class DelayedBatchInferenceEngine:
         Raises:
             ContextTooLong: the frames, the question and its answer do not fit.
             NonFiniteLogits: no answer follows from the model's logits.
+            WeightsChanged: the model's weights changed while it answered.
             ValueError: the question holds special tokens, or an option is out of range.
         """
         sampling = Sampling(max_new_tokens, 1, do_sample, temperature, top_p, repetition_penalty)
@@ -160,6 +163,8 @@ class DelayedBatchInferenceEngine:
         branch.check_fits(len(ids) + sampling.max_new_tokens, "the frames, the question and its answer")
         answer = Answer(branch, ids, sampling, started)
         yield from answer.tokens()
+        if self.runner.weight_marks() != marks:
+            raise WeightsChanged("the model's weights changed while it answered: ask again")
         yield answer.final(generation_latency=time.perf_counter() - begun, **encoding)
 
     def _encode(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ StreamError
 ├── StreamBusy         a change while an answer that will become part of the stream is being made
 ├── FramesOfParent     frames on disk that the process kept which forked this one
 ├── ForkedAmidChange   a stream that another thread was at work on when this process was forked
-├── WeightsChanged     a model whose weights are others than those that the stream was encoded by
+├── WeightsChanged     a model whose weights are others than those that the stream or an answer began with
 ├── NoSnapshot         a restore without a snapshot
 └── UnsupportedCache   a cache that does not keep what was appended before, or a model that does not fill it
 """
@@ -89,7 +89,7 @@ class ForkedAmidChange(StreamError):
 
 
 class WeightsChanged(StreamError):
-    """The stream's keys and values were computed by weights that the model no longer has where they were."""
+    """The stream's keys and values, or parts of an answer, are of weights that the model no longer has as they were."""
 
 
 class NoSnapshot(StreamError):

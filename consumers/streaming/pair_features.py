@@ -14,7 +14,7 @@ import torch
 
 from cache_store import CacheStoreError, FeatureStore, VideoKey, recipe_fingerprint
 from consumers.streaming.qwen_runner import QwenRunner
-from pipeline.encoders.checkpoint import tensor_mark, weights_digest
+from pipeline.encoders.live_weights import adapter_states, live_digest, module_marks
 from pipeline.encoders.qwen2_5_vl import vision_architecture_sha256
 
 DATASET = "stream-frame-pairs"
@@ -57,7 +57,9 @@ class PairFeatures:
         return {
             "family": "qwen2_5_vl",
             "tap_point": "merged tokens of one pair of frames",
-            "weights_sha256": weights_digest((name, tensor.cpu()) for name, tensor in tower.state_dict().items()),
+            "weights_sha256": live_digest(
+                ((name, tensor.cpu()) for name, tensor in tower.state_dict().items()), adapter_states(tower.modules())
+            ),
             "architecture_sha256": vision_architecture_sha256(tower.config),
             "preprocess": self._runner.preprocess.recipe(),
             "dtype": str(tower.dtype).removeprefix("torch."),
@@ -86,11 +88,10 @@ class PairFeatures:
 
     def _forget_another_tower(self) -> None:
         tower = self._runner.model.model.visual
-        tensors = [tensor_mark(tensor) for tensor in (*tower.parameters(), *tower.buffers())]
-        marks = tower.dtype, tower.config._attn_implementation, tensors
+        marks = tower.dtype, tower.config._attn_implementation, module_marks(tower)
         if marks != self._marks:
-            self._memory, self._marks = {}, marks
-            self.__dict__.pop("recipe", None)
+            self.clear()
+            self._marks = marks
 
     def _loaded(self, frames: list[np.ndarray], counts: PairCounts) -> torch.Tensor:
         self._grid = self._runner.token_grid(frames[0])
@@ -126,5 +127,6 @@ class PairFeatures:
         return VideoKey(DATASET, digest.hexdigest(), len(frames), recipe_fingerprint(self.recipe)[:8])
 
     def clear(self) -> None:
-        """Forget what is in memory; the store keeps what it has."""
-        self._memory = {}
+        """Forget what is in memory, and what is known of the tower; the store keeps what it has."""
+        self._memory, self._marks = {}, None
+        self.__dict__.pop("recipe", None)

@@ -15,7 +15,7 @@ import torch
 from consumers.numeric_options import require_numbers
 from consumers.streaming.kv_cache import KVCacheManager, check_holds
 from consumers.streaming.prompts import END_OF_TURN
-from pipeline.encoders.checkpoint import tensor_mark
+from pipeline.encoders.live_weights import WeightMarks, adapter_states
 from pipeline.errors import EncoderError
 from pipeline.vision.preprocessing import RECIPE_SETTINGS, QwenImagePreprocess
 
@@ -28,7 +28,8 @@ class QwenRunner:
     inputs go; None: where the model is.
 
     Raises:
-        ValueError: no frame can be within the bounds.
+        ValueError: no frame can be within the bounds, the model is on another kind of device than `device`, or it was
+            loaded under `torch.inference_mode`.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class QwenRunner:
         max_pixels: int | None = None,
     ) -> None:
         self.model, self.tokenizer = model, processor.tokenizer
-        self.device = torch.device(model.device if device is None else device)
+        self._device = None if device is None else torch.device(device)
         if self.device.type != torch.device(model.device).type:
             raise ValueError(f"device is {self.device}, and the model is on {model.device}; move the model there first")
+        self.weight_marks()
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         require_numbers(**{name: bound for name, bound in given.items() if bound is not None})
         self.preprocess = _preprocess(processor, min_pixels, max_pixels)
@@ -54,15 +56,27 @@ class QwenRunner:
         self.longest_context = int(text.max_position_embeddings)
         self._token_side = int(vision.patch_size) * int(vision.spatial_merge_size)
 
-    def weight_marks(self) -> list[object]:
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self._device or torch.device(self.model.device)
+
+    def weight_marks(self) -> WeightMarks:
         """Return what is another after any weight was written to, replaced or moved; in a millisecond.
 
-        What is written through a parameter's `.data`, or by an optimizer with `fused=True`, torch does not count.
+        Raises:
+            ValueError: writes to the weights are not counted.
         """
-        marks, modules = [], [self.model]
+        weights, modules = [], [self.model]
         for module in modules:  # `parameters()` takes three times as long
             modules += [child for child in module._modules.values() if child is not None]
-            marks += [tensor_mark(weight) for weight in module._parameters.values() if weight is not None]
+            weights += [weight for weight in module._parameters.values() if weight is not None]
+        marks = WeightMarks(weights, adapter_states(modules))
+        if not marks.counts_writes:
+            raise ValueError(
+                "the model was loaded or moved under torch.inference_mode(), where torch does not count what is "
+                "written to weights, so that a change would not be noticed; load it outside, ask it anywhere"
+            )
         return marks
 
     def end_ids(self) -> set[int]:

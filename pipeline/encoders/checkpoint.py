@@ -157,11 +157,6 @@ def weight_marks(folder: Path | None) -> object:
     return [(name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in found]
 
 
-def tensor_mark(tensor: torch.Tensor) -> object:
-    """Return what is another after the tensor was written to or replaced."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
 def weights_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Return the SHA-256 (hex) of named tensors as stored: names, dtypes, shapes and bytes.
 

@@ -18,6 +18,7 @@ from consumers.evaluation import (
     NoVisionTower,
 )
 from consumers.evaluation.small_longva import SmallVisionTower
+from tests.adapters import SWITCHES, AdaptedLinear
 from tests.consumers.evaluation.conftest import pictures
 
 SIDE = 84
@@ -48,6 +49,18 @@ def cache(model, tmp_path):
 
 def make_cache(model, root, **options):
     return CachedVisionTower(model, root, dataset="set", nframe=4, model_signature="0123abcd", **options)
+
+
+def a_linear(model):
+    return next(module for module in model.tower.modules() if isinstance(module, torch.nn.Linear))
+
+
+def adapted(model):
+    """Put adapters onto a layer of the tower, and return it."""
+    linear = a_linear(model)
+    owner, name = next((o, n) for o in model.tower.modules() for n, child in o.named_children() if child is linear)
+    setattr(owner, name, AdaptedLinear(linear))
+    return getattr(owner, name)
 
 
 def fill(cache, model, video_id, images):
@@ -354,6 +367,29 @@ class TestKeeping:
         with pytest.raises(RecipeMismatch, match="weights_sha256"), cache.request("b"):
             pass
 
+    @torch.inference_mode()
+    def test_weights_that_count_no_writes_are_looked_at_each_time(self, tmp_path):
+        model = Model(SmallVisionTower().eval().requires_grad_(False))
+        cache = make_cache(model, tmp_path / "store", on_miss="keep")
+        live = fill(cache, model, "a", pictures(4, side=SIDE))
+        with cache.request("a"):
+            assert torch.equal(model.tower(pictures(4, side=SIDE)), live)
+        model.tower.load_state_dict({name: value + 1 for name, value in model.tower.state_dict().items()})
+        with pytest.raises(RecipeMismatch, match="weights_sha256"), cache.request("a"):
+            pass
+
+    @pytest.mark.parametrize("switch", SWITCHES)
+    def test_an_adapter_that_is_switched_is_another_tower(self, model, tmp_path, switch):
+        images, layer = pictures(4, side=SIDE), adapted(model)
+        cache = make_cache(model, tmp_path / "store", on_miss="keep")
+        live = fill(cache, model, "a", images)
+        with make_cache(model, tmp_path / "store").request("a"):
+            assert torch.equal(model.tower(images), live)
+        SWITCHES[switch](layer)
+        for one in (cache, make_cache(model, tmp_path / "store")):
+            with pytest.raises(RecipeMismatch, match="weights_sha256"), one.request("a"):
+                pass
+
     def test_another_layer_or_choice_of_tokens_later_is_another_tower(self, cache, model):
         fill(cache, model, "a", pictures(4, side=SIDE))
         model.tower.select_layer = -1
@@ -476,6 +512,22 @@ def test_the_weights_of_the_checkpoint_count_where_the_model_runs_in_another_dty
     for one in (named, unasked):
         with pytest.raises(RecipeMismatch, match="weights"), one.request("a"):
             pass
+
+
+def test_the_weights_of_the_checkpoint_do_not_count_where_the_model_has_adapters(model, tmp_path):
+    from safetensors.torch import save_file
+
+    images = pictures(4, side=SIDE)
+    fill(make_cache(model, tmp_path / "store", on_miss="keep"), model, "a", images)
+    (tmp_path / "checkpoint").mkdir()
+    tensors = {f"vision_tower.{name}": value.clone() for name, value in model.tower.state_dict().items()}
+    save_file(tensors, tmp_path / "checkpoint" / "model.safetensors")
+    cache = make_cache(model, tmp_path / "store", checkpoint=tmp_path / "checkpoint")
+    with cache.request("a"):
+        model.tower(images)
+    adapted(model)
+    with pytest.raises(RecipeMismatch, match="weights"), cache.request("a"):
+        pass
 
 
 def test_a_model_without_a_tower_is_refused(tmp_path):

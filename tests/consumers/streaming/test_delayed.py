@@ -15,9 +15,11 @@ from consumers.streaming import (
     LastNFramesEngine,
     TimeRunsBackwards,
     VideoStreamingInference,
+    WeightsChanged,
     load_streaming_model,
 )
 from consumers.streaming.pair_features import PairFeatures
+from tests.adapters import SWITCHES, AdaptedLinear
 from tests.consumers.streaming.streams import QUESTION, same, video
 
 FRAMES = video(60)
@@ -193,6 +195,56 @@ def test_weights_that_change_in_the_live_model_are_not_answered_with_features_of
         assert again.ask(QUESTION, **FEW)[1]["pairs_reused"] == (4 if is_stored else 0)
         fresh.ask(QUESTION, **FEW)
         assert same(cache_bits(again), cache_bits(fresh))
+
+
+def test_after_a_reset_the_store_knows_weights_that_were_written_to_uncounted(tmp_path):
+    with FeatureStore(tmp_path) as store:
+        loaded = load_streaming_model("small", attention="eager")
+        engine = filled(loaded, 8, feature_store=store)
+        engine.ask(QUESTION, **FEW)
+        weight = loaded[0].model.visual.patch_embed.proj.weight
+        old = weight.detach().clone()
+        for written, reused in ((old * 1.5, 0), (old, 4)):
+            weight.data.copy_(written)
+            engine.reset()
+            add(engine, 0, 10)
+            assert engine.ask(QUESTION, **FEW)[1]["pairs_reused"] == reused
+            fresh = filled(loaded, 10)
+            fresh.ask(QUESTION, **FEW)
+            assert same(cache_bits(engine), cache_bits(fresh))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_features_of_one_adapter_are_not_answered_for_another(tmp_path, switch):
+    model, processor = load_streaming_model("small", attention="eager")
+    mlp = model.model.visual.blocks[0].mlp
+    mlp.down_proj = AdaptedLinear(mlp.down_proj)
+    with FeatureStore(tmp_path) as store:
+        engine = filled((model, processor), 8, feature_store=store)
+        engine.ask(QUESTION, **FEW)
+        before = cache_bits(engine)
+        again = filled((model, processor), 8, feature_store=store)
+        assert again.ask(QUESTION, **FEW)[1]["pairs_reused"] == 4
+        SWITCHES[switch](mlp.down_proj)
+        assert engine.ask(QUESTION, **FEW)[1]["pairs_reused"] == 0
+        fresh = filled((model, processor), 8)
+        fresh.ask(QUESTION, **FEW)
+        assert same(cache_bits(engine), cache_bits(fresh))
+        assert not same(cache_bits(engine), before)
+
+
+def test_an_answer_that_two_sets_of_weights_made_is_refused():
+    model, processor = load_streaming_model("small", attention="eager")
+    engine = filled((model, processor), 8)
+    pieces = engine.ask_stream(QUESTION, **FEW)
+    next(pieces)
+    model.load_state_dict({name: tensor * 1.5 for name, tensor in model.state_dict().items()})
+    with pytest.raises(WeightsChanged, match="ask again"):
+        list(pieces)
+    engine.ask(QUESTION, **FEW)
+    fresh = filled((model, processor), 8)
+    fresh.ask(QUESTION, **FEW)
+    assert same(cache_bits(engine), cache_bits(fresh))
 
 
 def test_a_language_model_that_has_changed_prefills_again_before_it_answers():

@@ -24,9 +24,10 @@ from consumers.streaming import (
     WeightsChanged,
     load_streaming_model,
 )
-from consumers.streaming.decoding import Answer
+from consumers.streaming.decoding import Answer, score_choices
 from consumers.streaming.qwen_runner import QwenRunner
 from pipeline.errors import MediaError
+from tests.adapters import SWITCHES, AdaptedLinear
 from tests.consumers.streaming.streams import QUESTION, append_chunks, bits, question_logits, same, video
 
 FRAMES = video(16)
@@ -717,12 +718,33 @@ def _loaded_anew(model):
     model.load_state_dict({name: tensor * 1.5 for name, tensor in model.state_dict().items()})
 
 
-def _adapter_merged(model):
+def _replaced_twice(model):
     layer = model.model.language_model.layers[0].mlp.down_proj
-    layer.weight.data = layer.weight.data + 1e-3
+    for _ in range(2):
+        layer.weight = torch.nn.Parameter(layer.weight + 1e-3, requires_grad=False)
 
 
-@pytest.mark.parametrize("change", [_optimizer_step, _loaded_anew, _adapter_merged])
+def _switched(switch):
+    def change(model):
+        """Adapt a layer of the model, and at the second call switch its adapter."""
+        mlp = model.model.language_model.layers[0].mlp
+        if isinstance(mlp.down_proj, AdaptedLinear):
+            SWITCHES[switch](mlp.down_proj)
+        else:
+            mlp.down_proj = AdaptedLinear(mlp.down_proj)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _optimizer_step,
+        _loaded_anew,
+        _replaced_twice,
+        *[pytest.param(_switched(switch), id=f"adapter {switch}") for switch in SWITCHES],
+    ],
+)
 def test_a_stream_of_weights_that_have_changed_is_refused_until_it_begins_anew(change):
     model, processor = load_streaming_model("small", attention="eager")
     engine = VideoStreamingInference(model, processor)
@@ -747,6 +769,53 @@ def test_a_stream_of_weights_that_have_changed_is_refused_until_it_begins_anew(c
         append_chunks(one, FRAMES[:4], 2)
         one.ask(QUESTION, max_new_tokens=2)
     assert same(bits(engine), bits(fresh))
+
+
+@pytest.mark.parametrize("update_state", [False, True])
+def test_an_answer_that_two_sets_of_weights_made_is_refused(update_state):
+    model, processor = load_streaming_model("small", attention="eager")
+    engine = VideoStreamingInference(model, processor)
+    append_chunks(engine, FRAMES[:4], 2)
+    before = bits(engine)
+    events = engine.ask_stream(QUESTION, max_new_tokens=4, min_new_tokens=4, update_state=update_state)
+    next(events)
+    _loaded_anew(model)
+    with pytest.raises(WeightsChanged, match="while it answered"):
+        list(events)
+    assert same(bits(engine), before)
+    engine.reset()
+    append_chunks(engine, FRAMES[:4], 2)
+    engine.ask(QUESTION, max_new_tokens=2)
+
+
+def test_scores_of_choices_that_two_sets_of_weights_made_are_refused(monkeypatch):
+    model, processor = load_streaming_model("small", attention="eager")
+    engine = VideoStreamingInference(model, processor)
+    append_chunks(engine, FRAMES[:4], 2)
+
+    def change_amid(*arguments):
+        _loaded_anew(model)
+        return score_choices(*arguments)
+
+    monkeypatch.setattr("consumers.streaming.chunked.score_choices", change_amid)
+    with pytest.raises(WeightsChanged, match="while it answered"):
+        engine.ask_choice(QUESTION, ["A", "B"])
+
+
+def test_a_model_that_was_loaded_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        loaded = load_streaming_model("small", attention="eager")
+    with pytest.raises(ValueError, match="inference_mode"):
+        VideoStreamingInference(*loaded)
+
+
+def test_inputs_go_where_the_model_has_been_moved():
+    model, processor = load_streaming_model("small", attention="eager")
+    engine = VideoStreamingInference(model, processor)
+    assert engine.runner.ids(QUESTION).device == torch.device("cpu")
+    model.to("meta")
+    engine.reset()
+    assert engine.runner.ids(QUESTION).device == torch.device("meta")
 
 
 def test_a_model_that_leaves_tokens_out_of_the_cache_is_refused():
