@@ -60,6 +60,7 @@ class Record:
     recipe: Mapping[str, Any] | None = None
     recipe_fingerprint: str | None = None
     provenance: Mapping[str, Any] | None = None
+    name: str | None = None  # the feature's relative path, where it was looked up by its key; not written
 
     def to_json(self) -> bytes:
         """Canonical: equal records give equal bytes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -133,7 +134,7 @@ class Lookup:
         for names in (candidates(key, None), names_of_second_recipes(self.root, key)):
             for name in names:
                 try:
-                    yield read_record(self.root, name) or Record()
+                    yield replace(read_record(self.root, name) or Record(), name=name)
                 except (FileNotFoundError, DamagedFeature):
                     continue
 

@@ -302,13 +302,12 @@ def candidates(key: FeatureKey, fingerprint: str | None) -> Iterator[str]:
 
 
 def names_of_second_recipes(root: Path, key: VideoKey) -> list[str]:
-    """The relative paths of a key's features in the folders of second recipes, in their order."""
-    name = naming.relative_path(key).rpartition("/")[2]
-    folders = {folder.name for folder in root.glob(f"{_escaped(key.dataset)}@*")}
-    packed = {found.partition("/")[0] for found in shards.of(root).view().names() if found.endswith(f"/{name}")}
-    folders |= {folder for folder in packed if folder.startswith(f"{key.dataset}@")}
-    return [f"{folder}/{name}" for folder in sorted(folders) if is_file(root, f"{folder}/{name}")]
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+    """The relative paths of a key's features in the folders of second recipes, those of its own name first."""
+    known_as = [replace(key, dataset=dataset) for dataset in names_to_search(key.dataset)]
+    files = {one.dataset: naming.relative_path(one).rpartition("/")[2] for one in known_as}
+    ends = tuple(f"/{file}" for file in files.values())
+    folders = {folder.name for folder in root.glob("*@*")}
+    folders |= {found.partition("/")[0] for found in shards.of(root).view().names() if found.endswith(ends)}
+    ordered = [(dataset, folder) for dataset in files for folder in sorted(folders) if folder.startswith(f"{dataset}@")]
+    names = (f"{folder}/{files[dataset]}" for dataset, folder in ordered)
+    return [name for name in names if is_file(root, name)]

@@ -6,11 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store import int8, naming
 from cache_store.archive import END_BYTES, Archive, Record, open_content
+from cache_store.dataset_names import names_to_search
 from cache_store.errors import DamagedFeature, InexactFeature, LocalOnly, RecipeMismatch
 from cache_store.keys import FeatureKey, VideoKey
 from cache_store.lookup import Lookup, T
@@ -200,8 +202,10 @@ class RemoteLookup(Lookup):
         yield from self._records_at(own)
         for records in self._pool().map(lambda name: list(self._records_at(name)), others):
             yield from records
-        for name in self._second_names(key):
-            yield from self._records_at(name)
+        known_as = [replace(key, dataset=dataset) for dataset in names_to_search(key.dataset)]
+        for names in self._pool().map(self._second_names, known_as):
+            for name in names:
+                yield from self._records_at(name)
 
     def _records_at(self, name: str) -> Iterator[Record]:
         """The record of the object of this name, empty if others wrote it; none where no sound one is there."""
@@ -209,7 +213,7 @@ class RemoteLookup(Lookup):
             record = self._recorded(name) or Record()
         except (FileNotFoundError, DamagedFeature):
             return
-        yield record
+        yield replace(record, name=name)
 
     def possible_names(self, key: FeatureKey) -> Iterator[str]:
         """The relative paths under which a key may have features, those of a plain reader first.

@@ -41,7 +41,8 @@ class CachedVisionTower:
         nframe: as the build was told; part of a feature's name.
         model_signature: by default that of `mm_vision_tower` and `mm_vision_select_layer` in the model's config.
         recipe: what the features must be made by. By default their own recipes are held against the tower: weights,
-            layer, feature, dtype, and `sampling` and `preprocess` if they are given; the first that fits is taken.
+            layer, feature, dtype, and `sampling` and `preprocess` if they are given. Of several that fit, the
+            first of those that leave least open is taken.
         checkpoint: the folder from which the model was loaded. Needed where it was loaded in another dtype than it is
             stored in, because weights are compared as stored.
         on_miss: compute live, raise `FeatureMissing`, or compute live and keep the feature in the store.

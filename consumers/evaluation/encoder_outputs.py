@@ -17,7 +17,7 @@ import torch
 
 from cache_store import FeatureStore
 from consumers.evaluation.cached_tower import OnDifference, difference_of, is_chosen, require_echo
-from consumers.evaluation.errors import EchoDifference, EvaluationError, NoVisionTower
+from consumers.evaluation.errors import EchoDifference, EvaluationError, FeatureUnfit, NoVisionTower
 from consumers.evaluation.fitting import TowerIdentity
 from consumers.evaluation.live_tower import TowerFacts, require_own_dtype
 from consumers.evaluation.statistics import CacheStatistics
@@ -56,7 +56,8 @@ class CachedEncoderOutputs:
         model: of transformers 5.18 or newer, whose forward has `mm_encoder_outputs`.
         model_signature: names the model in the store, as `cache_store.model_signature(name, layer)` makes it.
         preprocess: how pixels are made, as JSON: the processor's sizes, the rate of frames. It is part of the recipe,
-            and other pixels are other features.
+            and other pixels are other features: who gives none gets those that were kept without, and so with
+            `sampling`.
         store, dataset, nframe, sampling, on_miss, on_stale, echo, on_difference, statistics: as in
             `CachedVisionTower`; misses are kept by default.
 
@@ -91,6 +92,7 @@ class CachedEncoderOutputs:
             )
         module = _encoder_of(model)
         self._encode, self._modality, self._grid = encode, modality, _GRID[modality]
+        self._has_grid = self._grid in inspect.signature(model.forward).parameters
         self._device = next(module.parameters()).device
         self.stored = StoredFeatures(
             store,
@@ -100,6 +102,7 @@ class CachedEncoderOutputs:
                 lambda: _facts(module, modality),
                 preprocess=preprocess,
                 sampling=sampling,
+                is_all_told=True,
             ),
             dataset=dataset,
             nframe=nframe,
@@ -141,6 +144,10 @@ class CachedEncoderOutputs:
                 self.stored.keep(key, made.tokens, grid_thw=made.grid_thw, is_batch=made.is_batch)
             return self._ready(made, is_hit=False)
         found = _Encoded(value["vision_features"], value.get("grid_thw", []), bool(value.get("is_batch")))
+        if self._has_grid and not found.grid_thw:
+            raise FeatureUnfit(
+                f"{media_id} is stored without the grid by which {self._grid} tells the model its positions"
+            )
         if is_chosen(media_id, self._echo):
             self._compare(media_id, found.tokens, self._live(live).tokens)
         return self._ready(found, is_hit=True)

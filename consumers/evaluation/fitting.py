@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cache_store import int8
 from cache_store.recipes import differences
 from consumers.evaluation.errors import EvaluationError
 from consumers.evaluation.live_tower import TowerFacts
@@ -17,8 +18,16 @@ from pipeline.encoders.checkpoint import read_tensors, tensor_files, weights_dig
 from pipeline.encoders.live_weights import WeightMarks, live_digest
 from pipeline.errors import EncoderError
 from pipeline.recipe import RECIPE_VERSION
+from pipeline.vision import SamplingRule
 
 Recipe = Mapping[str, Any]
+Doubts = tuple[bool, bool, bool, int]  # the fewer, the sooner a recipe is taken
+
+_BY_THE_CALLER = "the caller's"  # sampling of which nothing is known
+# Architectures whose last hidden state is the last of their hidden states; others have a norm between the two.
+_WITHOUT_LAST_NORM = {"clip_vision_model"}
+# What a live tower may lack of its checkpoint: no hidden state depends on it.
+_BEHIND_THE_FEATURES = ("head.", "pooler.", "post_layernorm.")
 
 logger = logging.getLogger("consumers.evaluation")
 
@@ -30,7 +39,8 @@ class TowerIdentity:
     `state` gives the weights by name, `marks` what shows whether they changed, `facts` those of now. `checkpoint` is
     the folder from which the model was loaded: a recipe has the digest of the tensors as they were on disk, so a model
     that was loaded in another dtype can only be told by that folder, as long as it holds the folder's weights.
-    `preprocess` and `sampling` are compared where they are given.
+    `preprocess` and `sampling` are compared where they are given, and where `is_all_told` also where they are not: then
+    a recipe that has them is another.
     """
 
     def __init__(
@@ -42,9 +52,11 @@ class TowerIdentity:
         checkpoint: Path | None = None,
         preprocess: Mapping[str, Any] | None = None,
         sampling: str | None = None,
+        is_all_told: bool = False,
     ) -> None:
         self._facts, self._state, self._marks, self._checkpoint = facts, state, marks, checkpoint
-        self._preprocess, self._sampling = preprocess, sampling
+        self._preprocess, self._sampling = preprocess, sampling and _rule(sampling)
+        self._is_all_told = is_all_told
         self._known: tuple[WeightMarks, str] | None = None  # the weights' marks and their digest
         self._loaded: tuple[str, bool] | None = None  # of a digest: whether it is of the checkpoint's tensors
         self._told: set[str] = set()
@@ -67,7 +79,7 @@ class TowerIdentity:
             "attention": facts.attention,
             "preprocess": None if self._preprocess is None else dict(self._preprocess),
         }
-        frames = {"sampling": self._sampling or "the caller's", "nframe": nframe}
+        frames = {"sampling": self._sampling or _BY_THE_CALLER, "nframe": nframe}
         return {"version": RECIPE_VERSION, "encoder": encoder, "frames": frames}
 
     def differences_to(self, recipe: Recipe, *, is_cast: bool) -> list[str]:
@@ -78,21 +90,32 @@ class TowerIdentity:
         encoder, frames = dict(recipe.get("encoder", {})), dict(recipe.get("frames", {}))
         facts = self.facts
         wanted: dict[str, Any] = {"tap_point": facts.tap_point, "layer": facts.layer, "feature": facts.feature}
-        wanted["preprocess"] = self._preprocess
         if not is_cast:
             wanted["dtype"] = _name(facts.dtype)
         if "weights_sha256" in encoder:
             stored = encoder["weights_sha256"]
             wanted["weights_sha256"] = stored if stored in self._digests() else self._digest_in_memory()
-        known = {name: value for name, value in wanted.items() if value is not None}
-        found = {"encoder": {name: encoder[name] for name in known if encoder.get(name) is not None}}
-        asked = {"encoder": {name: known[name] for name in found["encoder"]}}
-        lines = differences(found, asked)
-        if self._sampling is not None and "sampling" in frames:
-            lines += differences({"frames.sampling": frames["sampling"]}, {"frames.sampling": self._sampling})
-        if not lines:
-            self._tell_what_may_round_otherwise(encoder)
-        return lines
+        asked = {name: value for name, value in wanted.items() if value is not None and encoder.get(name) is not None}
+        # Pixels that were kept without a word of how they are made are unlike those that are asked for.
+        if "preprocess" in encoder and (self._is_all_told or self._preprocess is not None):
+            asked["preprocess"] = self._preprocess
+        lines = differences({"encoder": {name: encoder[name] for name in asked}}, {"encoder": asked})
+        if "sampling" in frames and (self._is_all_told or self._sampling is not None):
+            sampling = self._sampling or _BY_THE_CALLER
+            lines += differences({"frames.sampling": frames["sampling"]}, {"frames.sampling": sampling})
+        if "partial_frames" in frames:
+            lines += differences({"frames.partial_frames": frames["partial_frames"]}, {})
+        return lines + _differences_of_layer(encoder)
+
+    def doubts_about(self, recipe: Recipe) -> Doubts:
+        """Return what makes another recipe that fits better than this one, which does; nothing true if nothing does.
+
+        The feature is int8, its weights are not told, its dtype is another, or its numbers may round otherwise.
+        """
+        encoder = recipe.get("encoder", {})
+        is_cast = encoder.get("dtype") not in (None, _name(self.facts.dtype))
+        has_weights = encoder.get("weights_sha256") is not None
+        return int8.is_asked_for(recipe), not has_weights, is_cast, len(self._roundings(recipe))
 
     def _digests(self) -> Iterator[str]:
         yield self._digest_in_memory()
@@ -116,9 +139,9 @@ class TowerIdentity:
         digest = self._digest_in_memory()
         if self._loaded is None or self._loaded[0] != digest:
             live = self._weights()
-            pairs = ((live[_bare(name)], stored) for name, stored in self._on_disk() if _bare(name) in live)
+            pairs = ((live.get(_bare(name)), name, stored) for name, stored in self._on_disk())
             is_bare = not self._marks().adapters
-            self._loaded = digest, is_bare and all(torch.equal(one, other.to(one.dtype)) for one, other in pairs)
+            self._loaded = digest, is_bare and all(_is_same(*pair) for pair in pairs)
         return self._loaded[1]
 
     def _on_disk(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -137,17 +160,45 @@ class TowerIdentity:
             logger.warning("the weights of %s cannot be read for comparison: %s", self._checkpoint, exc)
             return None
 
-    def _tell_what_may_round_otherwise(self, encoder: Mapping[str, Any]) -> None:
-        stored, live = encoder.get("attention"), self.facts.attention
-        notes = []
-        if None not in (stored, live) and stored != live:
-            notes.append(f"they were computed with {stored} attention, and the live tower uses {live}")
-        if encoder.get("frames_per_forward") is not None:
-            notes.append(f"they were computed {encoder['frames_per_forward']} frames at a time")
-        for note in notes:
+    def tell_what_may_round_otherwise(self, recipe: Recipe) -> None:
+        """Warn, once for each reason, that features of a recipe that fits may differ in their last bits."""
+        for note in self._roundings(recipe):
             if note not in self._told:
                 self._told.add(note)
                 logger.warning("cached features may differ from live ones in their last bits: %s", note)
+
+    def _roundings(self, recipe: Recipe) -> list[str]:
+        encoder, live = recipe.get("encoder", {}), self.facts.attention
+        stored, frames, by = (encoder.get(name) for name in ("attention", "frames_per_forward", "compile"))
+        notes = []
+        if None not in (stored, live) and stored != live:
+            notes.append(f"they were computed with {stored} attention, and the live tower uses {live}")
+        if frames is not None:
+            notes.append(f"they were computed {frames} frames at a time")
+        if by is not None:
+            notes.append(f"they were computed by a tower that {by} compiled")
+        return notes
+
+
+def _differences_of_layer(encoder: Mapping[str, Any]) -> list[str]:
+    architecture = encoder.get("architecture") or {}
+    if encoder.get("family") != "huggingface" or architecture.get("model_type") in _WITHOUT_LAST_NORM:
+        return []
+    return ["encoder.layer: found the last hidden state, which may have passed one more norm, wanted a hidden state"]
+
+
+def _is_same(live: torch.Tensor | None, name: str, stored: torch.Tensor) -> bool:
+    if live is None:
+        return _bare(name).startswith(_BEHIND_THE_FEATURES)
+    return torch.equal(live, stored.to(live.dtype))
+
+
+def _rule(sampling: str) -> str:
+    """Return the name that a build records for a rule; a caller's own as it is."""
+    try:
+        return SamplingRule.parse(sampling).name
+    except ValueError:
+        return sampling
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -12,15 +12,15 @@ import torch
 from cache_store import (
     FeatureStore,
     RecipeMismatch,
+    Record,
     VideoKey,
     canonical_dataset_name,
-    int8,
     is_root,
     recipe_fingerprint,
     video_value,
 )
 from consumers.evaluation.errors import EvaluationError, FeatureMissing, FeatureUnfit
-from consumers.evaluation.fitting import Recipe, TowerIdentity
+from consumers.evaluation.fitting import Doubts, Recipe, TowerIdentity
 from consumers.words import require_one_of
 from pipeline.sources import clip_suffix
 from pipeline.sources import video_id as id_of
@@ -116,20 +116,25 @@ class StoredFeatures:
         if self._recipe is not None:
             recipe = self._kept_recipe(key) or self._recipe
             return self.store.get(key, recipe=recipe, on_stale=self._on_stale, exact=exact)
-        stale: tuple[Recipe, list[str]] | None = None
-        as_int8: Recipe | None = None  # which fits where there is nothing exact that does
+        stale: tuple[Record, list[str]] | None = None
+        best: tuple[Doubts, Recipe] | None = None
         for record in self.store.records_of(key):
             if record.recipe is None:
-                return self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
-            lines = self.identity.differences_to(record.recipe, is_cast=self._cast)
-            if not lines and not int8.is_asked_for(record.recipe):
-                return self.store.get(key, recipe=record.recipe, exact=exact)
-            if not lines:
-                as_int8 = as_int8 or record.recipe
+                if best is None:
+                    return self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
                 continue
-            stale = stale or (record.recipe, lines)
-        if as_int8 is not None:
-            return self.store.get(key, recipe=as_int8, exact=exact)
+            lines = self.identity.differences_to(record.recipe, is_cast=self._cast)
+            if lines:
+                stale = stale or (record, lines)
+                continue
+            doubts = self.identity.doubts_about(record.recipe)
+            if best is None or doubts < best[0]:
+                best = doubts, record.recipe
+            if not any(doubts):
+                break
+        if best is not None:
+            self.identity.tell_what_may_round_otherwise(best[1])
+            return self.store.get(key, recipe=best[1], exact=exact)
         if stale is not None and self._on_stale == "error":
             raise self._mismatch(key, *stale)
         if stale is not None and self._on_stale == "use":
@@ -150,10 +155,10 @@ class StoredFeatures:
         kept = self.identity.recipe(key.nframe)
         return kept if recipe_fingerprint(kept) in others else None
 
-    def _mismatch(self, key: VideoKey, recipe: Recipe, lines: list[str]) -> RecipeMismatch:
+    def _mismatch(self, key: VideoKey, record: Record, lines: list[str]) -> RecipeMismatch:
         return RecipeMismatch(
-            path=f"{self.store.location}/{self.store.path_of(key).relative_to(self.store.root).as_posix()}",
-            found=recipe_fingerprint(recipe),
+            path=f"{self.store.location}/{record.name}",
+            found=record.recipe_fingerprint or "",
             wanted=recipe_fingerprint(self.identity.recipe(key.nframe)),
             differences=lines,
             advice="it is not what this model would compute; build it with this model (a second recipe of a data set "

@@ -130,3 +130,17 @@ def test_the_records_of_a_key_are_those_of_all_its_recipes_the_plain_one_first(s
     assert [record.recipe for record in store.records_of(key("a"))] == [FIRST, SECOND]
     assert [record.recipe for record in store.records_of(key("b"))] == [SECOND]
     assert [record.recipe for record in store.records_of(key("c"))] == [None]
+    assert [record.name for record in store.records_of(key("a"))] == [
+        store.path_of(key("a"), recipe=recipe).relative_to(store.root).as_posix() for recipe in (FIRST, SECOND)
+    ]
+
+
+def test_the_records_of_a_key_are_also_those_of_second_recipes_under_other_names(open_store):
+    store, alias = open_store(), VideoKey("Video-MME_128frame", "a", 8, "0123abcd")
+    for seed, recipe in enumerate((FIRST, SECOND)):
+        store.put(alias, value(seed), recipe=recipe)
+    assert [record.recipe for record in store.records_of(key("a"))] == [FIRST, SECOND]
+    assert [record.name.partition("/")[0] for record in store.records_of(key("a"))] == [
+        alias.dataset,
+        f"{alias.dataset}@{recipe_fingerprint(SECOND)[:8]}",
+    ]

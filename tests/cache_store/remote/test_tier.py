@@ -512,6 +512,11 @@ def test_the_records_of_a_video_are_told_for_each_recipe(open_on):
         value = {"vision_features": torch.zeros(4, 2, 3), "video_id": "v"}
         store.put(key, value, recipe={"weights": weights})
     assert [record.recipe for record in store.records_of(key)] == [{"weights": "a"}, {"weights": "b"}]
+    alias = VideoKey("Video-MME_128frame", "v", 4, "0" * 8)
+    for weights in "cd":
+        store.put(alias, {"vision_features": torch.zeros(4, 2, 3), "video_id": "v"}, recipe={"weights": weights})
+    assert [record.recipe["weights"] for record in store.records_of(key)] == ["a", "c", "b", "d"]
+    assert {record.name for record in store.records_of(key)} == {entry.name for entry in store.entries()}
 
 
 def test_records_are_those_of_copies_and_then_what_else_the_service_has(open_on):

@@ -487,6 +487,77 @@ def test_int8_is_not_taken_where_the_exact_feature_is_there(cache, model, tmp_pa
         assert torch.equal(model.tower(images), value["vision_features"])
 
 
+def put_again(cache, root, features, *recipes):
+    """Put features under recipes of their own; where there is a number in place of them, all are that number."""
+    key = cache.stored.key("a")
+    with FeatureStore(root) as store:
+        for number, recipe in enumerate(recipes):
+            value = cache.stored.store.get(key)
+            given = features if number == len(recipes) - 1 else torch.full_like(features, number)
+            store.put(key, {**value, "vision_features": given}, recipe=recipe)
+
+
+@pytest.mark.parametrize("more", [{"frames_per_forward": 1}, {"compile": "inductor"}, {"dtype": "float16"}, None])
+def test_of_several_recipes_that_fit_the_exact_one_is_taken(cache, model, tmp_path, caplog, more):
+    live = fill(cache, model, "a", pictures(4, side=SIDE))
+    exact = cache.stored.identity.recipe(4)
+    first = {"made_by": "another tower"} if more is None else {**exact, "encoder": {**exact["encoder"], **more}}
+    put_again(cache, tmp_path / "both", live, first, exact)
+    with make_cache(model, tmp_path / "both", cast=True).request("a") as request:
+        assert torch.equal(request.features, live)
+    assert not caplog.records
+
+
+def test_features_of_a_compiled_tower_are_told_of(cache, model, tmp_path, caplog):
+    live = fill(cache, model, "a", pictures(4, side=SIDE))
+    exact = cache.stored.identity.recipe(4)
+    put_again(cache, tmp_path / "one", live, {**exact, "encoder": {**exact["encoder"], "compile": "inductor"}})
+    with make_cache(model, tmp_path / "one").request("a") as request:
+        assert request.is_hit
+    assert "last bits: they were computed by a tower that inductor compiled" in caplog.text
+
+
+def test_a_part_of_a_video_is_not_taken_for_the_whole(cache, model, tmp_path):
+    live = fill(cache, model, "a", pictures(4, side=SIDE))
+    whole = cache.stored.identity.recipe(4)
+    part = {**whole, "frames": {**whole["frames"], "partial_frames": "allow"}}
+    put_again(cache, tmp_path / "part", live, part)
+    refused = make_cache(model, tmp_path / "part")
+    with pytest.raises(RecipeMismatch, match=r'frames\.partial_frames: found "allow"'), refused.request("a"):
+        pass
+    put_again(cache, tmp_path / "both", live, part, whole)
+    with make_cache(model, tmp_path / "both").request("a") as request:
+        assert torch.equal(request.features, live)
+
+
+def test_a_sampling_rule_is_known_by_any_spelling(model, tmp_path):
+    fill(make_cache(model, tmp_path, on_miss="keep", sampling="fps:1"), model, "a", pictures(4, side=SIDE))
+    with make_cache(model, tmp_path, sampling="fps:1.0").request("a") as request:
+        assert request.is_hit
+    with pytest.raises(RecipeMismatch, match="fps:2"), make_cache(model, tmp_path, sampling="fps:2").request("a"):
+        pass
+
+
+@pytest.mark.parametrize("dataset", ["Video-MME", "Video-MME_128frame"])
+def test_a_second_recipe_is_found_and_named_where_it_lies(model, tmp_path, dataset):
+    images, root = pictures(4, side=SIDE), tmp_path / "store"
+    cache = make_cache(model, tmp_path / "kept", on_miss="keep")
+    live = fill(cache, model, "a", images)
+    recipe, key = cache.stored.identity.recipe(4), VideoKey(dataset, "a", 4, "0123abcd")
+    with FeatureStore(root) as store:
+        for one in ({"made_by": "another tower"}, recipe):
+            store.put(key, {"vision_features": live}, recipe=one)
+        path = store.path_of(key, recipe=recipe)
+        store.path_of(key).unlink()
+    assert path.parent.name == f"{dataset}@{recipe_fingerprint(recipe)[:8]}"
+    with make_cache(model, root).request("a", dataset="Video-MME") as request:
+        assert torch.equal(request.features, live)
+    model.tower.select_layer = -1
+    with pytest.raises(RecipeMismatch) as caught, make_cache(model, root).request("a", dataset="Video-MME"):
+        pass
+    assert caught.value.path == str(path)
+
+
 def test_the_weights_of_the_checkpoint_count_where_the_model_runs_in_another_dtype(model, tmp_path):
     from safetensors.torch import save_file
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from cache_store import RecipeMismatch
-from consumers.evaluation import CachedEncoderOutputs, EchoDifference, EvaluationError, FeatureMissing, NoVisionTower
+from consumers.evaluation import (
+    CachedEncoderOutputs,
+    EchoDifference,
+    EvaluationError,
+    FeatureMissing,
+    FeatureUnfit,
+    NoVisionTower,
+)
 from pipeline.encoders import small_models
 from pipeline.vision.preprocessing import QwenImagePreprocess
 from tests.consumers.evaluation.conftest import pictures
@@ -55,8 +62,9 @@ def test_qwen_logits_are_bitwise_the_live_ones(qwen, tmp_path):
 @torch.inference_mode()
 def test_other_weights_and_other_pixels_are_other_features(qwen, tmp_path):
     make_cache(qwen, tmp_path, preprocess={"fps": 2}).encoded("video", qwen_media)
-    with pytest.raises(RecipeMismatch, match="fps"):
-        make_cache(qwen, tmp_path, preprocess={"fps": 1}).encoded("video", qwen_media)
+    for options in ({"preprocess": {"fps": 1}}, {}):
+        with pytest.raises(RecipeMismatch, match="fps"):
+            make_cache(qwen, tmp_path, **options).encoded("video", qwen_media)
     tuned = small_models.qwen_with_head()
     next(tuned.model.visual.merger.parameters()).add_(1)
     with pytest.raises(RecipeMismatch, match="weights_sha256"):
@@ -64,7 +72,33 @@ def test_other_weights_and_other_pixels_are_other_features(qwen, tmp_path):
     # Another language model over the same encoder is no other recipe.
     other = small_models.qwen_with_head()
     next(other.model.language_model.parameters()).add_(1)
-    assert make_cache(other, tmp_path, on_miss="raise").encoded("video", qwen_media).is_hit
+    assert make_cache(other, tmp_path, on_miss="raise", preprocess={"fps": 2}).encoded("video", qwen_media).is_hit
+
+
+@pytest.mark.parametrize("asked", [{"preprocess": {"fps": 1}}, {"sampling": "fps:1"}])
+def test_pixels_that_are_told_are_unlike_those_of_which_nothing_is_known(qwen, tmp_path, asked):
+    make_cache(qwen, tmp_path).encoded("video", qwen_media)
+    with pytest.raises(RecipeMismatch, match="fps"):
+        make_cache(qwen, tmp_path, **asked).encoded("video", qwen_media)
+    make_cache(qwen, tmp_path, on_stale="miss", **asked).encoded("video", lambda: qwen_media(seed=1))
+    told, untold = (
+        make_cache(qwen, tmp_path, on_miss="raise", **one).encoded("video", qwen_media) for one in (asked, {})
+    )
+    outputs = [one.inputs["mm_encoder_outputs"]["video"].pooler_output[0] for one in (told, untold)]
+    assert not torch.equal(*outputs)
+    make_cache(qwen, tmp_path / "told", **asked).encoded("video", qwen_media)
+    with pytest.raises(RecipeMismatch, match="fps"):
+        make_cache(qwen, tmp_path / "told").encoded("video", qwen_media)
+
+
+def test_a_feature_without_the_grid_of_its_positions_is_refused(qwen, tmp_path):
+    cache = make_cache(qwen, tmp_path)
+    cache.encoded("video", qwen_media)
+    store, key = cache.stored.store, cache.stored.key("video")
+    value = {name: field for name, field in store.get(key).items() if name != "grid_thw"}
+    store.put(key, value, recipe=cache.stored.identity.recipe(4))
+    with pytest.raises(FeatureUnfit, match=r"video is stored without the grid .* video_grid_thw"):
+        cache.encoded("video", qwen_media)
 
 
 def test_an_echo_finds_what_is_not_the_live_encoders(qwen, tmp_path):

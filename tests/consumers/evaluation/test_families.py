@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import (
     CLIPVisionConfig,
+    CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -16,10 +19,14 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     Qwen2Config,
     SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
+from cache_store import FeatureStore, RecipeMismatch, VideoKey, video_value
 from consumers.evaluation import CachedVisionTower, NoVisionTower
 from pipeline.encoders import small_models
+from pipeline.encoders.huggingface import huggingface_spec
+from pipeline.recipe import video_recipe
 from tests.consumers.evaluation.conftest import pictures
 
 SIDE, PATCH, FRAMES = 28, 14, 6  # 2 x 2 patches
@@ -152,3 +159,73 @@ def test_features_that_join_several_layers_are_refused(tmp_path):
     model, _ = llava(layer=[-1, -2])
     with pytest.raises(NoVisionTower, match="joins the layers"):
         CachedVisionTower(model, tmp_path, dataset="set", model_signature="x" * 8)
+
+
+def built(tower, folder, root):
+    """Fill a store from a tower's checkpoint as `--encoder huggingface` does; return its signature and the pixels."""
+    tower.save_pretrained(folder)
+    processor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": SIDE, "width": SIDE}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    spec = huggingface_spec(str(folder), dtype="float32")
+    frames = torch.randint(
+        0, 255, (FRAMES, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    key = VideoKey("set", "video", FRAMES, spec.model_signature)
+    with FeatureStore(root) as store:
+        value = video_value(key, spec.load("cpu").encode(frames.numpy()), video_path="video.mp4")
+        store.put(key, value, recipe=video_recipe(spec, nframe=FRAMES, sampling="source"))
+    return spec.model_signature, spec.preprocess.table()(frames)
+
+
+class LastState(torch.nn.Module):
+    """A model of LLaVA's code, whose tower reads the last hidden state and names no layer."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.vision_tower, self.config = inner, None
+
+    def get_vision_tower(self):
+        return self
+
+    def forward(self, images):
+        return self.vision_tower(images, output_hidden_states=True).hidden_states[-1]
+
+
+def test_a_last_hidden_state_behind_a_norm_is_none_of_the_hidden_states(tmp_path):
+    model, _ = llava_onevision()
+    folder = tmp_path / "model"
+    signature, _ = built(model.model.vision_tower, folder, tmp_path / "store")
+    own = LastState(SiglipVisionModel.from_pretrained(folder).eval())
+    for one, checkpoint in ((model, None), (model, folder), (own, None)):
+        cache = CachedVisionTower(
+            one, tmp_path / "store", dataset="set", nframe=FRAMES, model_signature=signature, checkpoint=checkpoint
+        )
+        with (
+            pytest.raises(RecipeMismatch, match=r"encoder\.layer: found the last hidden state"),
+            cache.request("video"),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("lacking", [None, "post_layernorm", "a layer"])
+@torch.inference_mode()
+def test_a_tower_that_lacks_what_its_features_depend_on_is_not_its_checkpoints(tmp_path, lacking):
+    model, _ = llava()
+    folder = tmp_path / "model"
+    signature, pixels = built(model.model.vision_tower, folder, tmp_path / "store")
+    tower = LastState(CLIPVisionModel.from_pretrained(folder).eval())
+    inner = getattr(tower.vision_tower, "vision_model", tower.vision_tower)
+    if lacking == "a layer":
+        del inner.encoder.layers[-1:]
+    elif lacking == "post_layernorm":
+        inner.post_layernorm = torch.nn.Identity()
+    live = tower(pixels)
+    cache = CachedVisionTower(
+        tower, tmp_path / "store", dataset="set", nframe=FRAMES, model_signature=signature, checkpoint=folder
+    )
+    if lacking == "a layer":
+        with pytest.raises(RecipeMismatch, match="weights_sha256"), cache.request("video"):
+            pass
+        return
+    with cache.request("video") as request:
+        assert torch.equal(tower(request.pixels(lambda: pytest.fail("decoded"))), live)
