@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ class QwenInferenceWrapper:
     ) -> tuple[str, dict[str, Any]]:
         """Answer about a whole video by transformers' `generate`, greedily, beside the stream.
 
-        Returns the text and `{ttft, total_latency, output_tokens}`; `ttft` is the time to the first token. An odd
+        Of the checkpoint's generation config only the ids that end an answer count. Returns the text and `{ttft, total_latency, output_tokens}`; `ttft` is the time to the first token. An odd
         number of frames ends with the last one twice, as in transformers. The pixels, and so the features, are those of
         the stream; text after the video follows the rule of the installed transformers.
 
@@ -170,11 +171,12 @@ class QwenInferenceWrapper:
             min_new_tokens=1,
             do_sample=False,
             repetition_penalty=1.0,
+            use_cache=True,
             eos_token_id=ends,
             pad_token_id=ends[0],
             return_dict_in_generate=True,
         )
-        with _GENERATE, torch.no_grad():
+        with _GENERATE, torch.no_grad(), _only(runner.model, config):
             out = runner.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -198,6 +200,20 @@ class QwenInferenceWrapper:
     def reset(self) -> None:
         """Begin another stream."""
         self.engine.reset()
+
+
+@contextmanager
+def _only(model: Any, config: Any) -> Iterator[None]:
+    """Let a config's options alone count in `generate`, which takes those that are unset from the model's own.
+
+    Other threads may ask meanwhile: the config must have the ids that end an answer.
+    """
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _FiniteLogits:

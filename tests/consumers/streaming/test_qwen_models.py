@@ -123,6 +123,24 @@ def test_one_shot_inference_answers_as_the_stream_and_leaves_it_alone(wrapper):
     assert same(bits(wrapper.engine), before)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("no_repeat_ngram_size", 1), ("max_time", 1e-9), ("num_beams", 2), ("use_cache", False)],
+)
+def test_one_shot_inference_is_greedy_whatever_the_checkpoints_generation_config_says(
+    wrapper, eager, monkeypatch, option, value
+):
+    own = eager[0].generation_config
+    monkeypatch.setattr(own, option, value)
+    wrapper.process_video_chunk(FRAMES)
+    native, _ = wrapper.native_video_inference(FRAMES, QUESTION, max_new_tokens=12)
+    assert native == wrapper.ask_question(QUESTION, max_new_tokens=12)[0]
+    monkeypatch.setattr(eager[0], "generate", None)
+    with pytest.raises(TypeError):
+        wrapper.native_video_inference(FRAMES, QUESTION)
+    assert eager[0].generation_config is own
+
+
 def test_one_shot_inference_has_the_streams_system_prompt(eager, monkeypatch):
     model, processor = eager
     seen, real = [], model.generate
