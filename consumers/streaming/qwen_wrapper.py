@@ -106,9 +106,10 @@ class QwenInferenceWrapper:
     ) -> tuple[str, dict[str, Any]]:
         """Answer about a whole video by transformers' `generate`, greedily, beside the stream.
 
-        Of the checkpoint's generation config only the ids that end an answer count. Returns the text and `{ttft, total_latency, output_tokens}`; `ttft` is the time to the first token. An odd
-        number of frames ends with the last one twice, as in transformers. The pixels, and so the features, are those of
-        the stream; text after the video follows the rule of the installed transformers.
+        Of the checkpoint's generation config only the ids that end an answer count. Returns the text and `{ttft,
+        total_latency, output_tokens}`; `ttft` is the time to the first token. Seconds, from the call on, before the
+        frames are resized. An odd number of frames ends with the last one twice, as in transformers. The pixels, and
+        so the features, are those of the stream; text after the video follows the rule of the installed transformers.
 
         Raises:
             ValueError: no frames, a rate or `max_new_tokens` out of range, or a question with special tokens.
@@ -119,27 +120,26 @@ class QwenInferenceWrapper:
         if not len(frames):
             raise ValueError("a video needs at least one frame")
         check_rate(fps, frames=len(frames))
-        resized = self._resized(frames)
-        resized += [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
         seconds = self.engine.runner.frames_per_grid / fps
-        return self._generate(resized, question, max_new_tokens, kind="video", seconds_per_grid=seconds)
+        return self._generate(frames, question, max_new_tokens, kind="video", seconds_per_grid=seconds)
 
     def single_frame_inference(
         self, frame: Any, question: str, max_new_tokens: int = 256, *, manual_time: Any = None
     ) -> tuple[str, dict[str, Any]]:
         """Answer about one still image, as `native_video_inference` does about a video."""
-        resized = self._resized([frame]) * self.engine.runner.frames_per_grid
-        return self._generate(resized, question, max_new_tokens, kind="image")
+        return self._generate([frame], question, max_new_tokens, kind="image")
 
     def _resized(self, frames: Sequence[Any]) -> list[np.ndarray]:
+        """Return whole groups of frames as the model sees them; the last one fills up the last group."""
         checked, size = [as_frame(frame) for frame in frames], None
         for frame in checked:
             size = check_size(frame, size)
-        return [self.engine.runner.resize(frame) for frame in checked]
+        resized = [self.engine.runner.resize(frame) for frame in checked]
+        return resized + [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
 
     def _generate(
         self,
-        resized: list[np.ndarray],
+        frames: Sequence[Any],
         question: str,
         max_new_tokens: int,
         *,
@@ -150,6 +150,7 @@ class QwenInferenceWrapper:
 
         Sampling(max_new_tokens)  # refuses what is no number of tokens
         started, runner = time.perf_counter(), self.engine.runner
+        resized = self._resized(frames)
         patches, grid = runner.patches(resized)
         rows, columns = runner.token_grid(resized[0])
         placeholders = f"<|{kind}_pad|>" * (int(grid[0, 0]) * rows * columns)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from consumers.streaming import QwenInferenceWrapper, StreamQwenModel, VideoStreamingInference, load_streaming_model
+from consumers.streaming import (
+    QwenInferenceWrapper,
+    StreamQwenModel,
+    VideoStreamingInference,
+    load_streaming_model,
+    qwen_wrapper,
+)
 from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
 from pipeline.errors import EncoderError
 from tests.consumers.streaming.streams import QUESTION, bits, same, video
@@ -152,6 +158,18 @@ def test_one_shot_inference_has_the_streams_system_prompt(eager, monkeypatch):
     wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=2)
     opening = "<|im_start|>system\nCount like a pirate.<|im_end|>\n"
     assert [processor.tokenizer.decode(ids).startswith(opening) for ids in seen] == [True, True]
+
+
+def test_times_of_one_shot_inference_count_from_before_the_frames_are_resized(wrapper, monkeypatch):
+    """On a clock that moves by one with each frame that is resized."""
+    resized, runner = [], wrapper.engine.runner
+    real = runner.resize
+    monkeypatch.setattr(runner, "resize", lambda frame: (resized.append(frame), real(frame))[1])
+    monkeypatch.setattr(qwen_wrapper, "time", SimpleNamespace(perf_counter=lambda: float(len(resized))))
+    _, video_times = wrapper.native_video_inference(FRAMES, QUESTION, max_new_tokens=2)
+    _, image_times = wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=2)
+    assert (video_times["ttft"], video_times["total_latency"]) == (len(FRAMES), len(FRAMES))
+    assert (image_times["ttft"], image_times["total_latency"]) == (1, 1)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, None])
