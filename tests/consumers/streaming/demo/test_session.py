@@ -273,26 +273,71 @@ def test_tabs_that_show_no_sign_of_life_make_room(small_streaming):
     assert silent.find("a") is None
 
 
-def test_a_video_whose_tab_is_closed_while_it_is_opened_never_streams(session, short_video, monkeypatch):
+@pytest.fixture
+def start_during(session, short_video, monkeypatch):
+    """Start the short video, and do something else while its file is being opened; returns when no video streams."""
     opening, goes_on = threading.Event(), threading.Event()
 
-    def slow(*args, **options):
-        opening.set()
-        goes_on.wait()
-        return video_chunks(*args, **options)
+    def slow(path, **options):
+        if path == short_video:
+            opening.set()
+            goes_on.wait()
+        return video_chunks(path, **options)
+
+    def start(something_else):
+        starter = threading.Thread(target=lambda: session.start_video(short_video, chunk_size=4, is_paced=False))
+        starter.start()
+        opening.wait()
+        something_else()
+        goes_on.set()
+        starter.join()
+        for feeder in threading.enumerate():
+            if feeder.name == "demo-feeder":
+                feeder.join()
 
     monkeypatch.setattr("consumers.streaming.demo.session.video_chunks", slow)
+    return start
+
+
+def test_a_video_whose_tab_is_closed_while_it_is_opened_never_streams(session, start_during):
     registry = SessionRegistry(lambda: session, max_sessions=1)
-    starter = threading.Thread(target=lambda: registry.get("a").start_video(short_video, chunk_size=4, is_paced=False))
-    starter.start()
-    opening.wait()
-    registry.close("a")
-    goes_on.set()
-    starter.join()
-    for feeder in threading.enumerate():
-        if feeder.name == "demo-feeder":
-            feeder.join()
+    registry.get("a")
+    start_during(lambda: registry.close("a"))
+    session.start_webcam(chunk_size=1)
     assert (session.status().state, session.status().frames) == ("empty", 0)
+
+
+@pytest.mark.parametrize(
+    ("press", "wanted"),
+    [
+        (lambda session, _: session.reset(), ("empty", False, 0)),
+        (lambda session, _: session.start_webcam(chunk_size=2), ("streaming", True, 0)),
+        (lambda session, other: session.start_video(other, chunk_size=8, is_paced=False), ("ended", False, 400)),
+    ],
+)
+def test_what_is_pressed_while_a_video_is_opened_stays_in_effect(session, start_during, long_video, press, wanted):
+    start_during(lambda: press(session, long_video))
+    status = session.status()
+    assert (status.state, status.is_webcam, status.frames) == wanted
+
+
+def test_a_start_that_is_refused_while_a_video_is_opened_takes_nothing_from_it(session, start_during, tmp_path):
+    def refused():
+        with pytest.raises(DemoRefused, match="no such file"):
+            session.start_video(tmp_path / "missing.mp4", chunk_size=4, is_paced=False)
+
+    start_during(refused)
+    assert (session.status().state, session.status().frames) == ("ended", 24)
+
+
+def test_a_start_that_waits_for_the_chunk_at_hand_gives_way_to_a_later_reset(session, monkeypatch):
+    def reset_meanwhile(_):
+        monkeypatch.undo()
+        session.reset()
+
+    monkeypatch.setattr(session._changed, "wait_for", reset_meanwhile)
+    session.start_webcam(chunk_size=2)
+    assert session.status().state == "empty"
 
 
 @pytest.mark.parametrize(
