@@ -74,7 +74,10 @@ class DemoSession:
     def __init__(self, model: Any, processor: Any, options: SessionOptions) -> None:
         self._options = options
         eviction = EvictionConfig(options.limit_tokens(model))
-        self._backend = QwenInferenceWrapper(model, processor, eviction_config=eviction, max_pixels=options.max_pixels)
+        # A last frame that waits for its partner would come with each question, beyond what the limit leaves for it.
+        self._backend = QwenInferenceWrapper(
+            model, processor, eviction_config=eviction, max_pixels=options.max_pixels, odd="pad"
+        )
         self._memory = SmartFrameManager(options.star_frames, 1, options.importance_threshold)
         self._changed = threading.Condition()
         self._run: _Run | None = None

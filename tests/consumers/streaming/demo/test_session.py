@@ -11,7 +11,7 @@ import torch
 from consumers.streaming.demo import DemoRefused, DemoSession, NoRoom, SessionOptions, SessionRegistry
 from consumers.streaming.demo.video_chunks import steady_indices, video_chunks
 from pipeline.errors import MediaError
-from tests.media import scramble
+from tests.media import scramble, write_video
 
 
 @pytest.fixture
@@ -227,6 +227,23 @@ def test_what_does_not_fit_is_told_with_what_the_person_at_the_page_can_do(small
     play(session, short_video)
     (exchange,) = list(session.ask("word " * 5000))[-1]
     assert exchange.error.endswith(" fit; ask something shorter, or reset.")
+
+
+def test_a_full_stream_with_an_odd_last_frame_leaves_room_for_questions(small_streaming, tmp_path, monkeypatch):
+    """The pictures take more tokens than are left for a question."""
+
+    def played(frames):
+        session = DemoSession(*small_streaming, SessionOptions(fps=8, max_new_tokens=4))
+        play(session, write_video(tmp_path / f"{frames}.mp4", frames=frames, width=280, height=280), chunk_size=2)
+        return session
+
+    config, context = small_streaming[0].config.get_text_config(), played(8).status().tokens + 80 + 4
+    monkeypatch.setattr(config, "max_position_embeddings", context)
+    monkeypatch.setattr("consumers.streaming.demo.session._QUESTION_TOKENS", 80)
+    session = played(9)
+    assert (session.status().frames, session.status().state) == (9, "ended")
+    (exchange,) = list(session.ask("What?"))[-1]
+    assert (exchange.outcome, exchange.error) == ("done", "")
 
 
 def test_an_endless_webcam_stays_within_its_limits(small_streaming, monkeypatch):
