@@ -24,7 +24,8 @@ SIDE, CLIP_FRAMES, CLIP_FPS, CHUNK_FRAMES = 224, 16, 2.0, 4
 _ROUNDS = 2
 VIDEO_FRAMES = _ROUNDS * 2 * CHUNK_FRAMES  # of the video
 _WORD = re.compile(r"[^\W_]+")  # `_red_` is a word in Markdown
-_DENIED = re.compile(r"(?:\b(?:not|no)|n['’]t)\s+(?:(?:an?|the)\s+)?\w+")
+_APART = r"[\s*_`\"'“”‘’]+"  # spaces between words, with Markdown and quotes
+_DENIED = re.compile(rf"(?:(?<![^\W_])(?:not|no)|n['’]t){_APART}(?:(?:an?|the){_APART})?[^\W_]+")
 Row = dict[str, Cell]
 
 
