@@ -239,9 +239,11 @@ class DemoSession:
                 info = self._backend.process_frame(pixels[0])
             else:
                 info = self._backend.process_video_chunk(pixels, timestamps=times)
-            for frame in chunk:
-                self._remember(frame)
-            grown = self._figures(info) | {"time_s": times[-1]}
+            try:
+                for frame in chunk:
+                    self._remember(frame)
+            finally:  # a full disk may fail the memory of frames that the stream has
+                grown = self._figures(info) | {"time_s": times[-1]}
         finally:
             with self._changed:
                 self._status = replace(self._status, **grown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 
 import numpy as np
@@ -79,6 +80,21 @@ def test_a_video_damaged_halfway_ends_the_stream_with_its_reason_and_another_one
     assert (status.state, status.message, status.frames) == ("failed", "bad.mp4: not decodable", 4)
     play(session, short_video)
     assert (session.status().state, session.status().message) == ("ended", "")
+
+
+def test_a_stream_that_a_full_disk_ends_shows_all_that_is_in_it(session, short_video, monkeypatch):
+    real, calls = session._memory.add_frame, iter(range(5))
+
+    def fails(pixels, time_s):
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(pixels, time_s)
+
+    monkeypatch.setattr(session._memory, "add_frame", fails)
+    play(session, short_video)
+    status, held = session.status(), session._backend.get_cache_info()
+    assert (status.state, status.message) == ("failed", "[Errno 28] No space left on device")
+    assert (status.frames, status.tokens, status.time_s) == (8, held["cache_seq_length"], 7 / 8)
 
 
 def test_a_fault_of_ours_is_logged_and_not_shown(session, short_video, monkeypatch, caplog):
