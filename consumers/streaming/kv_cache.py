@@ -28,7 +28,8 @@ class KVCacheManager:
     any length, and stays valid whatever is appended to either side. Caches of other kinds are refused.
 
     `next_position` and `tokens_seen` count what was ever appended; neither follows from the cache's length once tokens
-    were evicted. Not thread-safe; the engines lock around it.
+    were evicted. Not thread-safe; the engines lock around it. What an engine counts beside its manager (chunks, frames,
+    what eviction drops next) no `restore` takes back: `reset` the engine instead.
     """
 
     def __init__(self, cache: Any = None) -> None:

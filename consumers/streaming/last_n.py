@@ -1,4 +1,4 @@
-"""The baseline to beat: the last N frames and nothing else, encoded anew for each question."""
+"""The baseline to beat: the last N frames and nothing else, encoded when a question comes."""
 
 from __future__ import annotations
 

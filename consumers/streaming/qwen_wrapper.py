@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -105,9 +106,10 @@ class QwenInferenceWrapper:
     ) -> tuple[str, dict[str, Any]]:
         """Answer about a whole video by transformers' `generate`, greedily, beside the stream.
 
-        Returns the text and `{ttft, total_latency, output_tokens}`; `ttft` is the time to the first token. An odd
-        number of frames ends with the last one twice, as in transformers. The pixels, and so the features, are those of
-        the stream; text after the video follows the rule of the installed transformers.
+        Of the checkpoint's generation config only the ids that end an answer count. Returns the text and `{ttft,
+        total_latency, output_tokens}`; `ttft` is the time to the first token. Seconds, from the call on, before the
+        frames are resized. An odd number of frames ends with the last one twice, as in transformers. The pixels, and
+        so the features, are those of the stream; text after the video follows the rule of the installed transformers.
 
         Raises:
             ValueError: no frames, a rate or `max_new_tokens` out of range, or a question with special tokens.
@@ -118,27 +120,26 @@ class QwenInferenceWrapper:
         if not len(frames):
             raise ValueError("a video needs at least one frame")
         check_rate(fps, frames=len(frames))
-        resized = self._resized(frames)
-        resized += [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
         seconds = self.engine.runner.frames_per_grid / fps
-        return self._generate(resized, question, max_new_tokens, kind="video", seconds_per_grid=seconds)
+        return self._generate(frames, question, max_new_tokens, kind="video", seconds_per_grid=seconds)
 
     def single_frame_inference(
         self, frame: Any, question: str, max_new_tokens: int = 256, *, manual_time: Any = None
     ) -> tuple[str, dict[str, Any]]:
         """Answer about one still image, as `native_video_inference` does about a video."""
-        resized = self._resized([frame]) * self.engine.runner.frames_per_grid
-        return self._generate(resized, question, max_new_tokens, kind="image")
+        return self._generate([frame], question, max_new_tokens, kind="image")
 
     def _resized(self, frames: Sequence[Any]) -> list[np.ndarray]:
+        """Return whole groups of frames as the model sees them; the last one fills up the last group."""
         checked, size = [as_frame(frame) for frame in frames], None
         for frame in checked:
             size = check_size(frame, size)
-        return [self.engine.runner.resize(frame) for frame in checked]
+        resized = [self.engine.runner.resize(frame) for frame in checked]
+        return resized + [resized[-1]] * (-len(resized) % self.engine.runner.frames_per_grid)
 
     def _generate(
         self,
-        resized: list[np.ndarray],
+        frames: Sequence[Any],
         question: str,
         max_new_tokens: int,
         *,
@@ -149,6 +150,7 @@ class QwenInferenceWrapper:
 
         Sampling(max_new_tokens)  # refuses what is no number of tokens
         started, runner = time.perf_counter(), self.engine.runner
+        resized = self._resized(frames)
         patches, grid = runner.patches(resized)
         rows, columns = runner.token_grid(resized[0])
         placeholders = f"<|{kind}_pad|>" * (int(grid[0, 0]) * rows * columns)
@@ -170,11 +172,12 @@ class QwenInferenceWrapper:
             min_new_tokens=1,
             do_sample=False,
             repetition_penalty=1.0,
+            use_cache=True,
             eos_token_id=ends,
             pad_token_id=ends[0],
             return_dict_in_generate=True,
         )
-        with _GENERATE, torch.no_grad():
+        with _GENERATE, torch.no_grad(), _only(runner.model, config):
             out = runner.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -198,6 +201,20 @@ class QwenInferenceWrapper:
     def reset(self) -> None:
         """Begin another stream."""
         self.engine.reset()
+
+
+@contextmanager
+def _only(model: Any, config: Any) -> Iterator[None]:
+    """Let a config's options alone count in `generate`, which takes those that are unset from the model's own.
+
+    Other threads may ask meanwhile: the config must have the ids that end an answer.
+    """
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _FiniteLogits:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,16 @@ class DemoSession:
     def __init__(self, model: Any, processor: Any, options: SessionOptions) -> None:
         self._options = options
         eviction = EvictionConfig(options.limit_tokens(model))
-        self._backend = QwenInferenceWrapper(model, processor, eviction_config=eviction, max_pixels=options.max_pixels)
+        # A last frame that waits for its partner would come with each question, beyond what the limit leaves for it.
+        self._backend = QwenInferenceWrapper(
+            model, processor, eviction_config=eviction, max_pixels=options.max_pixels, odd="pad"
+        )
         self._memory = SmartFrameManager(options.star_frames, 1, options.importance_threshold)
         self._changed = threading.Condition()
         self._run: _Run | None = None
-        self._is_appending = self._is_closed = False
+        self._is_appending = False
+        self._presses = count(1)  # of Start and Reset; one that is slow to open its file undoes no later one
+        self._begun: float = 0  # the latest press that has taken effect
         self._status = Status()
         self._questions = Questions(self._backend, self._changed, options.max_new_tokens)
         self._stars: dict[int, Star] = {}  # by the frame's number
@@ -94,20 +100,22 @@ class DemoSession:
     def start_video(self, path: Path | None, *, chunk_size: int, is_paced: bool) -> None:
         """Begin another stream with a file, at the pace of its times or as fast as the model takes it.
 
+        Without effect if, while the file is opened, another start or a reset takes effect that was called later.
+
         Raises:
             DemoRefused: there is no file, no such chunk size, or the first chunk cannot be read; the stream that was
                 there goes on.
         """
         if path is None:
             raise DemoRefused("Choose a video first.")
-        run = _Run(chunk_size)
+        press, run = next(self._presses), _Run(chunk_size)
         chunks = video_chunks(path, size=chunk_size, fps=self._options.fps)
         try:
             first = list(islice(chunks, 1))
         except (MediaError, OSError) as exc:
             raise DemoRefused(str(exc)) from exc
         feed = chain(first, chunks)
-        self._begin(run, Status(state="streaming"))
+        self._begin(press, run, Status(state="streaming"))
         threading.Thread(target=self._feed, args=(run, feed, is_paced), name="demo-feeder", daemon=True).start()
 
     def start_webcam(self, *, chunk_size: int) -> None:
@@ -116,7 +124,7 @@ class DemoSession:
         Raises:
             DemoRefused: no such chunk size.
         """
-        self._begin(_Run(chunk_size), Status(state="streaming", is_webcam=True))
+        self._begin(next(self._presses), _Run(chunk_size), Status(state="streaming", is_webcam=True))
 
     def add_webcam_frame(self, pixels: np.ndarray) -> None:
         """Take a frame, uint8 [height, width, 3]. Without effect unless a webcam streams and the model keeps up."""
@@ -142,12 +150,11 @@ class DemoSession:
 
     def reset(self) -> None:
         """End the stream and the answer at hand; forget frames, answers and messages."""
-        self._begin(None, Status())
+        self._begin(next(self._presses), None, Status())
 
     def close(self) -> None:
         """As `reset`, for good: a stream that is being started never begins."""
-        self._is_closed = True
-        self.reset()
+        self._begin(math.inf, None, Status())
 
     def stop_answer(self) -> None:
         """End the answer at hand after its next token; what there is of it stays."""
@@ -174,17 +181,21 @@ class DemoSession:
         self._changed.wait_for(lambda: not self._is_appending)
         return self._status.time_s
 
-    def _begin(self, run: _Run | None, status: Status) -> None:
+    def _begin(self, press: float, run: _Run | None, status: Status) -> None:
         with self._changed:
-            self._run = None
+            if press < self._begun:
+                return
+            self._begun, self._run = press, None
             self._questions.stop()
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._is_appending)
+            if press < self._begun:
+                return
             self._backend.reset()
             self._memory.reset()
             self._questions.forget()
             self._stars = {}
-            self._run, self._status = (None, Status()) if self._is_closed else (run, status)
+            self._run, self._status = run, status
 
     def _switch(self, old: str, new: str) -> None:
         with self._changed:
@@ -228,9 +239,11 @@ class DemoSession:
                 info = self._backend.process_frame(pixels[0])
             else:
                 info = self._backend.process_video_chunk(pixels, timestamps=times)
-            for frame in chunk:
-                self._remember(frame)
-            grown = self._figures(info) | {"time_s": times[-1]}
+            try:
+                for frame in chunk:
+                    self._remember(frame)
+            finally:  # a full disk may fail the memory of frames that the stream has
+                grown = self._figures(info) | {"time_s": times[-1]}
         finally:
             with self._changed:
                 self._status = replace(self._status, **grown)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from consumers.streaming.chunked import VideoStreamingInference
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
 from consumers.streaming.reports.chunk_sizes import NEARLY_EQUAL, WRAPPINGS, lines_apart, report_chunks
-from consumers.streaming.reports.failures import failure_of
+from consumers.streaming.reports.failures import named
 from consumers.streaming.reports.multi_round import report_multi_round
 from consumers.streaming.reports.report import Cell, Report, Table
 from consumers.streaming.reports.setting import Setting
@@ -25,7 +24,8 @@ SIDE, CLIP_FRAMES, CLIP_FPS, CHUNK_FRAMES = 224, 16, 2.0, 4
 _ROUNDS = 2
 VIDEO_FRAMES = _ROUNDS * 2 * CHUNK_FRAMES  # of the video
 _WORD = re.compile(r"[^\W_]+")  # `_red_` is a word in Markdown
-_DENIED = re.compile(r"(?:\b(?:not|no)|n['’]t)\s+(?:(?:an?|the)\s+)?\w+")
+_APART = r"[\s*_`\"'“”‘’]+"  # spaces between words, with Markdown and quotes
+_DENIED = re.compile(rf"(?:(?<![^\W_])(?:not|no)|n['’]t){_APART}(?:(?:an?|the){_APART})?[^\W_]+")
 Row = dict[str, Cell]
 
 
@@ -67,7 +67,7 @@ def report_check(setting: Setting, *, has_sense: bool = True) -> Report:
     warnings: list[str] = []
     failures: list[str] = []
     for name, asked in _ways(setting):
-        with _named(name, failures):
+        with named(name, failures):
             rows.extend(asked)
     failures += [
         f"{row['method']}: {row['question']} {row['asked']}: {row['answer']!r}, expected {row['expected']}"
@@ -78,12 +78,12 @@ def report_check(setting: Setting, *, has_sense: bool = True) -> Report:
         told = [{name: value for name, value in row.items() if has_sense or name != "right"} for row in rows]
         tables.append(Table("A red square, then a green triangle", told, "asked freely, or to choose"))
     for wrapping in WRAPPINGS:
-        with _named(f"{wrapping}, questions", failures):
+        with named(f"{wrapping}, questions", failures):
             rounds = report_multi_round(setting, rounds=_ROUNDS, wrapping=wrapping)
             first = rounds.tables[0]
             tables.append(Table(f"Questions that leave no trace, {wrapping}", first.rows, first.note))
             failures += [f"{wrapping}, {line}" for line in rounds.failures]
-    with _named("chunk sizes", failures):
+    with named("chunk sizes", failures):
         chunks = report_chunks(setting, frames=VIDEO_FRAMES)
         tables.append(chunks.tables[0])
         broken = lines_apart(chunks.tables[0].rows, more_than=_most_rounding(setting))
@@ -91,15 +91,6 @@ def report_check(setting: Setting, *, has_sense: bool = True) -> Report:
         failures += [*chunks.failures, *broken]
     title = "Does streaming work with this checkpoint?"
     return Report("check", title, setting.facts(), tables, warnings=warnings, failures=failures)
-
-
-@contextmanager
-def _named(part: str, failures: list[str]) -> Iterator[None]:
-    """Add to `failures` what ends a part before its time; see `failure_of`."""
-    try:
-        yield
-    except Exception as exc:  # noqa: BLE001 - `failure_of` raises what is none
-        failures.append(failure_of(part, exc))
 
 
 def _most_rounding(setting: Setting) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from consumers.streaming.chunked import VideoStreamingInference
-from consumers.streaming.reports.failures import failure_of
+from consumers.streaming.reports.failures import named
 from consumers.streaming.reports.multi_round import CHOICES
 from consumers.streaming.reports.report import Bars, Cell, Report, Table
 from consumers.streaming.reports.setting import QUESTIONS, Setting
@@ -43,15 +43,13 @@ def report_chunks(
     all_sizes = [*(size for size in dict.fromkeys(sizes) if size < len(taken)), len(taken)]
     _warm_up(setting)
     rows: list[Row] = []
-    failures = []
+    failures: list[str] = []
     for wrapping in WRAPPINGS:
         found: list[Row] = []
         for size in all_sizes:
             setting.told(len(rows) + len(found), len(WRAPPINGS) * len(all_sizes), f"{wrapping}, chunks of {size}")
-            try:
+            with named(f"{wrapping}, chunks of {size}", failures):
                 found.append(_measured(setting, taken, size, wrapping, question, choices))
-            except Exception as exc:  # noqa: BLE001 - `failure_of` raises what is none
-                failures.append(failure_of(f"{wrapping}, chunks of {size}", exc))
         rows += _against_one_chunk(found, len(taken))
     facts = setting.facts() | {"frames": len(taken), "question": question, "choices": " / ".join(choices)}
     return Report(

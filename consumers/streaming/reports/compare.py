@@ -12,7 +12,7 @@ import numpy as np
 from consumers.streaming.delayed import DelayedBatchInferenceEngine
 from consumers.streaming.last_n import LastNFramesEngine
 from consumers.streaming.qwen_wrapper import QwenInferenceWrapper
-from consumers.streaming.reports.failures import failure_of
+from consumers.streaming.reports.failures import named
 from consumers.streaming.reports.report import Bars, Cell, Report, Table
 from consumers.streaming.reports.setting import QUESTIONS, Setting
 
@@ -42,9 +42,10 @@ def report_compare(
     if not questions:
         raise ValueError("there is no question to compare answers to")
     taken = setting.video.frames(0, frames)
-    QwenInferenceWrapper(setting.model, setting.processor, **setting.pixel_bounds).native_video_inference(
-        taken[:2], "?", setting.video.fps, 1
-    )  # what a process does only once should not be the first method's
+    with named("what a process does only once, which should not be the first method's", []):
+        QwenInferenceWrapper(setting.model, setting.processor, **setting.pixel_bounds).native_video_inference(
+            taken[:2], "?", setting.video.fps, 1
+        )
     methods: dict[str, Callable[[], tuple[Ask, Held]]] = {
         NATIVE: lambda: _native(setting, taken),
         "stream, continuous": lambda: _stream(setting, taken, chunk_frames, "continuous"),
@@ -53,13 +54,11 @@ def report_compare(
         f"last {last} frames": lambda: _delayed(setting, taken, LastNFramesEngine, num_frames=last),
     }
     rows: list[Row] = []
-    failures = []
+    failures: list[str] = []
     for number, (name, begin) in enumerate(methods.items()):
         setting.told(number, len(methods), name)
-        try:
+        with named(name, failures):
             rows += _measured(setting, name, begin, questions)
-        except Exception as exc:  # noqa: BLE001 - `failure_of` raises what is none
-            failures.append(failure_of(name, exc))
     judge(rows)
     return _report(setting, rows, failures, frames=len(taken), chunk_frames=chunk_frames)
 

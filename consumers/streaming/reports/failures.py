@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from consumers.streaming.errors import StreamError
 from pipeline.errors import MediaError
 from pipeline.failures import is_out_of_memory
@@ -18,3 +21,12 @@ def failure_of(part: str, exc: Exception) -> str:
     if not isinstance(exc, StreamError | MediaError) and not is_out_of_memory(exc):
         raise exc
     return ": ".join([part, type(exc).__name__, *str(exc).splitlines()[:1]])
+
+
+@contextmanager
+def named(part: str, failures: list[str]) -> Iterator[None]:
+    """Add to `failures` what ends a part before its time; see `failure_of`."""
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001 - `failure_of` raises what is none
+        failures.append(failure_of(part, exc))

@@ -37,7 +37,7 @@ class SourceVideo:
             times_s = survey.times_s - survey.times_s[0]
             self.is_even = survey.is_steady
             file_fps = survey.average_fps if self.is_even else (survey.num_frames - 1) / float(times_s[-1])
-        self.stride = stride or max(1, round(file_fps / DEFAULT_FPS))
+        self.stride = stride or _nearest_stride(file_fps)
         self.fps = file_fps / self.stride
         self._times_s = times_s[:: self.stride]
         self.num_frames = len(self._times_s)
@@ -74,3 +74,9 @@ class SourceVideo:
             return "even"
         apart_s = np.diff(self._times_s)
         return f"uneven, {apart_s.min():.3g} to {apart_s.max():.3g} s apart" if len(apart_s) else "one frame"
+
+
+def _nearest_stride(file_fps: float) -> int:
+    # The nearer of the strides around a fraction need not give the nearer rate.
+    below = max(1, math.floor(file_fps / DEFAULT_FPS))
+    return min(below, below + 1, key=lambda stride: abs(file_fps / stride - DEFAULT_FPS))

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from consumers.streaming import QwenInferenceWrapper, StreamQwenModel, VideoStreamingInference, load_streaming_model
+from consumers.streaming import (
+    QwenInferenceWrapper,
+    StreamQwenModel,
+    VideoStreamingInference,
+    load_streaming_model,
+    qwen_wrapper,
+)
 from consumers.streaming.errors import ContextTooLong, NonFiniteLogits
 from pipeline.errors import EncoderError
 from tests.consumers.streaming.streams import QUESTION, bits, same, video
@@ -123,6 +129,24 @@ def test_one_shot_inference_answers_as_the_stream_and_leaves_it_alone(wrapper):
     assert same(bits(wrapper.engine), before)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("no_repeat_ngram_size", 1), ("max_time", 1e-9), ("num_beams", 2), ("use_cache", False)],
+)
+def test_one_shot_inference_is_greedy_whatever_the_checkpoints_generation_config_says(
+    wrapper, eager, monkeypatch, option, value
+):
+    own = eager[0].generation_config
+    monkeypatch.setattr(own, option, value)
+    wrapper.process_video_chunk(FRAMES)
+    native, _ = wrapper.native_video_inference(FRAMES, QUESTION, max_new_tokens=12)
+    assert native == wrapper.ask_question(QUESTION, max_new_tokens=12)[0]
+    monkeypatch.setattr(eager[0], "generate", None)
+    with pytest.raises(TypeError):
+        wrapper.native_video_inference(FRAMES, QUESTION)
+    assert eager[0].generation_config is own
+
+
 def test_one_shot_inference_has_the_streams_system_prompt(eager, monkeypatch):
     model, processor = eager
     seen, real = [], model.generate
@@ -134,6 +158,18 @@ def test_one_shot_inference_has_the_streams_system_prompt(eager, monkeypatch):
     wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=2)
     opening = "<|im_start|>system\nCount like a pirate.<|im_end|>\n"
     assert [processor.tokenizer.decode(ids).startswith(opening) for ids in seen] == [True, True]
+
+
+def test_times_of_one_shot_inference_count_from_before_the_frames_are_resized(wrapper, monkeypatch):
+    """On a clock that moves by one with each frame that is resized."""
+    resized, runner = [], wrapper.engine.runner
+    real = runner.resize
+    monkeypatch.setattr(runner, "resize", lambda frame: (resized.append(frame), real(frame))[1])
+    monkeypatch.setattr(qwen_wrapper, "time", SimpleNamespace(perf_counter=lambda: float(len(resized))))
+    _, video_times = wrapper.native_video_inference(FRAMES, QUESTION, max_new_tokens=2)
+    _, image_times = wrapper.single_frame_inference(FRAMES[0], QUESTION, max_new_tokens=2)
+    assert (video_times["ttft"], video_times["total_latency"]) == (len(FRAMES), len(FRAMES))
+    assert (image_times["ttft"], image_times["total_latency"]) == (1, 1)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, None])

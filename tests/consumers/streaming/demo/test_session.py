@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from consumers.streaming.demo import DemoRefused, DemoSession, NoRoom, SessionOptions, SessionRegistry
 from consumers.streaming.demo.video_chunks import steady_indices, video_chunks
 from pipeline.errors import MediaError
-from tests.media import scramble
+from tests.media import scramble, write_video
 
 
 @pytest.fixture
@@ -79,6 +80,21 @@ def test_a_video_damaged_halfway_ends_the_stream_with_its_reason_and_another_one
     assert (status.state, status.message, status.frames) == ("failed", "bad.mp4: not decodable", 4)
     play(session, short_video)
     assert (session.status().state, session.status().message) == ("ended", "")
+
+
+def test_a_stream_that_a_full_disk_ends_shows_all_that_is_in_it(session, short_video, monkeypatch):
+    real, calls = session._memory.add_frame, iter(range(5))
+
+    def fails(pixels, time_s):
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(pixels, time_s)
+
+    monkeypatch.setattr(session._memory, "add_frame", fails)
+    play(session, short_video)
+    status, held = session.status(), session._backend.get_cache_info()
+    assert (status.state, status.message) == ("failed", "[Errno 28] No space left on device")
+    assert (status.frames, status.tokens, status.time_s) == (8, held["cache_seq_length"], 7 / 8)
 
 
 def test_a_fault_of_ours_is_logged_and_not_shown(session, short_video, monkeypatch, caplog):
@@ -229,6 +245,23 @@ def test_what_does_not_fit_is_told_with_what_the_person_at_the_page_can_do(small
     assert exchange.error.endswith(" fit; ask something shorter, or reset.")
 
 
+def test_a_full_stream_with_an_odd_last_frame_leaves_room_for_questions(small_streaming, tmp_path, monkeypatch):
+    """The pictures take more tokens than are left for a question."""
+
+    def played(frames):
+        session = DemoSession(*small_streaming, SessionOptions(fps=8, max_new_tokens=4))
+        play(session, write_video(tmp_path / f"{frames}.mp4", frames=frames, width=280, height=280), chunk_size=2)
+        return session
+
+    config, context = small_streaming[0].config.get_text_config(), played(8).status().tokens + 80 + 4
+    monkeypatch.setattr(config, "max_position_embeddings", context)
+    monkeypatch.setattr("consumers.streaming.demo.session._QUESTION_TOKENS", 80)
+    session = played(9)
+    assert (session.status().frames, session.status().state) == (9, "ended")
+    (exchange,) = list(session.ask("What?"))[-1]
+    assert (exchange.outcome, exchange.error) == ("done", "")
+
+
 def test_an_endless_webcam_stays_within_its_limits(small_streaming, monkeypatch):
     monkeypatch.setattr("consumers.streaming.demo.session.MOST_POINTS", 20)
     session = DemoSession(*small_streaming, SessionOptions(max_cache_tokens=400, star_frames=3, max_new_tokens=4))
@@ -273,26 +306,71 @@ def test_tabs_that_show_no_sign_of_life_make_room(small_streaming):
     assert silent.find("a") is None
 
 
-def test_a_video_whose_tab_is_closed_while_it_is_opened_never_streams(session, short_video, monkeypatch):
+@pytest.fixture
+def start_during(session, short_video, monkeypatch):
+    """Start the short video, and do something else while its file is being opened; returns when no video streams."""
     opening, goes_on = threading.Event(), threading.Event()
 
-    def slow(*args, **options):
-        opening.set()
-        goes_on.wait()
-        return video_chunks(*args, **options)
+    def slow(path, **options):
+        if path == short_video:
+            opening.set()
+            goes_on.wait()
+        return video_chunks(path, **options)
+
+    def start(something_else):
+        starter = threading.Thread(target=lambda: session.start_video(short_video, chunk_size=4, is_paced=False))
+        starter.start()
+        opening.wait()
+        something_else()
+        goes_on.set()
+        starter.join()
+        for feeder in threading.enumerate():
+            if feeder.name == "demo-feeder":
+                feeder.join()
 
     monkeypatch.setattr("consumers.streaming.demo.session.video_chunks", slow)
+    return start
+
+
+def test_a_video_whose_tab_is_closed_while_it_is_opened_never_streams(session, start_during):
     registry = SessionRegistry(lambda: session, max_sessions=1)
-    starter = threading.Thread(target=lambda: registry.get("a").start_video(short_video, chunk_size=4, is_paced=False))
-    starter.start()
-    opening.wait()
-    registry.close("a")
-    goes_on.set()
-    starter.join()
-    for feeder in threading.enumerate():
-        if feeder.name == "demo-feeder":
-            feeder.join()
+    registry.get("a")
+    start_during(lambda: registry.close("a"))
+    session.start_webcam(chunk_size=1)
     assert (session.status().state, session.status().frames) == ("empty", 0)
+
+
+@pytest.mark.parametrize(
+    ("press", "wanted"),
+    [
+        (lambda session, _: session.reset(), ("empty", False, 0)),
+        (lambda session, _: session.start_webcam(chunk_size=2), ("streaming", True, 0)),
+        (lambda session, other: session.start_video(other, chunk_size=8, is_paced=False), ("ended", False, 400)),
+    ],
+)
+def test_what_is_pressed_while_a_video_is_opened_stays_in_effect(session, start_during, long_video, press, wanted):
+    start_during(lambda: press(session, long_video))
+    status = session.status()
+    assert (status.state, status.is_webcam, status.frames) == wanted
+
+
+def test_a_start_that_is_refused_while_a_video_is_opened_takes_nothing_from_it(session, start_during, tmp_path):
+    def refused():
+        with pytest.raises(DemoRefused, match="no such file"):
+            session.start_video(tmp_path / "missing.mp4", chunk_size=4, is_paced=False)
+
+    start_during(refused)
+    assert (session.status().state, session.status().frames) == ("ended", 24)
+
+
+def test_a_start_that_waits_for_the_chunk_at_hand_gives_way_to_a_later_reset(session, monkeypatch):
+    def reset_meanwhile(_):
+        monkeypatch.undo()
+        session.reset()
+
+    monkeypatch.setattr(session._changed, "wait_for", reset_meanwhile)
+    session.start_webcam(chunk_size=2)
+    assert session.status().state == "empty"
 
 
 @pytest.mark.parametrize(

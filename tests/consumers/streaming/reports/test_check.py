@@ -100,7 +100,7 @@ def test_a_chunk_size_that_memory_has_no_room_for_is_a_failure_of_the_check(sett
     "answer",
     [
         *["Red", "red;", "The shape is **red**.", "_Red_!", "It is red; on white.", "Its colour:red", "(red)", '"Red"'],
-        *["Red-coloured", "Not green but red", "No, red.", "Not only red"],
+        *["Red-coloured", "Not green but red", "No, red.", "Not only red", "**No.** Red", "**Not** green: *red*"],
     ],
 )
 def test_an_answer_with_the_word_is_right(answer):
@@ -108,7 +108,12 @@ def test_an_answer_with_the_word_is_right(answer):
 
 
 @pytest.mark.parametrize(
-    "answer", ["Reddish", "It is not red.", "It isn't red", "It isn\u2019t a red one", "No red shape", "Not the red"]
+    "answer",
+    [
+        *["Reddish", "It is not red.", "It isn't red", "It isn\u2019t a red one", "No red shape", "Not the red"],
+        *["It is not **red**.", "_Not_ red", 'It is not "red".', "not a *red* one", "It **isn't** `red`"],
+        "It is not \u201cred\u201d.",
+    ],
 )
 def test_an_answer_without_the_word_or_that_denies_it_is_wrong(answer):
     assert not check._row("native", "say:", QUESTIONS[0], answer)["right"]

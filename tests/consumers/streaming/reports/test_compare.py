@@ -106,6 +106,17 @@ def test_errors_without_words_are_named_by_their_kind(setting, monkeypatch, erro
     assert failures == [f"stream, {wrapping}: {type(error).__name__}" for wrapping in ("continuous", "turns")]
 
 
+def test_of_a_model_that_gives_no_answers_every_way_is_named(setting, monkeypatch):
+    weight = setting.model.lm_head.weight
+    monkeypatch.setattr(weight, "data", torch.full_like(weight, torch.nan))
+    report = report_compare(setting, **ASKED)
+    names = ["native", "stream, continuous", "stream, turns", "delayed", "last 2 frames"]
+    assert [line.partition(": the model's")[0] for line in report.failures] == [
+        f"{name}: NonFiniteLogits" for name in names
+    ]
+    assert [table.rows for table in report.tables] == [[], [], []]
+
+
 def test_another_error_is_a_fault_of_ours(setting, monkeypatch):
     def fails(*_):
         raise RuntimeError("shapes")

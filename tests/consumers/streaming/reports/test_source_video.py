@@ -9,6 +9,7 @@ from PIL import Image
 from consumers.streaming.reports import SourceVideo
 from pipeline.errors import MediaError
 from pipeline.vision.decoding import decode_frame
+from tests.media import write_video
 
 
 @pytest.mark.parametrize(("stride", "frames", "fps"), [(1, 24, 8.0), (5, 5, 1.6), (None, 6, 2.0)])
@@ -31,6 +32,14 @@ def test_frames_of_an_uneven_video_are_told_by_their_own_times(uneven_file):
     assert video.fps == pytest.approx(23 / 23.2 / 5)
     assert video.pace == "uneven, 0.5 to 10 s apart"
     assert SourceVideo(uneven_file).stride == 1  # it has less than 2 frames per second, whatever its header says
+
+
+@pytest.mark.parametrize(
+    ("seconds_apart", "stride"), [(0.04, 13), (0.1, 5), (0.125, 4), (0.2, 3), (0.4, 1), (0.5, 1), (2.0, 1)]
+)
+def test_without_a_stride_the_rate_is_the_nearest_to_2_per_second(tmp_path, seconds_apart, stride):
+    times_s = [seconds_apart * index for index in range(6)]
+    assert SourceVideo(write_video(tmp_path / "made.mkv", times_s=times_s, frames=6)).stride == stride
 
 
 def test_images_of_a_folder_come_two_in_a_second_whatever_their_numbers(tmp_path):
