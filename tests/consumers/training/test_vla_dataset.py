@@ -195,6 +195,7 @@ class TestRecipes:
     ):
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "late", on_stale=on_stale)
         source = VLAEpisodeSet([found]) if in_a_set else found
+        found = source.episodes[0] if in_a_set else found
         assert source[0]["vl_cache"] is None
         fill(tmp_path / "late", "episode_1", STEPS, recipe=recipe())
         fill(tmp_path / "late", "episode_1", [60], recipe=recipe(encoder={"model": "large"}))
@@ -219,6 +220,7 @@ class TestRecipes:
             put_old(0)
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "late")
         source = VLAEpisodeSet([found]) if in_a_set else found
+        found = source.episodes[0] if in_a_set else found
         put_old(0)
         put_old(60)
         assert torch.equal(source[0]["vl_cache"], feature_of("episode_1", 0))
@@ -295,6 +297,23 @@ class TestRecipes:
             found = UnifiedVLADataset(episode, cache_root=root, views_to_use=views)
             assert found.preflight().require().is_complete
             assert found[0]["vl_cache"] is not None
+
+    def test_a_miss_has_the_views_of_the_recipe_that_the_others_have(self, episode, tmp_path):
+        fill(tmp_path / "one_view", "episode_1", [0, 60], recipe=recipe(images={"views": ["View10"]}))
+        missing = UnifiedVLADataset(episode, cache_root=tmp_path / "one_view")[3]
+        assert ["images/View10/" in path for path in missing["images"]] == [True]
+        fill(tmp_path / "no_view", "episode_1", [0, 60], recipe={"model": "mine"})
+        assert len(UnifiedVLADataset(episode, cache_root=tmp_path / "no_view")[3]["images"]) == 3
+
+    def test_the_folder_of_another_instructions_hash_is_read_with_that_instruction(self, episode, tmp_path):
+        other = {"recipe": recipe("Other words."), "prompt_hash": prompt_hash("Other words.")}
+        fill(tmp_path / "c", "episode_1", STEPS, **other)
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "c", prompt_hash_override=other["prompt_hash"])
+        assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+        assert found.preflight().is_complete
+        fill(tmp_path / "c", "episode_1", [30], recipe=recipe("A third."), prompt_hash=other["prompt_hash"])
+        with pytest.raises(RecipeMismatch):
+            found[3]
 
     def test_the_instructions_folder_is_looked_in_where_the_flat_name_is_not(self, episode, tmp_path):
         digest = prompt_hash("Perform blue point insertion task.")
