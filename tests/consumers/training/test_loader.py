@@ -284,10 +284,22 @@ def test_episodes_that_answer_another_recipe_in_two_ways_are_no_set(data):
     without_cache = UnifiedVLADataset(folders[0], cache_root=data / "cache", on_stale="use", use_cache=False)
     mixed = VLAEpisodeSet([without_cache, other])
     fill(data / "cache", "episode_1", [0, 30], recipe=RECIPE)
-    other.covered_by(coverage_of(data / "cache", [other.steps])[0])
+    mixed.episodes[1].covered_by(coverage_of(data / "cache", [other.steps])[0])
     with pytest.raises(RecipeMismatch):
         mixed[len(without_cache)]
     assert mixed[0]["vl_cache"] is None
+
+
+def test_an_episode_that_another_set_opens_anew_keeps_its_samples(data):
+    folder = data / "new" / "blue" / "episode_1"
+    (data / "cache" / "episode_1_vlm0.pt").unlink()
+    shared = UnifiedVLADataset(folder, cache_root=data / "cache", filter_by_cache=True)
+    first = VLAEpisodeSet([shared])
+    keys = [first[index]["cache_key"] for index in range(len(first))]
+    fill(data / "cache", "episode_1", [0])
+    assert len(VLAEpisodeSet([shared])) == len(first) + 3
+    assert [first[index]["cache_key"] for index in range(len(first))] == keys
+    assert len(shared) == len(first)
 
 
 def test_one_episode_under_two_instructions_keeps_both_apart(data):
