@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cache_store import ReadOnlyStore, StepKey, absolute_root, prompt_hash
+from cache_store.naming import check_dataset
 from consumers.numeric_options import require_numbers, require_whole_numbers
 from consumers.training.coverage import Coverage, Steps, coverage_of, first_recipes
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
@@ -67,6 +68,7 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     sample; copies go to any kind of worker.
 
     Raises:
+        InvalidKey: a folder's name that no feature can have, unless `use_cache` is off.
         MediaError: the episode cannot be read; from a sample: its arrays are damaged, of wrong shapes, or not finite.
         FeatureMissing, RecipeMismatch, StoreReadError: from a sample.
         ValueError, TypeError: an option is none, or out of its range.
@@ -126,6 +128,8 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def _look_at_episode(self, instruction: str | None, own_prompt_hash: str | None) -> None:
         """Note what the samples are and which steps they need; the episode itself is dropped again."""
+        if self.use_cache:
+            check_dataset(self.data_dir.name)
         episode = self._episode()
         self.instruction = instruction_of(episode, instruction)
         self.prompt_hash = own_prompt_hash or prompt_hash(self.instruction)
