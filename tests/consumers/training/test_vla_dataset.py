@@ -635,6 +635,46 @@ def test_opening_opens_nothing_and_a_used_copy_is_small(episode, root):
     assert len(pickle.dumps(found)) == size < 10_000
 
 
+def sent(episode, features):
+    """The features of a batch behind the pickling that brings it from a worker."""
+    samples = UnifiedVLADataset(episode, use_cache=False).__getitems__(range(len(features)))
+    for sample, feature in zip(samples, features, strict=True):
+        sample["vl_cache"] = feature
+    arrived = pickle.loads(pickle.dumps(unified_collate_fn(samples)))["vl_cache"]
+    assert type(arrived) is list
+    return arrived
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_features_of_a_batch_travel_as_one_tensor(episode, dtype):
+    bits = torch.tensor([[0.0, -0.0, float("nan"), 1e-7], [float("inf"), 3.0, -1.5, 1e4]], dtype=dtype)
+    first, second = bits.reshape(2, 1, 1, 4).unbind()
+    arrived = sent(episode, [first, None, second, first])
+    assert arrived[1] is None
+    assert arrived[3] is arrived[0]
+    assert arrived[0].untyped_storage().data_ptr() == arrived[2].untyped_storage().data_ptr()
+    for feature, found in zip((first, second), (arrived[0], arrived[2]), strict=True):
+        assert found.dtype == dtype
+        assert found.shape == (1, 1, 4)
+        assert torch.equal(found.view(torch.uint8), feature.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        [torch.zeros(1, 1, 4), torch.ones(1, 2, 4)],
+        [torch.zeros(1, 1, 4), torch.ones(1, 1, 4).half()],
+        [torch.zeros(1, 1, 4), {"hidden": torch.ones(1, 1, 4)}],
+        [torch.zeros(1, 4, dtype=torch.int8), torch.ones(1, 4, dtype=torch.int8)],
+    ],
+    ids=["shapes", "dtypes", "a dict", "whole numbers"],
+)
+def test_features_that_are_not_alike_travel_as_they_are(episode, features):
+    for feature, found in zip(features, sent(episode, features), strict=True):
+        torch.testing.assert_close(found, feature, rtol=0, atol=0)
+    assert sent(episode, [None, None]) == [None, None]
+
+
 def test_each_feature_of_a_batch_is_read_once(episode, root):
     found = UnifiedVLADataset(episode, cache_root=root)
     samples = found.__getitems__([0, 1, 2, 9])
