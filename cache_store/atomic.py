@@ -7,16 +7,18 @@ import ctypes
 import errno
 import os
 import re
+import resource
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from cache_store import naming
 from cache_store.errors import EntryExists, StoreWriteError
 from cache_store.file_systems import is_on_local_disk
 
 Bytes = bytes | memoryview
+_File = TypeVar("_File")
 _WRITEV_BUFFERS = 64
 _SYNCFS_FROM_FILES = 8  # below, flushing the few files alone does not wait for other programs' data
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP)
@@ -121,13 +123,25 @@ def publish_many(
 ) -> None:
     """Publish files with one flush for all contents, then the renames, then one flush for each folder.
 
-    `published(position)` is called after each rename. On an error files not yet renamed are removed, and the folders
-    of the others are flushed as well. `create_only` and `is_taken` as in `publish`.
+    More files than a process may have open go in parts, one after another. `published(position)` is called after each
+    rename. On an error files not yet renamed are removed, and the folders of the others are flushed as well.
+    `create_only` and `is_taken` as in `publish`.
 
     Raises:
         EntryExists: with `create_only`, when a name is taken; files before it are published.
         StoreWriteError: the operating system refused; what `published` was not called for is as it was.
     """
+    for start, part in _parts(files):
+        _publish_part(part, start, published, create_only, is_taken)
+
+
+def _publish_part(
+    files: Sequence[tuple[Iterable[Bytes], str]],
+    start: int,
+    published: Callable[[int], None],
+    create_only: bool,
+    is_taken: Callable[[str], bool],
+) -> None:
     temps: list[tuple[str, int]] = []
     done = 0
     path = ""
@@ -143,7 +157,7 @@ def publish_many(
                 else:
                     os.replace(temp, path)
                 done += 1
-                published(done - 1)
+                published(start + done - 1)
         finally:
             for folder in sorted({os.path.dirname(path) for _, path in files[:done]}):
                 flush_folder(folder)
@@ -161,11 +175,16 @@ def publish_many(
 def publish_new(files: Sequence[tuple[Bytes, str, int]], *, flush: bool = True) -> list[bool]:
     """Publish files (content, path, time of writing in ns) unless their names are taken; for each whether it was.
 
-    One flush for all contents, one for each folder; without `flush` a power loss may leave damaged files.
+    One flush for all contents, one for each folder, in parts as `publish_many`; without `flush` a power loss may leave
+    damaged files.
 
     Raises:
         StoreWriteError: the operating system refused; some may be published.
     """
+    return [is_new for _, part in _parts(files) for is_new in _publish_new_part(part, flush=flush)]
+
+
+def _publish_new_part(files: Sequence[tuple[Bytes, str, int]], *, flush: bool) -> list[bool]:
     temps: list[tuple[str, int]] = []
     path = ""
     made: list[bool] = []
@@ -191,6 +210,14 @@ def publish_new(files: Sequence[tuple[Bytes, str, int]], *, flush: bool = True) 
             os.close(fd)
             _remove_quietly(temp)
     return made
+
+
+def _parts(files: Sequence[_File]) -> Iterator[tuple[int, Sequence[_File]]]:
+    """Yield parts of `files`, with where they start, that leave most of the files that a process may open to others."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    at_once = len(files) if soft == resource.RLIM_INFINITY else max(1, soft // 4)
+    for start in range(0, len(files), max(1, at_once)):
+        yield start, files[start : start + at_once]
 
 
 def create_only(content: bytes, path: Path) -> bool:

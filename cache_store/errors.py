@@ -17,6 +17,8 @@ All keep their data as fields and survive pickling, because they travel between 
 
 from __future__ import annotations
 
+import errno
+import resource
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,7 +63,9 @@ def _moved(value: Any, old: str, new: str) -> Any:
     return value.replace(old, new) if isinstance(value, str) else value
 
 
-def _advice(path: str, for_a_file: str) -> str:
+def _advice(path: str, for_a_file: str, number: int | None = None) -> str:
+    if number == errno.EMFILE:
+        return f"raise the limit of {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} open files (ulimit -n)"
     return "check the service, the network and the credentials" if "://" in path else for_a_file
 
 
@@ -153,7 +157,7 @@ class StoreWriteError(CacheStoreError):
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
             f"cannot write {path}: {cause.strerror or cause}; "
-            + _advice(path, "check the disk's space, quota and permissions"),
+            + _advice(path, "check the disk's space, quota and permissions", cause.errno),
             path=path,
             errno=cause.errno,
             reason=cause.strerror or str(cause),
@@ -170,7 +174,7 @@ class StoreReadError(CacheStoreError):
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
             f"cannot read {path}: {cause.strerror or cause}; "
-            + _advice(path, "check the disk and the file's permissions"),
+            + _advice(path, "check the disk and the file's permissions", cause.errno),
             path=path,
             errno=cause.errno,
             reason=cause.strerror or str(cause),

@@ -162,8 +162,9 @@ class FeatureStore(Upkeep):
     def put_many(self, items: Iterable[PutItem], *, create_only: bool = False) -> list[Path]:
         """Store several features with one flush to the disk, each as `put` would; returns their files in order.
 
-        All are in memory at once. Of several items with one key the last one counts. An error's `published` are those
-        that are in the store all the same.
+        All are in memory at once; as many files as a quarter of those that the process may open share a flush. Of
+        several items with one key the last one counts. An error's `published` are those that are in the store all the
+        same.
 
         Raises:
             InvalidKey, TypeError, ValueError, StoreFull: nothing was published.

@@ -7,9 +7,42 @@ from typing import Any
 
 import torch
 
+# What towers compute in: torch can stack these everywhere, and an error while a batch is sent would be a wait for ever.
+_TOWERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class EmptyBatch(LookupError):
     """Every sample of a batch was skipped, because its feature is missing."""
+
+
+class _Features(list[Any]):
+    """A list of features that travels between processes as one tensor where all are alike, and arrives as a list.
+
+    Each tensor by itself would take an open file: a worker that sends more than the limit of them waits for ever.
+    Samples that share a feature share it at the other end, too.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        tensors = {id(feature): feature for feature in self if feature is not None}
+        kinds = set(map(_kind, tensors.values()))
+        if len(kinds) != 1 or None in kinds:
+            return list, (list(self),)
+        places = {id_: place for place, id_ in enumerate(tensors)}
+        return _arrived, (
+            torch.stack([feature.detach() for feature in tensors.values()]),
+            [places.get(id(feature)) for feature in self],
+        )
+
+
+def _kind(feature: Any) -> tuple[torch.Size, torch.dtype] | None:
+    """What tensors have in common that one can hold; None of anything else."""
+    is_plain = type(feature) is torch.Tensor and feature.device.type == "cpu" and feature.layout == torch.strided
+    return (feature.shape, feature.dtype) if is_plain and feature.dtype in _TOWERS else None
+
+
+def _arrived(stacked: torch.Tensor, places: list[int | None]) -> list[torch.Tensor | None]:
+    features = stacked.unbind()
+    return [None if place is None else features[place] for place in places]
 
 
 def unified_collate_fn(batch: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
@@ -32,7 +65,7 @@ def unified_collate_fn(batch: Sequence[dict[str, Any] | None]) -> dict[str, Any]
     return {
         "instruction": [sample["instruction"] for sample in samples],
         "images": [sample["images"] for sample in samples],
-        "vl_cache": [sample["vl_cache"] for sample in samples],
+        "vl_cache": _Features(sample["vl_cache"] for sample in samples),
         "sensor_data": _stacked([sample["sensor_data"] for sample in samples]),
         "robot_states": _stacked([sample["robot_states"] for sample in samples]),
         "actions": _stacked([sample["actions"] for sample in samples]),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -38,9 +39,10 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
     every feature of an item is compared with that item's own.
 
     Raises:
-        ValueError: `vlm_reuse_count` or `fps` is no number above 0, there are no offsets or one is no multiple of
-            1 / fps, neither `dataset.meta` nor arguments tell what is needed, or items have no `frame_index` (some sets
-            of version 2.0: there it is the row's number in its episode).
+        ValueError: `vlm_reuse_count` or `fps` is no number above 0, the offsets are no list of numbers, none, or one is
+            no multiple of 1 / fps, or neither `dataset.meta` nor arguments tell what is needed; from an item: it has no
+            `frame_index` (some sets of version 2.0: there it is the row's number in its episode) or one beyond the
+            length that is known of its episode, or it has `dataset_index`, as those of several data sets in one.
         FeatureMissing, RecipeMismatch, StoreReadError: from an item.
     """
 
@@ -72,7 +74,7 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
         self._on_miss, self._recipe = on_miss, recipe
         self._reader = FeatureReader(cache_root, on_stale=on_stale)
         self._offsets: list[int] | None = None
-        self._lengths: Mapping[int, int] = {}
+        self._lengths = dict(episode_lengths or {})
         if delta_timestamps is not None:
             if fps is None or episode_lengths is None:
                 if meta is None:
@@ -95,6 +97,11 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"items without {' and '.join(sorted(unnamed))} tell no frame; they have {sorted(items[0])}"
             )
+        if "dataset_index" in items[0]:
+            raise ValueError(
+                "items with dataset_index are of several data sets, whose features have a name each; give each of them "
+                "a CachedLeRobot of its own, and join those with torch.utils.data.ConcatDataset"
+            )
         placed = [self._frames(int(item["episode_index"]), int(item["frame_index"])) for item in items]
         recipes = [self._recipe(item) if callable(self._recipe) else self._recipe for item in items]
         wanted = [(key, recipe) for recipe, (keys, _) in zip(recipes, placed, strict=True) for key in keys]
@@ -107,11 +114,15 @@ class CachedLeRobot(Dataset[dict[str, Any]]):
 
     def _frames(self, episode: int, frame: int) -> tuple[list[StepKey], list[bool] | None]:
         """The keys of an item's features, and which of them stand outside of the episode; None without offsets."""
+        length = self._lengths.get(episode)
+        if frame < 0 or (length is not None and frame >= length):
+            told = "" if length is None else f", which is said to have {length}"
+            raise ValueError(f"frame_index {frame} is no frame of episode {episode}{told}")
         if self._offsets is None:
             return [self._key(episode, frame)], None
-        if episode not in self._lengths:
+        if length is None:
             raise ValueError(f"nothing tells how long episode {episode} is; give episode_lengths")
-        last = self._lengths[episode] - 1
+        last = length - 1
         meant = [frame + offset for offset in self._offsets]
         return [self._key(episode, max(0, min(last, at))) for at in meant], [at < 0 or at > last for at in meant]
 
@@ -132,6 +143,10 @@ def _offsets(delta_timestamps: Sequence[float], fps: float) -> list[int]:
     require_numbers(fps=fps)
     if not 0 < fps < math.inf:
         raise ValueError(f"fps is {fps}, and must be above 0")
+    if isinstance(delta_timestamps, str) or not isinstance(delta_timestamps, Sequence | np.ndarray):
+        raise ValueError(f"delta_timestamps must be a list of seconds, got {delta_timestamps!r}")
+    for delta_s in delta_timestamps:
+        require_numbers(delta_timestamps=delta_s)
     if not len(delta_timestamps):
         raise ValueError("delta_timestamps are none; leave them out for the frame's own feature alone")
     offsets = [round(delta_s * fps) if math.isfinite(delta_s) else 0 for delta_s in delta_timestamps]

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from cache_store import InvalidKey
 from consumers.training.collate import unified_collate_fn
 from consumers.training.open_episodes import Format
 from consumers.training.sampler import ResumableSampler
@@ -26,6 +27,7 @@ OnBadEpisode = Literal["raise", "skip"]
 _BATCHES_AHEAD = 4
 _SAMPLES_AHEAD = 64  # else small batches would leave most of what may be asked at once unasked
 _NEW_NAMES = ("episode_", "data_collection_")
+_NAMES = (*_NEW_NAMES, "recv_all_")
 Paths = Sequence[str | os.PathLike[str]]
 
 
@@ -47,7 +49,8 @@ def create_unified_dataloader(
     """Return a loader over all episodes found, a `VLAEpisodeSet`; rank 0 prints its coverage.
 
     `old_dataset_patterns` are folders, or patterns of folders, with data.pkl. `new_dataset_paths` are episodes, tasks
-    (folders of `episode_*` or `data_collection_*`), roots of tasks, or patterns of these. `dataset_weights` are
+    (folders of `episode_*` or `data_collection_*`), roots of tasks, or patterns of these. A folder that is named as an
+    episode and holds none is one that cannot be read. `dataset_weights` are
     `"path:weight"`: the weight of each sample of the episodes at or below the path or pattern, 1.0 without one; of
     several paths the longest counts, of two statements on one path the last; without `shuffle` none does. `options` are
     those of `UnifiedVLADataset`. The sampler is a `ResumableSampler`, so `loader.sampler.set_epoch` and its state work
@@ -55,9 +58,9 @@ def create_unified_dataloader(
     group is up, the processes compare what they opened, so all of them have to call this.
 
     Raises:
-        SourceError: nothing is found where a path or a weight points, two episodes have one name, no episode has a
-            sample, processes found other samples than each other, or, unless `on_bad_episode` is "skip", some cannot
-            be read; each is named.
+        SourceError: nothing is found where a path or a weight points, a root has episodes beside tasks, two episodes
+            have one name, no episode has a sample, processes found other samples than each other, or, unless
+            `on_bad_episode` is "skip", some cannot be read or have a name that no feature can have; each is named.
         ValueError, TypeError: an option is none, or out of its range.
     """
     require_one_of(OnBadEpisode, on_bad_episode=on_bad_episode)
@@ -76,7 +79,11 @@ def create_unified_dataloader(
     weights = None
     if dataset_weights:
         weights = episodes.sample_weights(
-            _weights([episode.data_dir for episode in episodes.episodes], dataset_weights)
+            _weights(
+                [episode.data_dir for episode in episodes.episodes],
+                dataset_weights,
+                found=[folder for folder, _ in folders],
+            )
         )
     sampler = ResumableSampler(
         len(episodes),
@@ -109,7 +116,7 @@ def _opened(
         try:
             # The store is asked for all of them at once.
             episodes.append(UnifiedVLADataset(folder, format=kind, look_up=False, **options))
-        except (MediaError, OSError) as exc:
+        except (InvalidKey, MediaError, OSError) as exc:
             problems.append(str(exc))
     if problems and not skip:
         raise SourceError(
@@ -157,7 +164,7 @@ def _old_episodes(patterns: Paths) -> list[Path]:
     found = []
     for pattern in patterns:
         matches = _matches(pattern)
-        episodes = [path for path in matches if (path / OLD_MARKER).is_file()]
+        episodes = [path for path in matches if (path / OLD_MARKER).is_file() or _is_incomplete(path)]
         if not episodes:
             raise SourceError(f"{pattern}: no folder with {OLD_MARKER}")
         found += episodes
@@ -174,6 +181,12 @@ def _new_episodes(paths: Paths) -> list[Path]:
     return found
 
 
+def _is_incomplete(path: Path) -> bool:
+    """Whether a folder is called an episode and holds none: opened as one, it is a problem that names it."""
+    is_named_so = path.name.startswith(_NAMES) and path.is_dir()
+    return is_named_so and not any((path / marker).is_file() for marker in (OLD_MARKER, NEW_MARKER))
+
+
 def _episodes_at(path: Path) -> list[Path]:
     if (path / NEW_MARKER).is_file():
         return [path]
@@ -181,17 +194,23 @@ def _episodes_at(path: Path) -> list[Path]:
         return []
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     of_task = [folder for folder in folders if folder.name.startswith(_NEW_NAMES)]
-    if of_task:
-        return of_task
-    return [
+    of_tasks = [
         episode
         for task in folders
+        if task not in of_task
         for episode in sorted(task.iterdir())
         if episode.is_dir() and episode.name.startswith(_NEW_NAMES)
     ]
+    if of_task and of_tasks:
+        raise SourceError(
+            f"{path} has episodes ({of_task[0].name}) beside tasks with episodes ({of_tasks[0].parent.name}); name the "
+            "tasks and the pattern of its episodes each by itself"
+        )
+    return of_task or of_tasks or ([path] if _is_incomplete(path) else [])
 
 
-def _weights(folders: Sequence[Path], stated: Sequence[str]) -> list[float]:
+def _weights(folders: Sequence[Path], stated: Sequence[str], *, found: Sequence[Path]) -> list[float]:
+    """Return the weight of each of `folders`, which are those of `found` that could be opened."""
     weight_of: dict[Path, float] = {}
     for item in stated:
         path, colon, weight = item.rpartition(":")
@@ -202,7 +221,7 @@ def _weights(folders: Sequence[Path], stated: Sequence[str]) -> list[float]:
         if not colon or not path:
             raise ValueError(f"a weight is 'path:number', not {item!r}")
         matches = _matches(path)
-        if not any(match == folder or match in folder.parents for match in matches for folder in folders):
+        if not any(match == folder or match in folder.parents for match in matches for folder in found):
             raise SourceError(f"the weight {item!r} is of no episode of this set")
         weight_of |= dict.fromkeys(matches, value)
     return [next((weight_of[at] for at in (folder, *folder.parents) if at in weight_of), 1.0) for folder in folders]

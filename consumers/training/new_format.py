@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -79,15 +80,17 @@ class NewFormatData:
 
 
 class _RawSensor:
-    """A-lines `[N, 1025]` and forces `[N]` at the sensor's rate."""
+    """A-lines `[N, 1025]` and forces `[N]` at the sensor's rate, with `[N]` timestamps if there are any."""
 
-    def __init__(self, alines: StoredArray, forces: StoredArray) -> None:
+    def __init__(self, alines: StoredArray, forces: StoredArray, times: StoredArray | None) -> None:
         num_readings = alines.shape[0]
         if alines.shape != (num_readings, SENSOR_WIDTH - 1) or forces.shape not in ((num_readings,), (num_readings, 1)):
             raise MediaError(
                 f"{alines.path.name}: alines are {list(alines.shape)} and forces {list(forces.shape)}; "
                 f"[N, {SENSOR_WIDTH - 1}] and [N] belong together"
             )
+        if times is not None and times.shape[0] != num_readings:
+            raise MediaError(f"{alines.path.name}: {num_readings} alines and {times.shape[0]} timestamps; each has one")
         self._alines, self._forces = alines, forces
 
     @property
@@ -135,12 +138,16 @@ class _PreparedSensor:
 
 def _sensor(episode: NewEpisode) -> _RawSensor | _PreparedSensor | None:
     paths = episode.sensor_files()
+    found: dict[Path, _RawSensor | _PreparedSensor] = {}
     for path in paths:
-        alines, forces, windows = (array_in(path, name) for name in ("alines", "forces", "data"))
+        alines, forces, windows, times = (array_in(path, name) for name in ("alines", "forces", "data", "timestamps"))
         if alines is not None and forces is not None:
-            return _RawSensor(alines, forces)
-        if windows is not None:
-            return _PreparedSensor(windows, episode.num_samples())
-    if paths:
+            found[path] = _RawSensor(alines, forces, times)
+        elif windows is not None:
+            found[path] = _PreparedSensor(windows, episode.num_samples())
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise MediaError(f"{names} each hold the sensor, and which samples are whose is not told; join them in one")
+    if paths and not found:
         raise MediaError(f"{paths[0].name} has neither alines and forces nor data")
-    return None
+    return next(iter(found.values()), None)

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cache_store import ReadOnlyStore, StepKey, absolute_root, prompt_hash
+from cache_store.naming import check_dataset
 from consumers.numeric_options import require_numbers, require_whole_numbers
 from consumers.training.coverage import Coverage, Steps, coverage_of, first_recipes
 from consumers.training.feature_reader import FeatureMissing, FeatureReader, OnStale, Recipe
@@ -51,20 +52,23 @@ class UnifiedVLADataset(Dataset[Sample | None]):
     `use_cache=False` always gives images.
 
     Features lie under their flat names, or, where those are not there, below the hash of the instruction;
-    `prompt_hash_override` names the one folder to look in. The recipe of the episode's first feature that has one is
+    `prompt_hash_override` names the one folder to look in; of another instruction's hash, that one stays in what is
+    noted. The recipe of the episode's first feature that has one is
     noted at the opening (`recipe`), with this data set's instruction in it and, where they are given, its
     `views_to_use`; `on_stale` says what a feature of any other recipe means later: an error, a miss, or use it. Where
     the opening finds none, the first read in each process that finds a feature with a recipe notes it; a file without
     one is looked at once.
 
     `views_to_use` are names, or numbers that occur in names (1 is `View1` and not `View10`); of a recipe, in the names
-    that it has. `cache_root`, a folder or a URL, is `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are
-    float32: `sensor_data` `[sensor_window_size, 1026]`, `robot_states` `[robot_window_size, 12]`, `actions`
-    `[horizon, 7]`. A disabled sensor or robot state is zeros and not read, but for the episode's beginning and the new
-    format's actions. `timestamp` (new format) is the step's moment in the seconds of the image names. Nothing is opened
-    before the first sample; copies go to any kind of worker.
+    that it has. Without them a miss gives the views that the noted recipe names, and all where there is none.
+    `cache_root`, a folder or a URL, is `$VLM_CACHE_DIR`, else `./vlm_cache`, unless given. Arrays are float32:
+    `sensor_data` `[sensor_window_size, 1026]`, `robot_states` `[robot_window_size, 12]`, `actions` `[horizon, 7]`. A
+    disabled sensor or robot state is zeros and not read, but for the episode's beginning and the new format's actions.
+    `timestamp` (new format) is the step's moment in the seconds of the image names. Nothing is opened before the first
+    sample; copies go to any kind of worker.
 
     Raises:
+        InvalidKey: a folder's name that no feature can have, unless `use_cache` is off.
         MediaError: the episode cannot be read; from a sample: its arrays are damaged, of wrong shapes, or not finite.
         FeatureMissing, RecipeMismatch, StoreReadError: from a sample.
         ValueError, TypeError: an option is none, or out of its range.
@@ -124,6 +128,8 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def _look_at_episode(self, instruction: str | None, own_prompt_hash: str | None) -> None:
         """Note what the samples are and which steps they need; the episode itself is dropped again."""
+        if self.use_cache:
+            check_dataset(self.data_dir.name)
         episode = self._episode()
         self.instruction = instruction_of(episode, instruction)
         self.prompt_hash = own_prompt_hash or prompt_hash(self.instruction)
@@ -159,7 +165,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def compare_with(self, found: Recipe | None) -> None:
         """Note the recipe of a feature, with this data set's instruction and views in it, for every later read."""
-        self.recipe: Recipe | None = None if found is None else with_instruction(found, self.instruction)
+        self.recipe: Recipe | None = found
+        # A folder of another instruction's hash holds features of other words than the samples have.
+        if found is not None and self.prompt_hash == prompt_hash(self.instruction):
+            self.recipe = with_instruction(found, self.instruction)
         if self.recipe is not None and self.views_to_use:
             views = _named_views(views_of(self.recipe), self.views_to_use)
             self.recipe = with_views(self.recipe, sorted(set(views)))
@@ -311,7 +320,10 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     def _images(self, episode: Episode, vlm_idx: int) -> list[str]:
         try:
-            wanted = None if self.views_to_use is None else _named_views(episode.views, self.views_to_use)
+            # Without views of its own, those of which the other samples have features.
+            wanted = views_of(self.recipe) if self.recipe is not None and episode.views else []
+            if self.views_to_use is not None:
+                wanted = _named_views(episode.views, self.views_to_use)
             return [str(episode.image(view, vlm_idx).path) for view in chosen_views(episode, wanted)]
         except MediaError as exc:
             raise MediaError(f"episode {self.data_dir}: no feature of step {vlm_idx}, and {exc}") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,13 +19,16 @@ from pipeline.sources.vla_episodes import refuse_doubles
 class VLAEpisodeSet(Dataset[Sample | None]):
     """The samples of `episodes`, episode after episode; all of them read one cache.
 
+    The set has copies of its own (`episodes`); those that it is given stay as they were opened.
+
     Raises:
         SourceError: two episodes have one name, which names their features.
         ValueError: episodes of different caches, or that differ in `on_stale`.
     """
 
     def __init__(self, episodes: Iterable[UnifiedVLADataset]) -> None:
-        self.episodes = list(episodes)
+        # Another set's opening notes anew what is cached of the same objects, and `filter_by_cache` their samples.
+        self.episodes = [copy.copy(episode) for episode in episodes]
         refuse_doubles(episode.data_dir for episode in self.episodes)
         roots = {episode.cache_root for episode in self.episodes}
         if len(roots) > 1:

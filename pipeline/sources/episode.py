@@ -67,11 +67,12 @@ def stated_instruction(value: Any) -> str | None:
     """Return the instruction that an episode's own file states, None where it states none.
 
     Raises:
-        MediaError: it has characters that UTF-8 cannot hold, and so no hash.
+        MediaError: it is no text, or has characters that UTF-8 cannot hold, and so no hash.
     """
-    text = str(value) if value else None
+    if not isinstance(value, str | None):
+        raise MediaError(f"the instruction is of type {type(value).__name__}; a text is expected")
     try:
-        (text or "").encode()
+        (value or "").encode()
     except UnicodeEncodeError as exc:
-        raise MediaError(f"the instruction {text!a} is no text: {exc.reason}") from exc
-    return text
+        raise MediaError(f"the instruction {value!a} is no text: {exc.reason}") from exc
+    return value or None

@@ -23,7 +23,8 @@ class OldEpisode:
         self.folder, self.name = folder, folder.name
         self._vlm_reuse_count, self._horizon = vlm_reuse_count, horizon
         data = load_plain_pickle(folder / "data.pkl")
-        images = data.get("image") or {} if isinstance(data, dict) else None
+        images = data.get("image") if isinstance(data, dict) else None
+        images = {} if images is None else images
         if not isinstance(data, dict) or data.get("action") is None or not isinstance(images, dict):
             raise MediaError("data.pkl needs a dict with `action` and `image {view: [path]}`")
         self.actions = _real_rows(data["action"])

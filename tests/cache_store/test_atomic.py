@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import resource
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -100,6 +102,42 @@ def test_the_folder_of_what_is_published_before_an_error_is_flushed(tmp_path, mo
         atomic.publish_many(files, published=lambda _: None, create_only=True)
     assert flushed == [str(tmp_path)]
     assert [(tmp_path / name).read_bytes() for name in ("a", "b")] == [b"new", b"old"]
+
+
+@pytest.fixture
+def few_open_files():
+    """Let the process open a hundred files beside those that it has open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(100)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1] + 1, limits[1]))
+    for fd in free:
+        os.close(fd)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_more_features_than_files_may_be_open_are_put_packed_and_unpacked(store, few_open_files):
+    items = [PutItem(StepKey("episode", number), tensor(number)) for number in range(200)]
+    assert store.put_many(items, create_only=True) == [store.root / f"episode_vlm{number}.pt" for number in range(200)]
+    store.pack()
+    assert store.unpack().files == 200
+    assert all(torch.equal(store.get(item.key), item.value) for item in items)
+    with pytest.raises(EntryExists) as caught:
+        store.put_many([PutItem(StepKey("more", 0), tensor(0)), *items], create_only=True)
+    assert caught.value.published == [store.root / "more_vlm0.pt"]
+
+
+def test_the_limit_of_open_files_is_named_where_it_is_reached(store, few_open_files):
+    store.put(KEY, tensor(1))
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.dup(0))
+    with pytest.raises(StoreWriteError, match=r"raise the limit of \d+ open files \(ulimit -n\)"):
+        store.put(KEY, tensor(2))
+    for fd in taken:
+        os.close(fd)
+    assert torch.equal(store.get(KEY), tensor(1))
 
 
 @pytest.fixture(params=[errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])

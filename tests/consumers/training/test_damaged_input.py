@@ -167,3 +167,24 @@ def test_a_cache_that_is_evicted_rebuilt_and_packed_while_training_never_gives_a
     assert writer.exitcode == 0
     with FeatureStore(tmp_path / "cache") as store:
         assert store.verify().problems == []
+
+
+def test_a_sensor_in_two_archives_is_refused_by_both_names(tmp_path):
+    arrays = write_new(tmp_path / "episode_1")
+    (path,) = (tmp_path / "episode_1").glob("sensor_data*")
+    half = len(arrays["forces"]) // 2
+    np.savez(path, alines=arrays["alines"][:half], forces=arrays["forces"][:half])
+    second = path.with_name("sensor_data_1762725455.npz")
+    np.savez(second, alines=arrays["alines"][half:], forces=arrays["forces"][half:])
+    with pytest.raises(MediaError, match=rf"episode_1: {path.name} and {second.name} each hold the sensor"):
+        opened(tmp_path / "episode_1")[0]
+    np.savez(second, temperatures=np.zeros(5))
+    assert np.array_equal(opened(tmp_path / "episode_1")[0]["sensor_data"][:, :1025], arrays["alines"][:65])
+
+
+def test_timestamps_of_fewer_readings_than_the_sensor_has_are_named(tmp_path):
+    arrays = write_new(tmp_path / "episode_1")
+    (path,) = (tmp_path / "episode_1").glob("sensor_data*")
+    np.savez(path, timestamps=np.arange(7), alines=arrays["alines"], forces=arrays["forces"])
+    with pytest.raises(MediaError, match="1391 alines and 7 timestamps"):
+        opened(tmp_path / "episode_1")[0]

@@ -119,6 +119,29 @@ def test_rates_and_offsets_that_are_none_are_refused(root, tmp_path, options, sa
         CachedLeRobot(Recording(tmp_path / "pick"), root, **{"delta_timestamps": [0], **options})
 
 
+@pytest.mark.parametrize(
+    "offsets", [{"vl_cache": [0.0]}, "0.1", 0.1, ["0.1"], [None], [[0.0]], torch.tensor([0.0, -0.1])], ids=repr
+)
+def test_offsets_that_are_no_list_of_numbers_are_refused_by_name(root, tmp_path, offsets):
+    with pytest.raises(ValueError, match="delta_timestamps must be a"):
+        CachedLeRobot(Recording(tmp_path / "pick"), root, delta_timestamps=offsets)
+
+
+@pytest.mark.parametrize("options", [{}, {"delta_timestamps": [0.0], "fps": 10}])
+@pytest.mark.parametrize("frame", [-1, 5, 8])
+def test_frames_beyond_the_stated_length_are_refused(root, frame, options):
+    items = [{"episode_index": 3, "frame_index": frame}]
+    cached = CachedLeRobot(items, root, dataset_name="pick", episode_lengths=LENGTHS, **options)
+    with pytest.raises(ValueError, match=f"frame_index {frame} is no frame of episode 3, which is said to have 5"):
+        cached[0]
+
+
+def test_items_of_several_data_sets_in_one_are_refused(root):
+    items = [{"dataset_index": number, "episode_index": 0, "frame_index": 0} for number in range(2)]
+    with pytest.raises(ValueError, match=r"dataset_index.*CachedLeRobot of its own"):
+        CachedLeRobot(items, root, dataset_name="pick")[0]
+
+
 def test_a_miss_is_an_error_or_none_and_never_a_neighbour(root, tmp_path):
     (root / "pick_episode_000000_vlm3.pt").unlink()
     with pytest.raises(FeatureMissing, match="vlm_idx=3"):

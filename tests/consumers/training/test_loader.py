@@ -156,6 +156,48 @@ def test_a_bad_episode_is_named_or_left_out_by_name(data, capsys):
     assert Counter(names(loader)) == {"episode_1": 20, "data_collection_3": 3, "recv_all_2": 2}
 
 
+def test_folders_that_are_named_as_episodes_and_hold_none_are_named_or_left_out(data, capsys):
+    (data / "old" / "recv_all_1" / "data.pkl").unlink()
+    for path in ("new/blue/episode_2/metadata.json", "new/red/data_collection_3/metadata.json"):
+        (data / path).unlink()
+    patterns = [data / "old" / "*"], [data / "new" / "*" / "*"]
+    with pytest.raises(SourceError, match=r"(?s)3 episodes.*recv_all_1.*episode_2.*data_collection_3"):
+        create_unified_dataloader(*patterns, num_workers=0, use_cache=False)
+    loader = create_unified_dataloader(*patterns, num_workers=0, use_cache=False, on_bad_episode="skip")
+    assert capsys.readouterr().out.count("left out: episode") == 3
+    assert Counter(names(loader)) == {"episode_1": 20, "recv_all_2": 2}
+
+
+def test_complete_episodes_of_the_other_format_are_left_to_their_own_list(data):
+    shutil.move(data / "old" / "recv_all_1", data / "new" / "blue" / "recv_all_1")
+    both = [data / "new" / "blue" / "*"]
+    assert Counter(names(create_unified_dataloader(both, both, num_workers=0, use_cache=False))) == {
+        "episode_1": 20,
+        "episode_2": 8,
+        "recv_all_1": 12,
+    }
+
+
+def test_a_root_with_an_episode_beside_tasks_is_refused(data):
+    shutil.move(data / "new" / "blue" / "episode_2", data / "new" / "episode_2")
+    with pytest.raises(SourceError, match=r"episodes \(episode_2\) beside tasks with episodes \(blue\)"):
+        make(data)
+
+
+def test_the_weight_of_an_episode_that_is_left_out_counts_for_none(data):
+    (data / "new" / "blue" / "episode_2" / "metadata.json").write_text("{")
+    options = {"dataset_weights": [f"{data}/new/blue/episode_2:2", f"{data}/old:0.5"], "on_bad_episode": "skip"}
+    assert sorted(episode_weights(make(data, **options))) == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_an_episode_whose_name_no_feature_can_have_is_named_or_left_out(data):
+    (data / "new" / "blue" / "episode_2").rename(data / "new" / "blue" / "episode_2@home")
+    with pytest.raises(SourceError, match=r"(?s)1 episodes.*episode_2@home"):
+        make(data)
+    assert "episode_2@home" not in names(make(data, on_bad_episode="skip"))
+    assert "episode_2@home" in names(make(data, use_cache=False))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -284,10 +326,22 @@ def test_episodes_that_answer_another_recipe_in_two_ways_are_no_set(data):
     without_cache = UnifiedVLADataset(folders[0], cache_root=data / "cache", on_stale="use", use_cache=False)
     mixed = VLAEpisodeSet([without_cache, other])
     fill(data / "cache", "episode_1", [0, 30], recipe=RECIPE)
-    other.covered_by(coverage_of(data / "cache", [other.steps])[0])
+    mixed.episodes[1].covered_by(coverage_of(data / "cache", [other.steps])[0])
     with pytest.raises(RecipeMismatch):
         mixed[len(without_cache)]
     assert mixed[0]["vl_cache"] is None
+
+
+def test_an_episode_that_another_set_opens_anew_keeps_its_samples(data):
+    folder = data / "new" / "blue" / "episode_1"
+    (data / "cache" / "episode_1_vlm0.pt").unlink()
+    shared = UnifiedVLADataset(folder, cache_root=data / "cache", filter_by_cache=True)
+    first = VLAEpisodeSet([shared])
+    keys = [first[index]["cache_key"] for index in range(len(first))]
+    fill(data / "cache", "episode_1", [0])
+    assert len(VLAEpisodeSet([shared])) == len(first) + 3
+    assert [first[index]["cache_key"] for index in range(len(first))] == keys
+    assert len(shared) == len(first)
 
 
 def test_one_episode_under_two_instructions_keeps_both_apart(data):

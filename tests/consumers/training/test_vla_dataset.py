@@ -195,6 +195,7 @@ class TestRecipes:
     ):
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "late", on_stale=on_stale)
         source = VLAEpisodeSet([found]) if in_a_set else found
+        found = source.episodes[0] if in_a_set else found
         assert source[0]["vl_cache"] is None
         fill(tmp_path / "late", "episode_1", STEPS, recipe=recipe())
         fill(tmp_path / "late", "episode_1", [60], recipe=recipe(encoder={"model": "large"}))
@@ -219,6 +220,7 @@ class TestRecipes:
             put_old(0)
         found = UnifiedVLADataset(episode, cache_root=tmp_path / "late")
         source = VLAEpisodeSet([found]) if in_a_set else found
+        found = source.episodes[0] if in_a_set else found
         put_old(0)
         put_old(60)
         assert torch.equal(source[0]["vl_cache"], feature_of("episode_1", 0))
@@ -295,6 +297,23 @@ class TestRecipes:
             found = UnifiedVLADataset(episode, cache_root=root, views_to_use=views)
             assert found.preflight().require().is_complete
             assert found[0]["vl_cache"] is not None
+
+    def test_a_miss_has_the_views_of_the_recipe_that_the_others_have(self, episode, tmp_path):
+        fill(tmp_path / "one_view", "episode_1", [0, 60], recipe=recipe(images={"views": ["View10"]}))
+        missing = UnifiedVLADataset(episode, cache_root=tmp_path / "one_view")[3]
+        assert ["images/View10/" in path for path in missing["images"]] == [True]
+        fill(tmp_path / "no_view", "episode_1", [0, 60], recipe={"model": "mine"})
+        assert len(UnifiedVLADataset(episode, cache_root=tmp_path / "no_view")[3]["images"]) == 3
+
+    def test_the_folder_of_another_instructions_hash_is_read_with_that_instruction(self, episode, tmp_path):
+        other = {"recipe": recipe("Other words."), "prompt_hash": prompt_hash("Other words.")}
+        fill(tmp_path / "c", "episode_1", STEPS, **other)
+        found = UnifiedVLADataset(episode, cache_root=tmp_path / "c", prompt_hash_override=other["prompt_hash"])
+        assert torch.equal(found[0]["vl_cache"], feature_of("episode_1", 0))
+        assert found.preflight().is_complete
+        fill(tmp_path / "c", "episode_1", [30], recipe=recipe("A third."), prompt_hash=other["prompt_hash"])
+        with pytest.raises(RecipeMismatch):
+            found[3]
 
     def test_the_instructions_folder_is_looked_in_where_the_flat_name_is_not(self, episode, tmp_path):
         digest = prompt_hash("Perform blue point insertion task.")
@@ -614,6 +633,46 @@ def test_opening_opens_nothing_and_a_used_copy_is_small(episode, root):
     size = len(pickle.dumps(found))
     found[0]
     assert len(pickle.dumps(found)) == size < 10_000
+
+
+def sent(episode, features):
+    """The features of a batch behind the pickling that brings it from a worker."""
+    samples = UnifiedVLADataset(episode, use_cache=False).__getitems__(range(len(features)))
+    for sample, feature in zip(samples, features, strict=True):
+        sample["vl_cache"] = feature
+    arrived = pickle.loads(pickle.dumps(unified_collate_fn(samples)))["vl_cache"]
+    assert type(arrived) is list
+    return arrived
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_features_of_a_batch_travel_as_one_tensor(episode, dtype):
+    bits = torch.tensor([[0.0, -0.0, float("nan"), 1e-7], [float("inf"), 3.0, -1.5, 1e4]], dtype=dtype)
+    first, second = bits.reshape(2, 1, 1, 4).unbind()
+    arrived = sent(episode, [first, None, second, first])
+    assert arrived[1] is None
+    assert arrived[3] is arrived[0]
+    assert arrived[0].untyped_storage().data_ptr() == arrived[2].untyped_storage().data_ptr()
+    for feature, found in zip((first, second), (arrived[0], arrived[2]), strict=True):
+        assert found.dtype == dtype
+        assert found.shape == (1, 1, 4)
+        assert torch.equal(found.view(torch.uint8), feature.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        [torch.zeros(1, 1, 4), torch.ones(1, 2, 4)],
+        [torch.zeros(1, 1, 4), torch.ones(1, 1, 4).half()],
+        [torch.zeros(1, 1, 4), {"hidden": torch.ones(1, 1, 4)}],
+        [torch.zeros(1, 4, dtype=torch.int8), torch.ones(1, 4, dtype=torch.int8)],
+    ],
+    ids=["shapes", "dtypes", "a dict", "whole numbers"],
+)
+def test_features_that_are_not_alike_travel_as_they_are(episode, features):
+    for feature, found in zip(features, sent(episode, features), strict=True):
+        torch.testing.assert_close(found, feature, rtol=0, atol=0)
+    assert sent(episode, [None, None]) == [None, None]
 
 
 def test_each_feature_of_a_batch_is_read_once(episode, root):

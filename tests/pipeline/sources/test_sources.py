@@ -213,8 +213,14 @@ class TestVLAEpisodes:
             ("data.pkl", pickle.dumps({"action": [[1, 2], [3]], "image": {}})),
             ("data.pkl", pickle.dumps({"action": "left", "image": {}})),
             ("data.pkl", pickle.dumps({"action": [[0.0] * 7] * 20, "image": {"View1": 5}})),
+            ("data.pkl", pickle.dumps({"action": [[0.0] * 7] * 20, "image": np.array(["a", "b"])})),
+            ("data.pkl", pickle.dumps({"action": [[0.0] * 7] * 20, "instruction": np.array(["a", "b"])})),
+            ("metadata.json", b'{"instruction": ["Insert it."]}'),
         ],
-        ids=["rate", "nan", "depth", "surrogate", "no text", "long field", "sensor", "ragged", "word", "no list"],
+        ids=[
+            *("rate", "nan", "depth", "surrogate", "no text", "long field", "sensor", "ragged", "word", "no list"),
+            *("array of images", "array of instructions", "list of instructions"),
+        ],
     )
     def test_no_damage_of_an_episode_reaches_its_neighbours(self, tmp_path, name, content):
         for episode in (tmp_path / "episode_1", tmp_path / "episode_2"):
