@@ -13,13 +13,12 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from consumers.training.collate import unified_collate_fn
-from consumers.training.open_episodes import Format
 from consumers.training.sampler import ResumableSampler
 from consumers.training.vla_dataset import UnifiedVLADataset
 from consumers.training.vla_episodes import VLAEpisodeSet
 from consumers.words import require_lists, require_one_of
 from pipeline.errors import MediaError, SourceError
-from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER
+from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER, Format, require_one_format
 
 OnBadEpisode = Literal["raise", "skip"]
 
@@ -107,6 +106,7 @@ def _opened(
     episodes, problems = [], []
     for folder, kind in dict(folders).items():
         try:
+            require_one_format(folder)
             # The store is asked for all of them at once.
             episodes.append(UnifiedVLADataset(folder, format=kind, look_up=False, **options))
         except (MediaError, OSError) as exc:

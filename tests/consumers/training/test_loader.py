@@ -18,7 +18,7 @@ from consumers.training import VLAEpisodeSet, create_unified_dataloader, unified
 from consumers.training.coverage import coverage_of
 from consumers.training.open_episodes import MOST_OPEN, OF_THIS_PROCESS
 from consumers.training.vla_dataset import UnifiedVLADataset
-from pipeline.errors import SourceError
+from pipeline.errors import MediaError, SourceError
 from pipeline.recipe import with_instruction
 from tests.consumers.training.episodes import RECIPE, feature_of, fill, write_new, write_old
 
@@ -154,6 +154,16 @@ def test_a_bad_episode_is_named_or_left_out_by_name(data, capsys):
     loader = make(data, on_bad_episode="skip")
     assert "left out: episode" in capsys.readouterr().out
     assert Counter(names(loader)) == {"episode_1": 20, "data_collection_3": 3, "recv_all_2": 2}
+
+
+def test_a_folder_of_both_formats_is_refused_by_whoever_would_guess(data):
+    folder = data / "old" / "recv_all_1"
+    (folder / "metadata.json").write_text("{}")
+    with pytest.raises(MediaError, match=r"recv_all_1 has both data\.pkl .* and metadata\.json"):
+        UnifiedVLADataset(folder, use_cache=False)
+    with pytest.raises(SourceError, match=r"recv_all_1 has both data\.pkl .* and metadata\.json"):
+        make(data)
+    assert UnifiedVLADataset(folder, format="old", use_cache=False).num_samples == 12
 
 
 @pytest.mark.parametrize(
