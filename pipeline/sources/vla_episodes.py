@@ -36,8 +36,8 @@ def require_one_format(folder: Path) -> None:
     """Refuse a folder in which the files of both formats lie. Raises `MediaError`, with both."""
     if (folder / OLD_MARKER).is_file() and (folder / NEW_MARKER).is_file():
         raise MediaError(
-            f"{folder} has both {OLD_MARKER} (old format) and {NEW_MARKER} (new format), whose steps are other moments; "
-            "move one of them out of the folder"
+            f"{folder} has both {OLD_MARKER} (old format) and {NEW_MARKER} (new format), whose steps are other "
+            "moments; move one of them out of the folder"
         )
 
 

@@ -219,6 +219,72 @@ def test_processes_that_found_other_features_cached_say_so_at_the_opening(data):
         assert "rank 0: 0 samples, rank 1: 40 samples" in without
 
 
+def _own_options(data, rank):
+    """For each case the options of a process; rank 0 has the better ones."""
+    here = data if rank == 0 else data / "other"
+    roots = {"old_dataset_patterns": None, "new_dataset_paths": [here / "new"], "cache_root": data / "cache"}
+    torn = {**roots, "new_dataset_paths": [(data if rank == 0 else data / "torn") / "new"]}
+    return {
+        "equal": roots,
+        "left out": {**torn, "on_bad_episode": "skip"},
+        "unreadable": torn,
+        "nowhere": {**roots, "new_dataset_paths": [data / ("new", "nowhere")[rank]]},
+        "model": {**roots, "cache_root": data / ("small", "large")[rank]},
+        "used": {**roots, "cache_root": data / ("small", "large")[rank], "on_stale": "use"},
+        "without": {**roots, "cache_root": data / ("small", "nothing")[rank]},
+        "rank": {**roots, "rank": 0},
+        "shared": {**roots, "rank": 0, "world_size": 1},
+        "seed": {**roots, "seed": rank},
+        "batches": {**roots, "batch_size": 4 - rank},
+    }
+
+
+def _tell_each(data, rank, said):
+    dist.init_process_group("gloo", init_method=f"file://{data}/meeting", rank=rank, world_size=2)
+    try:
+        for case, options in _own_options(data, rank).items():
+            try:
+                options = {"distributed": True, "rank": rank, "world_size": 2, "num_workers": 0, **options}
+                create_unified_dataloader(**options)
+                said.put((case, "opened"))
+            except SourceError as exc:
+                said.put((case, str(exc)))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_processes_whose_data_make_no_one_training_are_all_told_at_the_opening(data):
+    for other in ("other", "torn"):
+        shutil.copytree(data / "new", data / other / "new")
+    (data / "torn" / "new" / "blue" / "episode_2" / "metadata.json").write_text("{")
+    for model in ("small", "large"):
+        recipe = with_instruction({**RECIPE, "encoder": {"model": model}}, "Perform blue insertion task.")
+        fill(data / model, "episode_2", [0], recipe=recipe)
+    context = multiprocessing.get_context("spawn")
+    said = [context.Queue(), context.Queue()]
+    processes = [context.Process(target=_tell_each, args=(data, rank, said[rank]), daemon=True) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    told = [dict(queue.get(timeout=120) for _ in _own_options(data, 0)) for queue in said]
+    for process in processes:
+        process.join()
+    for one in told:
+        assert {case for case, words in one.items() if words == "opened"} == {"equal", "used", "without", "shared"}
+        assert "rank 0: 31 samples, rank 1: 23 samples (1 episodes left out); samples: " in one["left out"]
+        assert "episode_2" in one["unreadable"]
+        assert "nowhere" in one["nowhere"]
+        assert "features of different recipes, first of episode 1" in one["model"]
+        assert "process 0: rank 0 of 2, process 1: rank 0 of 2" in one["rank"]
+        assert "seed: 0, 1)" in one["seed"]
+        assert "batch_size: 4, 3)" in one["batches"]
+    assert told[0]["unreadable"].startswith("other processes of this training cannot open their data\nprocess 1: ")
+
+
+def test_a_world_size_without_distributed_is_refused(data):
+    with pytest.raises(ValueError, match="world_size is 2 without distributed=True"):
+        make(data, rank=1, world_size=2)
+
+
 @pytest.mark.parametrize(
     "options", [{"old_dataset_patterns": "{}/old/*"}, {"new_dataset_paths": "{}/new"}, {"dataset_weights": "{}/new:2"}]
 )
