@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cache_store.batch_read import Batch
 
 _KEYS_AT_ONCE = 1024
+_Unkept = dict[str, bytes] | None
 
 
 class RemoteStore(RemoteUpkeep, FeatureStore):
@@ -180,11 +181,12 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
 
         Raises:
             RecipeMismatch, InexactFeature, InvalidKey, ValueError, IndexError: as `FeatureStore.get`.
-            StoreReadError: the service refused or could not be reached, and there is no copy.
+            StoreReadError: the service refused or could not be reached, and there is no copy that tells its recipe.
         """
         is_whole = out is None and frames is None and not mmap and dtype is None
         if type(key) is StepKey and is_whole and check in ("once", "always"):
             fingerprint = None if recipe is None else recipe_fingerprint(recipe)
+            self._tier.store._begin()
             value = self._tier.store._reader.read_step(naming.step_path(key), fingerprint)
             if value is not None:
                 return value
@@ -210,30 +212,34 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         self, key: FeatureKey, wanted: Wanted, on_stale: OnStale, options: dict[str, Any], *, is_every: bool = False
     ) -> object | None:
         copies = self._tier.store
-        for _ in range(3):  # another process may evict a copy before it is read, and a damaged one is set aside
-            unkept = self._fetch(key, wanted, is_every=is_every)
+        # Another process may evict a copy before it is read, and a damaged one is set aside; the last try needs none.
+        for is_last in (False, False, True):
+            unkept = self._fetch(key, wanted, is_every=is_every, needs_copy=not is_last)
             if unkept:
                 return self._read_unkept(key, unkept, on_stale, options)
-            had_copies = self._has_copies(key, wanted)
             value = copies.get(key, on_stale=on_stale, **options)
-            if value is not None or not had_copies or self._has_copies(key, wanted):
+            if value is not None or unkept is None or self._has_copies(key, wanted):
                 return value
         return None
 
     def _has_copies(self, key: FeatureKey, wanted: Wanted) -> bool:
         return any(map(self._tier.has, candidates(key, wanted.fingerprint)))
 
-    def _fetch(self, key: FeatureKey, wanted: Wanted, *, is_every: bool = False) -> dict[str, bytes]:
+    def _fetch(self, key: FeatureKey, wanted: Wanted, *, is_every: bool = False, needs_copy: bool = True) -> _Unkept:
         """Download what a reader of this key looks at, unless there is a copy; returns what found no room there.
 
-        With `is_every` under all its names, where the reader was not content with the first that fits.
+        None: there is nothing. With `is_every` under all its names, where the reader was not content with the first
+        that fits. Without `needs_copy` all is downloaded and returned.
         """
         unkept: dict[str, bytes] = {}
+        is_found = False
         names = list(candidates(key, wanted.fingerprint))
-        if not is_every and wanted.fingerprint is not None and self._has_own(names, wanted.fingerprint):
+        if needs_copy and not is_every and wanted.fingerprint is not None and self._has_own(names, wanted.fingerprint):
             return unkept  # whichever of its names it has, it is the same feature
         for name in names:
-            if not self._tier.has(name):
+            if needs_copy and wanted.fingerprint is not None:
+                self._tier.make_sure(name)
+            if not needs_copy or not self._tier.has(name):
                 try:
                     content = self._tier.fetch(name)
                 except DamagedFeature as exc:
@@ -241,11 +247,12 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
                     continue
                 if content is None:
                     continue
-                if not self._tier.has(name):
+                if not needs_copy or not self._tier.has(name):
                     unkept[name] = content
+            is_found = True
             if not is_every and (wanted.fingerprint is None or self._tier.fits(name, wanted.fingerprint)):
                 break
-        return unkept
+        return unkept if is_found else None
 
     def _has_own(self, names: list[str], fingerprint: str) -> bool:
         """Whether the first fitting copy tells this recipe: one that tells none fits it only where it has no own."""
@@ -289,8 +296,7 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             if not self._tier.has(next(candidates(key, wanted.fingerprint)))
         }.values()
         if wait:
-            for _ in self._pool().map(lambda pair: self._fetch(*pair), missing):
-                pass
+            list(self._pool().map(lambda pair: self._fetch(*pair), missing))
             return
         failures: list[Exception] = []
 
@@ -321,13 +327,15 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         """
         if on_stale not in ("error", "miss", "use"):
             raise ValueError(f"on_stale is {on_stale!r}; give 'error', 'miss' or 'use'")
-        self.prefetch((key, recipe) for key in keys)
         copies, wanted = self._tier.store, Wanted.of(recipe)
+        if recipe is not None:
+            names = {name for key in keys for name in candidates(key, wanted.fingerprint)}
+            list(self._pool().map(self._tier.make_sure, names - self._tier.sure))
+        self.prefetch((key, recipe) for key in keys)
         try:
             found = copies.get_batch(keys, out=out, recipe=recipe)
         except (RecipeMismatch, InexactFeature):
-            for _ in self._pool().map(lambda key: self._look_again(key, wanted), keys):
-                pass
+            list(self._pool().map(lambda key: self._look_again(key, wanted), keys))
             with self._telling(self.root):
                 found = copies.get_batch(keys, out=out, recipe=recipe, on_stale=on_stale)
         return self._filled(found, keys, recipe, on_stale, is_given=out is not None)
@@ -347,9 +355,7 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
             value = self.get(keys[position], recipe=recipe, on_stale=on_stale)
             if value is not None:
                 late[position] = value
-        if not late:
-            return found
-        return found.with_rows(late, is_given=is_given)
+        return found.with_rows(late, is_given=is_given) if late else found
 
     def delete(self, key: FeatureKey, *, recipe: Mapping[str, Any] | None = None) -> bool:
         """Delete the object that `put` would replace, and its copy here; False when there was none."""

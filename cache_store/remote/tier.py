@@ -90,6 +90,7 @@ class Tier:
         self.is_keeping = True  # whether the latest download found room
         self._pid = HERE.pid
         self._underway: dict[str, Future[bytes | None]] = {}
+        self.sure: set[str] = set()  # names whose copies this process asked about, or made
 
     def has(self, name: str) -> bool:
         """Whether there is a copy."""
@@ -149,6 +150,7 @@ class Tier:
         if self._downloads().get(name) is mine:  # else this process has replaced or deleted it meanwhile
             self._keep(NewFile(name, [got[0]], fingerprint8), stamp_ns(got[1]))
             self._confirm(name)
+            self.sure.add(name)
         return got[0]
 
     def _confirm(self, name: str) -> None:
@@ -180,6 +182,19 @@ class Tier:
             return True
         self.forget(name)
         return False
+
+    def make_sure(self, name: str) -> None:
+        """Ask, once in a process, about a copy that tells no recipe: what has one may have taken its object's place.
+
+        Raises:
+            StoreReadError: as `is_current`.
+        """
+        if name in self.sure:
+            return
+        record = self.record(name)
+        if record is not None and record.recipe_fingerprint is None:
+            self.is_current(name)
+        self.sure.add(name)
 
     def compare(self, page: list[ObjectInfo]) -> None:
         """Delete those copies that are of other versions than a listing tells."""

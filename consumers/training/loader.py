@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from cache_store import InvalidKey
+from cache_store import InvalidKey, recipe_fingerprint
 from consumers.training.collate import unified_collate_fn
-from consumers.training.open_episodes import Format
+from consumers.training.ranks import Opened, require_alike
 from consumers.training.sampler import ResumableSampler
 from consumers.training.vla_dataset import UnifiedVLADataset
 from consumers.training.vla_episodes import VLAEpisodeSet
 from consumers.words import require_lists, require_one_of
 from pipeline.errors import MediaError, SourceError
-from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER
+from pipeline.sources.vla_episodes import NEW_MARKER, OLD_MARKER, Format, require_one_format
 
 OnBadEpisode = Literal["raise", "skip"]
 
@@ -54,37 +54,51 @@ def create_unified_dataloader(
     `"path:weight"`: the weight of each sample of the episodes at or below the path or pattern, 1.0 without one; of
     several paths the longest counts, of two statements on one path the last; without `shuffle` none does. `options` are
     those of `UnifiedVLADataset`. The sampler is a `ResumableSampler`, so `loader.sampler.set_epoch` and its state work
-    in all cases, and weights also with `distributed`. With that and `filter_by_cache`, where torch's default process
-    group is up, the processes compare what they opened, so all of them have to call this.
+    in all cases, and weights also with `distributed`. With that, where torch's default process group is up, the
+    processes compare what they opened, so all of them have to call this. `rank` and `world_size` count the parts of an
+    epoch, which several processes of a group may share.
 
     Raises:
         SourceError: nothing is found where a path or a weight points, a root has episodes beside tasks, two episodes
-            have one name, no episode has a sample, processes found other samples than each other, or, unless
-            `on_bad_episode` is "skip", some cannot be read or have a name that no feature can have; each is named.
-        ValueError, TypeError: an option is none, or out of its range.
+            have one name, no episode has a sample, processes found other samples, settings or recipes than each other,
+            or, unless `on_bad_episode` is "skip", some cannot be read or have a name that no feature can have; each is
+            named.
+        ValueError, TypeError: an option is none, or out of its range; a `world_size` without `distributed`.
     """
+    if world_size != 1 and not distributed:
+        raise ValueError(f"world_size is {world_size} without distributed=True, which cuts an epoch among processes")
     require_one_of(OnBadEpisode, on_bad_episode=on_bad_episode)
     require_lists(
         old_dataset_patterns=old_dataset_patterns, new_dataset_paths=new_dataset_paths, dataset_weights=dataset_weights
     )
-    folders: list[tuple[Path, Format]] = [(folder, "old") for folder in _old_episodes(old_dataset_patterns or ())]
-    folders += [(folder, "new") for folder in _new_episodes(new_dataset_paths or ())]
-    episodes = VLAEpisodeSet(_opened(folders, options, skip=on_bad_episode == "skip", is_told=rank == 0))
-    if distributed and options.get("filter_by_cache"):
-        _require_same_samples(episodes)
-    if not len(episodes):
-        raise SourceError(f"no samples are left; found were {episodes}")
-    if rank == 0:
-        print(episodes)
-    weights = None
-    if dataset_weights:
-        weights = episodes.sample_weights(
-            _weights(
+    try:
+        folders: list[tuple[Path, Format]] = [(folder, "old") for folder in _old_episodes(old_dataset_patterns or ())]
+        folders += [(folder, "new") for folder in _new_episodes(new_dataset_paths or ())]
+        opened, problems = _opened(folders, options, skip=on_bad_episode == "skip")
+        episodes, weights = VLAEpisodeSet(opened), None
+        if dataset_weights:
+            stated = _weights(
                 [episode.data_dir for episode in episodes.episodes],
                 dataset_weights,
                 found=[folder for folder, _ in folders],
             )
+            weights = episodes.sample_weights(stated)
+    except Exception as exc:
+        if distributed:
+            require_alike(Opened(rank, world_size, error=f"{type(exc).__name__}: {exc}"))
+        raise
+    for problem in problems:
+        print(f"left out: {problem}")
+    if distributed:
+        settings = {"samples": episodes.digest(), "seed": int(seed), "shuffle": shuffle, "batch_size": batch_size}
+        settings |= {"weights": None if weights is None else hashlib.sha256(weights.tobytes()).hexdigest()[:16]}
+        require_alike(
+            Opened(rank, world_size, None, len(episodes), len(problems), settings, _compared_recipes(episodes))
         )
+    if not len(episodes):
+        raise SourceError(f"no samples are left; found were {episodes}")
+    if rank == 0:
+        print(episodes)
     sampler = ResumableSampler(
         len(episodes),
         weights=weights if shuffle else None,
@@ -109,11 +123,13 @@ def create_unified_dataloader(
 
 
 def _opened(
-    folders: Iterable[tuple[Path, Format]], options: dict[str, Any], *, skip: bool, is_told: bool
-) -> list[UnifiedVLADataset]:
+    folders: Iterable[tuple[Path, Format]], options: dict[str, Any], *, skip: bool
+) -> tuple[list[UnifiedVLADataset], list[str]]:
+    """Return the episodes, and why others are left out."""
     episodes, problems = [], []
     for folder, kind in dict(folders).items():
         try:
+            require_one_format(folder)
             # The store is asked for all of them at once.
             episodes.append(UnifiedVLADataset(folder, format=kind, look_up=False, **options))
         except (InvalidKey, MediaError, OSError) as exc:
@@ -122,28 +138,15 @@ def _opened(
         raise SourceError(
             f"{len(problems)} episodes cannot be read (on_bad_episode='skip' leaves them out):\n" + "\n".join(problems)
         )
-    if is_told:
-        for problem in problems:
-            print(f"left out: {problem}")
-    return episodes
+    return episodes, problems
 
 
-def _require_same_samples(episodes: VLAEpisodeSet) -> None:
-    """Compare the samples of all processes: of sets of other lengths, one would wait for the others without end.
-
-    Raises:
-        SourceError: some have others.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (len(episodes), episodes.digest()))
-    if len(set(found)) > 1:
-        told = ", ".join(f"rank {rank}: {count} samples" for rank, (count, _) in enumerate(found))
-        raise SourceError(
-            f"filter_by_cache left the processes different samples ({told}): they do not see one cache, or a build or "
-            "an eviction changed it while they opened it; begin again when it is at rest"
-        )
+def _compared_recipes(episodes: VLAEpisodeSet) -> list[str | None]:
+    """The fingerprint of the recipe that is noted of each episode, where another one's feature would be refused."""
+    return [
+        None if episode.recipe is None or episode.reader.on_stale == "use" else recipe_fingerprint(episode.recipe)[:16]
+        for episode in episodes.episodes
+    ]
 
 
 def _matches(path: str | os.PathLike[str]) -> list[Path]:

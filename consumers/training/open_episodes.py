@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from pipeline.errors import MediaError
 from pipeline.sources.episode import Episode
 from pipeline.sources.new_episode import NewEpisode
 from pipeline.sources.old_episode import OldEpisode
+from pipeline.sources.vla_episodes import Format
 
-Format = Literal["old", "new"]
 MOST_OPEN = 64
 # Compressed sensors are read whole, some 40 MB for each minute.
 KEPT_BYTES = 256 << 20
@@ -59,19 +59,6 @@ class OpenEpisodes:
 
 
 OF_THIS_PROCESS = OpenEpisodes()
-
-
-def format_of(folder: Path) -> Format:
-    """Return the format of an episode's folder; the new one where both files lie.
-
-    Raises:
-        MediaError: it is no episode.
-    """
-    if (folder / "metadata.json").is_file():
-        return "new"
-    if (folder / "data.pkl").is_file():
-        return "old"
-    raise MediaError(f"{folder} is no episode: it has neither metadata.json nor data.pkl")
 
 
 def opened_episode(

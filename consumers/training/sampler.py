@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,8 +20,9 @@ class ResumableSampler(Sampler[int]):
     negative) as many are drawn with replacement, index i in proportion to `weights[i]`. All processes get equally many:
     as `DistributedSampler` does, the order's first indices come once more where it does not divide.
 
-    Each iteration after the first begins the next epoch, unless `set_epoch` said which. `state_dict` tells epoch and
-    position, as torchdata's `StatefulDataLoader` asks for them; a plain `DataLoader` fetches ahead, so ask `state_at`.
+    Each iteration after the first begins the next epoch, unless `set_epoch` said which; one that no index is taken from
+    does not count. `state_dict` tells epoch and position, as torchdata's `StatefulDataLoader` asks for them; a plain
+    `DataLoader` fetches ahead, so ask `state_at`.
 
     `samples` is a digest of what the indices stand for, such as `VLAEpisodeSet.digest()`: a state is then refused where
     they stand for other samples. It goes into the states; one that has none is not compared.
@@ -52,8 +54,9 @@ class ResumableSampler(Sampler[int]):
         if num_samples < 1 or not 0 <= rank < world_size:
             raise ValueError(f"{num_samples} samples for process {rank} of {world_size}: there must be some of each")
         self._limits = None if weights is None else _cumulated(np.asarray(weights, np.float64), num_samples)
-        self._num_samples, self._shuffle, self._seed = num_samples, shuffle, seed
-        self._rank, self._world_size, self._samples = rank, world_size, samples
+        # Python's own, since they go into the states, of which torch.load admits no others.
+        self._num_samples, self._shuffle, self._seed = operator.index(num_samples), bool(shuffle), operator.index(seed)
+        self._rank, self._world_size, self._samples = operator.index(rank), operator.index(world_size), samples
         self._prefetch, self._prefetch_samples = prefetch, prefetch_samples
         self._epoch, self._position = 0, 0
         self._is_fresh = True  # the next iteration goes on from `_position` of `_epoch`
@@ -65,17 +68,23 @@ class ResumableSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be that of `epoch`, from where a loaded state left it if that is the same epoch."""
         if epoch != self._epoch or not self._is_fresh:
-            self._epoch, self._position = epoch, 0
+            self._epoch, self._position = operator.index(epoch), 0
         self._is_fresh = True
 
     def __iter__(self) -> Iterator[int]:
-        if not self._is_fresh:
-            self._epoch, self._position = self._epoch + 1, 0
-        self._is_fresh = False
-        return self._indices(self._order(self._epoch), self._epoch, self._position)
+        self._leave_begun_epoch()
+        return self._indices()
 
-    def _indices(self, order: np.ndarray, epoch: int, start: int) -> Iterator[int]:
-        told = start
+    def _leave_begun_epoch(self) -> None:
+        if not self._is_fresh:
+            self._epoch, self._position, self._is_fresh = self._epoch + 1, 0, True
+
+    def _indices(self) -> Iterator[int]:
+        # At the first index: loaders with workers make two iterators, and take from the second one only.
+        self._leave_begun_epoch()
+        self._is_fresh = False
+        epoch, start = self._epoch, self._position
+        order, told = self._order(epoch), start
         for position in range(start, len(order)):
             # By halves: many at once, and always some that nobody has asked for yet.
             if self._prefetch is not None and told < len(order) and told - position <= self._prefetch_samples // 2:

@@ -25,7 +25,6 @@ from consumers.training.open_episodes import (
     OF_THIS_PROCESS,
     EpisodeData,
     data_of,
-    format_of,
     has_robot_states,
     has_sensor,
     opened_episode,
@@ -36,6 +35,7 @@ from consumers.words import require_lists, require_one_of
 from pipeline.errors import MediaError
 from pipeline.recipe import views_of, with_instruction, with_views
 from pipeline.sources.episode import Episode, chosen_views, instruction_of
+from pipeline.sources.vla_episodes import format_of
 
 OnMiss = Literal["images", "raise", "skip"]
 FormatChoice = Literal["auto", "old", "new"]
@@ -69,7 +69,8 @@ class UnifiedVLADataset(Dataset[Sample | None]):
 
     Raises:
         InvalidKey: a folder's name that no feature can have, unless `use_cache` is off.
-        MediaError: the episode cannot be read; from a sample: its arrays are damaged, of wrong shapes, or not finite.
+        MediaError: the episode cannot be read, or, with `format="auto"`, is of both formats; from a sample: its arrays
+            are damaged, of wrong shapes, not finite, or were replaced since they were opened.
         FeatureMissing, RecipeMismatch, StoreReadError: from a sample.
         ValueError, TypeError: an option is none, or out of its range.
     """

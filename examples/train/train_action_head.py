@@ -80,7 +80,7 @@ class Training:
         self.first_epoch, self.losses, self.total = saved["sampler"]["epoch"], saved["losses"], saved["total"]
         self.done = saved["sampler"]["position"]
 
-    def save(self) -> None:
+    def save(self, epoch: int) -> None:
         """Write a checkpoint whole or not at all; the processes are as far as each other, so one is for all.
 
         Every process calls this, and rank 0 writes.
@@ -91,7 +91,7 @@ class Training:
         state = {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sampler": self.loader.sampler.state_at(self.done),
+            "sampler": self.loader.sampler.state_at(self.done, epoch=epoch),
             "losses": self.losses,
             "total": total,
         }
@@ -119,11 +119,13 @@ class Training:
             self.done, self.total = self.done + len(wanted), self.total + len(wanted) * loss.detach()
             self.steps += 1
             if self.options.checkpoint is not None and self.steps % self.options.save_every == 0:
-                self.save()
+                self.save(epoch)
             if self.steps == self.options.stop_after:
                 return False
         self.losses.append(float(self.mean_of_all(self.total) / self.done))
         self.done, self.total = 0, torch.zeros(())
+        if self.options.checkpoint is not None:
+            self.save(epoch + 1)
         return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pipeline.errors import MediaError, SourceError
 from pipeline.sources.episode import Episode, chosen_views, instruction_of
@@ -14,6 +15,30 @@ from pipeline.sources.samples import IgnoredFile, StepSample
 
 # The file that makes a folder an episode of its format.
 OLD_MARKER, NEW_MARKER = "data.pkl", "metadata.json"
+Format = Literal["old", "new"]
+
+
+def format_of(folder: Path) -> Format:
+    """Return the format of an episode's folder, for builds and readers alike.
+
+    Raises:
+        MediaError: it is no episode, or one of both formats, whose steps mean other moments.
+    """
+    require_one_format(folder)
+    if (folder / NEW_MARKER).is_file():
+        return "new"
+    if (folder / OLD_MARKER).is_file():
+        return "old"
+    raise MediaError(f"{folder} is no episode: it has neither {NEW_MARKER} nor {OLD_MARKER}")
+
+
+def require_one_format(folder: Path) -> None:
+    """Refuse a folder in which the files of both formats lie. Raises `MediaError`, with both."""
+    if (folder / OLD_MARKER).is_file() and (folder / NEW_MARKER).is_file():
+        raise MediaError(
+            f"{folder} has both {OLD_MARKER} (old format) and {NEW_MARKER} (new format), whose steps are other "
+            "moments; move one of them out of the folder"
+        )
 
 
 def refuse_doubles(folders: Iterable[Path]) -> None:
@@ -62,8 +87,8 @@ class VLAEpisodes:
         refuse_doubles(self._folders)
 
     def open_episode(self, folder: Path) -> Episode:
-        """Return the episode in `folder`. Raises `MediaError` if it cannot be read."""
-        if (folder / OLD_MARKER).is_file():
+        """Return the episode in `folder`. Raises `MediaError` if it cannot be read, or is of both formats."""
+        if format_of(folder) == "old":
             return OldEpisode(folder, vlm_reuse_count=self._vlm_reuse_count, horizon=self._horizon)
         return NewEpisode(folder, vlm_reuse_count=self._vlm_reuse_count, action_expert_hz=self._action_expert_hz)
 

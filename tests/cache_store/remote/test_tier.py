@@ -41,6 +41,7 @@ from cache_store import (
 from cache_store.remote import owners, retries
 from cache_store.remote import tier as tiers
 from cache_store.remote.objects import ObjectInfo, Objects
+from cache_store.remote.store import RemoteStore
 from tests.cache_store.conftest import local_url, tensor
 from tests.cache_store.remote.s3_server import s3_bucket
 
@@ -162,6 +163,71 @@ def test_a_recipe_that_a_copy_does_not_fit_is_asked_of_the_service(open_on):
         assert str(here.root) not in str(caught.value)
         assert pickle.loads(pickle.dumps(caught.value)).path == f"{here.location}/episode_vlm0.pt"
     assert here.get(KEY, recipe=RECIPE, on_stale="miss") is None
+
+
+@pytest.mark.parametrize("key", [KEY, VIDEO])
+@pytest.mark.parametrize("by", ["get", "get_batch"])
+def test_a_copy_that_tells_no_recipe_gives_way_to_the_feature_that_has_one(open_on, key, by):
+    here, there = open_on("a"), open_on("b")
+    values = [tensor(n) if key is KEY else {"vision_features": tensor(n)} for n in (1, 2)]
+    here.put(key, values[0])
+    here.get(key)
+    there.put(key, values[1], recipe=RECIPE)
+    here = open_on("a")
+    if by == "get_batch":
+        assert torch.equal(here.get_batch([key], recipe=RECIPE).features[0], tensor(2))
+    else:
+        read = here.get(key, recipe=RECIPE)
+        assert torch.equal(read if key is KEY else read["vision_features"], tensor(2))
+
+
+def test_a_step_that_tells_no_recipe_is_asked_about_once_in_a_process(open_on):
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    store.get(KEY)
+    store = open_on("a")
+    asked = store.transfers.requests
+    for read in (store.get, store.get, lambda key, recipe: store.get_batch([key], recipe=recipe)):
+        read(KEY, recipe=RECIPE)
+    assert store.transfers.requests == asked + 1
+
+
+@pytest.mark.parametrize("evictions", [1, 2, 3])
+@pytest.mark.parametrize("recipe", [None, RECIPE])
+def test_a_copy_that_is_evicted_before_it_is_read_is_no_miss(open_on, monkeypatch, evictions, recipe):
+    store = open_on("a")
+    store.put(KEY, tensor(1), recipe=recipe)
+    fetch, fetched = RemoteStore._fetch, []
+
+    def fetch_and_evict(self, key, wanted, **options):
+        unkept = fetch(self, key, wanted, **options)
+        fetched.append(key)
+        if len(fetched) <= evictions:
+            (store.root / "episode_vlm0.pt").unlink(missing_ok=True)
+        return unkept
+
+    monkeypatch.setattr(RemoteStore, "_fetch", fetch_and_evict)
+    assert torch.equal(store.get(KEY, recipe=recipe), tensor(1))
+    assert store.get(OTHER, recipe=recipe) is None
+
+
+def _read_all(store, keys):
+    for key in keys:
+        store.get(key)
+    store.close()
+
+
+def test_reads_of_a_forked_child_are_counted_though_its_parent_read_first(open_on):
+    store, keys = open_on("a"), [StepKey("episode", n) for n in range(5)]
+    store.put_many(PutItem(key, tensor(1)) for key in keys)
+    store.get_batch(keys)
+    store.get(keys[0])
+    store.close()
+    before = store._tier.store.stats().hits
+    child = multiprocessing.get_context("fork").Process(target=_read_all, args=(store, keys))
+    child.start()
+    child.join()
+    assert store._tier.store.stats().hits == before + 5
 
 
 @pytest.mark.parametrize("key", [KEY, VIDEO])

@@ -74,6 +74,15 @@ def test_a_training_cut_off_in_the_middle_of_an_epoch_ends_like_a_whole_one(argu
     assert example.main(resumable) == whole
 
 
+def test_the_end_of_a_training_is_kept_and_goes_on_with_more_epochs(arguments, example, tmp_path):
+    whole = example.main([*arguments, "--epochs", "3"])
+    resumable = [*arguments, "--checkpoint", str(tmp_path / "head.pt"), "--save-every", "100"]
+    for epochs in ("1", "1", "3", "3"):
+        assert example.main([*resumable, "--epochs", epochs]) == whole[: int(epochs)]
+    saved = torch.load(tmp_path / "head.pt", weights_only=True)
+    assert (saved["sampler"]["epoch"], saved["sampler"]["position"], saved["losses"]) == (3, 0, whole)
+
+
 def test_another_batch_size_goes_on_behind_the_samples_that_were_trained(arguments, example, tmp_path, monkeypatch):
     trained, inputs = [], example.inputs
 

@@ -18,7 +18,7 @@ from consumers.training import VLAEpisodeSet, create_unified_dataloader, unified
 from consumers.training.coverage import coverage_of
 from consumers.training.open_episodes import MOST_OPEN, OF_THIS_PROCESS
 from consumers.training.vla_dataset import UnifiedVLADataset
-from pipeline.errors import SourceError
+from pipeline.errors import MediaError, SourceError
 from pipeline.recipe import with_instruction
 from tests.consumers.training.episodes import RECIPE, feature_of, fill, write_new, write_old
 
@@ -198,6 +198,16 @@ def test_an_episode_whose_name_no_feature_can_have_is_named_or_left_out(data):
     assert "episode_2@home" in names(make(data, use_cache=False))
 
 
+def test_a_folder_of_both_formats_is_refused_by_whoever_would_guess(data):
+    folder = data / "old" / "recv_all_1"
+    (folder / "metadata.json").write_text("{}")
+    with pytest.raises(MediaError, match=r"recv_all_1 has both data\.pkl .* and metadata\.json"):
+        UnifiedVLADataset(folder, use_cache=False)
+    with pytest.raises(SourceError, match=r"recv_all_1 has both data\.pkl .* and metadata\.json"):
+        make(data)
+    assert UnifiedVLADataset(folder, format="old", use_cache=False).num_samples == 12
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -249,6 +259,72 @@ def test_processes_that_found_other_features_cached_say_so_at_the_opening(data):
         assert equal == "opened 40"
         assert "rank 0: 40 samples, rank 1: 43 samples" in other
         assert "rank 0: 0 samples, rank 1: 40 samples" in without
+
+
+def _own_options(data, rank):
+    """For each case the options of a process; rank 0 has the better ones."""
+    here = data if rank == 0 else data / "other"
+    roots = {"old_dataset_patterns": None, "new_dataset_paths": [here / "new"], "cache_root": data / "cache"}
+    torn = {**roots, "new_dataset_paths": [(data if rank == 0 else data / "torn") / "new"]}
+    return {
+        "equal": roots,
+        "left out": {**torn, "on_bad_episode": "skip"},
+        "unreadable": torn,
+        "nowhere": {**roots, "new_dataset_paths": [data / ("new", "nowhere")[rank]]},
+        "model": {**roots, "cache_root": data / ("small", "large")[rank]},
+        "used": {**roots, "cache_root": data / ("small", "large")[rank], "on_stale": "use"},
+        "without": {**roots, "cache_root": data / ("small", "nothing")[rank]},
+        "rank": {**roots, "rank": 0},
+        "shared": {**roots, "rank": 0, "world_size": 1},
+        "seed": {**roots, "seed": rank},
+        "batches": {**roots, "batch_size": 4 - rank},
+    }
+
+
+def _tell_each(data, rank, said):
+    dist.init_process_group("gloo", init_method=f"file://{data}/meeting", rank=rank, world_size=2)
+    try:
+        for case, options in _own_options(data, rank).items():
+            try:
+                options = {"distributed": True, "rank": rank, "world_size": 2, "num_workers": 0, **options}
+                create_unified_dataloader(**options)
+                said.put((case, "opened"))
+            except SourceError as exc:
+                said.put((case, str(exc)))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_processes_whose_data_make_no_one_training_are_all_told_at_the_opening(data):
+    for other in ("other", "torn"):
+        shutil.copytree(data / "new", data / other / "new")
+    (data / "torn" / "new" / "blue" / "episode_2" / "metadata.json").write_text("{")
+    for model in ("small", "large"):
+        recipe = with_instruction({**RECIPE, "encoder": {"model": model}}, "Perform blue insertion task.")
+        fill(data / model, "episode_2", [0], recipe=recipe)
+    context = multiprocessing.get_context("spawn")
+    said = [context.Queue(), context.Queue()]
+    processes = [context.Process(target=_tell_each, args=(data, rank, said[rank]), daemon=True) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    told = [dict(queue.get(timeout=120) for _ in _own_options(data, 0)) for queue in said]
+    for process in processes:
+        process.join()
+    for one in told:
+        assert {case for case, words in one.items() if words == "opened"} == {"equal", "used", "without", "shared"}
+        assert "rank 0: 31 samples, rank 1: 23 samples (1 episodes left out); samples: " in one["left out"]
+        assert "episode_2" in one["unreadable"]
+        assert "nowhere" in one["nowhere"]
+        assert "features of different recipes, first of episode 1" in one["model"]
+        assert "process 0: rank 0 of 2, process 1: rank 0 of 2" in one["rank"]
+        assert "seed: 0, 1)" in one["seed"]
+        assert "batch_size: 4, 3)" in one["batches"]
+    assert told[0]["unreadable"].startswith("other processes of this training cannot open their data\nprocess 1: ")
+
+
+def test_a_world_size_without_distributed_is_refused(data):
+    with pytest.raises(ValueError, match="world_size is 2 without distributed=True"):
+        make(data, rank=1, world_size=2)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
@@ -76,6 +79,23 @@ def test_an_iteration_that_was_given_up_leaves_nothing_behind():
     assert sampler.state_dict()["position"] == 1
 
 
+def test_an_iterator_that_nobody_takes_from_uses_up_no_epoch():
+    whole, sampler = ResumableSampler(20), ResumableSampler(20)
+    for epoch in range(3):
+        iter(sampler)
+        indices = iter(sampler)
+        assert sampler.state_dict() == sampler.state_at(0, epoch=epoch)
+        assert list(indices) == list(whole)
+
+
+@pytest.mark.parametrize("is_persistent", [False, True])
+def test_a_plain_loader_of_single_samples_runs_every_epoch(is_persistent):
+    whole, sampler = ResumableSampler(20), ResumableSampler(20)
+    loader = DataLoader(range(20), batch_size=None, sampler=sampler, num_workers=1, persistent_workers=is_persistent)
+    for _ in range(3):
+        assert list(loader) == list(whole)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_plain_loader_is_resumed_by_the_batches_that_came_out(workers):
     sampler = ResumableSampler(50, seed=7)
@@ -110,6 +130,47 @@ def test_torchdatas_stateful_loader_resumes_exactly(workers, taken):
     resumed.load_state_dict(state)
     assert seen + [batch.tolist() for batch in resumed] == epochs[0]
     assert [batch.tolist() for batch in resumed] == epochs[1]
+
+
+@pytest.mark.parametrize(("workers", "is_persistent"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize("is_set", [False, True])
+def test_torchdatas_stateful_loader_runs_every_epoch(workers, is_persistent, is_set):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def loader():
+        sampler = ResumableSampler(20, seed=7)
+        return sampler, stateful.StatefulDataLoader(
+            list(range(20)), batch_size=4, sampler=sampler, num_workers=workers, persistent_workers=is_persistent
+        )
+
+    whole = ResumableSampler(20, seed=7)
+    epochs = [list(whole) for _ in range(3)]
+    sampler, running = loader()
+    for epoch in range(3):
+        if is_set:
+            sampler.set_epoch(epoch)
+        assert [index for batch in running for index in batch.tolist()] == epochs[epoch]
+    for taken in (0, 2):
+        _, running = loader()
+        list(running)
+        batches = iter(running)
+        seen = [index for _ in range(taken) for index in next(batches).tolist()]
+        state = running.state_dict()
+        sampler, resumed = loader()
+        resumed.load_state_dict(state)
+        if is_set:
+            sampler.set_epoch(1)
+        assert seen + [index for batch in resumed for index in batch.tolist()] == epochs[1]
+
+
+def test_a_state_has_numbers_that_torch_load_admits():
+    sampler = ResumableSampler(np.int64(20), seed=torch.tensor(3), rank=np.int32(0), world_size=np.int64(1))
+    sampler.set_epoch(np.int64(2))
+    saved = io.BytesIO()
+    torch.save(sampler.state_dict(), saved)
+    saved.seek(0)
+    ResumableSampler(20, seed=3).load_state_dict(torch.load(saved, weights_only=True))
+    assert list(sampler) == list(ResumableSampler(20, seed=3)._order(2))
 
 
 @pytest.mark.parametrize(

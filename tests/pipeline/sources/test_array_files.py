@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -41,10 +43,29 @@ def test_an_absent_array_is_none_and_damage_is_an_error(tmp_path):
     assert array_in(stored.path, "others") is None
     whole = stored.path.read_bytes()
     stored.path.write_bytes(whole[:400])
-    with pytest.raises(MediaError, match="ends within 'values'"):
-        stored.rows(0, 12)
     with pytest.raises(MediaError, match="cannot be read"):
         array_in(stored.path, "values")
+    cut = save(tmp_path / "file", VALUES, "npy").path
+    cut.write_bytes(cut.read_bytes()[:300])
+    with pytest.raises(MediaError, match="ends within 'file'"):
+        array_file(cut).rows(0, 12)
+
+
+@pytest.mark.parametrize("kind", ["plain", "compressed", "npy"])
+@pytest.mark.parametrize("is_in_place", [True, False])
+def test_rows_of_a_file_that_was_replaced_since_it_was_opened_are_an_error(tmp_path, kind, is_in_place):
+    stored = save(tmp_path / "file", VALUES, kind)
+    opened_ns = stored.path.stat().st_mtime_ns
+    (tmp_path / "later").mkdir()
+    later = save(tmp_path / "later" / "file", VALUES + 1, kind)
+    os.utime(later.path, ns=(opened_ns, opened_ns + 4_000_000))
+    if is_in_place:
+        stored.path.write_bytes(later.path.read_bytes())
+        os.utime(stored.path, ns=(opened_ns, opened_ns + 4_000_000))
+    else:
+        later.path.replace(stored.path)
+    with pytest.raises(MediaError, match=r"file\.np. was replaced or written to since it was opened"):
+        stored.rows(3, 5)
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,14 @@ class TestVLAEpisodes:
         assert [s.dataset for s in problems] == ["recv_all_20251027_170308"]
         assert len(samples) == 1 + 8
 
+    def test_a_folder_of_both_formats_is_one_problem_that_names_both_files(self, sample_input, tmp_path):
+        shutil.copytree(sample_input.episodes / "old_rig", tmp_path / "rig")
+        (tmp_path / "rig" / "recv_all_20251027_170308" / "metadata.json").write_text("{}")
+        first, *others = VLAEpisodes(tmp_path / "rig")
+        assert "both data.pkl (old format) and metadata.json (new format)" in first.problem
+        assert len(others) == 8
+        assert not any(sample.problem for sample in others)
+
     @pytest.mark.parametrize(
         ("name", "content"),
         [
