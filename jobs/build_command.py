@@ -20,6 +20,7 @@ from jobs.printing import print_json
 from jobs.run_files import FailedRun
 from jobs.run_folder import RunFolder
 from pipeline.lanes import TimeLimits, run_build
+from pipeline.run_events import RunEvents
 from pipeline.sources import Benchmark, data_set_name
 from pipeline.work_plan import plan_build
 
@@ -45,16 +46,22 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
         plan = plan_build(source, task, store, overwrite=args.overwrite)
         if store.limit_bytes is not None:
             check_room(plan, store, store.limit_bytes, may_evict_own=args.allow_eviction)
-        set_limits(args, store, remember=True)  # a refused build leaves the store as it was
+        folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
+        at_end.callback(folder.close)
         notes: list[str] = []
         if only is None:
             notes = tell_of_other_folders(args, spec, store, skipped=plan.skipped)
-            store.remember_plan(plan_title(args, spec), plan.wanted())
-        folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
-        at_end.callback(folder.close)
-        events = folder.begin(args, task.shared_recipe())
-        if isinstance(whole, Benchmark):
-            folder.write_questions(whole.questions())
+
+        def begin() -> RunEvents:
+            # A refused build leaves the store, and the dead letters in its report's folder, as they were.
+            set_limits(args, store, remember=True)
+            if only is None:
+                store.remember_plan(plan_title(args, spec), plan.wanted())
+            events = folder.begin(args, task.shared_recipe())
+            if isinstance(whole, Benchmark):
+                folder.write_questions(whole.questions())
+            return events
+
         # Ray tells of a process that died on stdout, which results have for themselves.
         with _stop_on_signal() as should_stop, redirect_stdout(sys.stderr), BuildView(title=_title(args)) as view:
             report = run_build(
@@ -68,7 +75,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
                 on_failure=folder.note,
                 on_progress=view.show,
                 should_stop=should_stop,
-                events=events,
+                begin=begin,
                 dataset=args.dataset or data_set_name(args.data),
             )
         folder.end(report)
