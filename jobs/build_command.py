@@ -12,7 +12,15 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import FrameType
 
 from cache_store import FeatureStore
-from jobs.build_request import asked_for, check_name, plan_title, set_limits, task_of, tell_of_other_folders
+from jobs.build_request import (
+    asked_for,
+    check_name,
+    check_reach,
+    plan_title,
+    set_limits,
+    task_of,
+    tell_of_other_folders,
+)
 from jobs.build_room import check_one_feature, check_room
 from jobs.build_views import BuildView, print_report
 from jobs.failed_units import OnlyThese, check_recipes
@@ -30,6 +38,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
 
     With `only`, the failed units of an earlier run of the same arguments and nothing else.
     """
+    check_reach(args)
     whole, spec, sampling = asked_for(args, is_again=only is not None)
     source = whole if only is None else OnlyThese(whole, only.recipes)
     # Without a run's id nothing protects what the build writes: it may evict its own features.

@@ -80,6 +80,11 @@ def test_a_url_that_cannot_be_listed(refused):
     assert "nosuch://bucket/set" in refused(data="nosuch://bucket/set")
 
 
+@pytest.mark.parametrize("option", ["store", "data", "annotations"])
+def test_what_no_other_process_sees(refused, videos, option):
+    assert f"--{option} memory://x/y is seen by one process alone" in refused(**{option: "memory://x/y"})
+
+
 def test_annotations_mean_nothing_for_a_folder(refused, videos, tmp_path):
     assert "--annotations" in refused(annotations=tmp_path / "rows.json")
 
