@@ -91,8 +91,8 @@ class Lookup:
     def states(self, asked: Asked) -> Iterator[State]:
         """As `state_of` for many pairs, in their order; the files are listed once, at the first.
 
-        A million steps take seconds; of videos each is looked up by itself. Some thousand pairs are asked for at once,
-        before the first of their states comes.
+        A million steps take seconds; each video that is there is looked up by itself. Some thousand pairs are asked for
+        at once, before the first of their states comes.
         """
         from cache_store.bulk import KnownRecipes, in_batches
 
