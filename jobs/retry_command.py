@@ -66,7 +66,7 @@ def _asked_then(run: FailedRun, args: argparse.Namespace) -> argparse.Namespace:
 
 
 def _refuse_moved_store(run: FailedRun, store: Path | str) -> None:
-    """Refuse to make a new store where the run's own was before it was moved, or to fill another than the run lies in."""
+    """Refuse to make a new store where the run's was before it was moved, or to fill another than the run lies in."""
     if not isinstance(store, Path):
         return
     advice = "the build itself, with --store, makes what is missing in a store that was moved or copied"
