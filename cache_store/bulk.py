@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cache_store import naming
 from cache_store.keys import FeatureKey, StepKey
 from cache_store.reader import State, Wanted, candidates
 
@@ -42,15 +42,17 @@ class KnownRecipes:
         pa.default_memory_pool().release_unused()  # left over from the listing, and more than what follows takes
 
     def states(self, asked: Sequence[tuple[FeatureKey, Wanted]]) -> list[State | None]:
-        """The states of several keys; None where only a file itself can tell, as a video's can.
+        """The states of several keys; None where only a file itself can tell, as that of a video can.
 
         Raises:
             InvalidKey: a key cannot be a file name.
         """
-        names = [naming.relative_path(key) for key, _ in asked]
+        names = [list(candidates(key, wanted.fingerprint)) for key, wanted in asked]
+        rows = iter(self._rows_of(list(chain.from_iterable(names))))
+        found = [max(islice(rows, len(of_one))) for of_one in names]
         return [
-            self._state(row, wanted) if isinstance(key, StepKey) else None
-            for (key, wanted), row in zip(asked, self._rows_of(names), strict=True)
+            self._state(row, wanted) if row < 0 or isinstance(key, StepKey) else None
+            for (key, wanted), row in zip(asked, found, strict=True)
         ]
 
     def _state(self, row: int, wanted: Wanted) -> State | None:

@@ -13,7 +13,7 @@ from cache_store.archive import Record
 from cache_store.books import View
 from cache_store.errors import DamagedFeature, RecipeMismatch
 from cache_store.keys import FeatureKey, StepKey, VideoKey
-from cache_store.opening import entry_of, file_of, read_record
+from cache_store.opening import entry_of, file_of, open_feature, read_record
 from cache_store.reader import State, Wanted, candidates, mismatch, names_of_second_recipes, state
 from cache_store.reports import EntryInfo, Eviction, PinInfo
 from cache_store.settings import Settings
@@ -92,8 +92,8 @@ class Lookup:
     def states(self, asked: Asked) -> Iterator[State]:
         """As `state_of` for many pairs, in their order; the files are listed once, at the first.
 
-        A million steps take seconds; of videos each is looked up by itself. Some thousand pairs are asked for at once,
-        before the first of their states comes.
+        A million steps take seconds; each video that is there is looked up by itself. Some thousand pairs are asked for
+        at once, before the first of their states comes.
         """
         from cache_store.bulk import KnownRecipes, in_batches
 
@@ -137,6 +137,31 @@ class Lookup:
                     yield replace(read_record(self.root, name) or Record(), name=name)
                 except (FileNotFoundError, DamagedFeature):
                     continue
+
+    def video_path_of(self, key: VideoKey, *, recipe: Mapping[str, Any]) -> str | None:
+        """Which video the feature that `get` would find was built from, relative to its data folder.
+
+        None where nothing fits, or what fits tells no recipe: others' paths are relative to what only they know.
+
+        Raises:
+            StoreReadError: the disk.
+        """
+        wanted = Wanted.of(recipe)
+        for name in candidates(key, wanted.fingerprint):
+            try:
+                record = self._record(name)
+                if not wanted.fits(record):
+                    continue
+                tree = self._tree(name) if record is not None and record.recipe_fingerprint is not None else None
+            except (FileNotFoundError, DamagedFeature):
+                continue
+            return tree.get("video_path") if isinstance(tree, dict) else None
+        return None
+
+    def _tree(self, name: str) -> object | None:
+        """What a feature's file holds, without the content of its tensors; raises as `opening.open_feature`."""
+        with open_feature(self.root, name) as archive:
+            return archive.tree()
 
     def contains_each(self, keys: Sequence[FeatureKey]) -> list[bool]:
         """As `contains` for many keys, in their order; above some thousand by one listing."""

@@ -226,21 +226,25 @@ class Reader:
 
 def state(root: Path, key: FeatureKey, wanted: Wanted) -> State:
     """Whether `read` would find it; looks at names, and at records only when a recipe is asked for."""
-    if wanted.fingerprint is None:
-        names = candidates(key, None)
-        return "present" if any(is_file(root, name) for name in names) else "missing"
-    is_fitting, stale = _looked_for(root, key, wanted)
-    return "present" if is_fitting else "stale" if stale is not None else "missing"
+    fitting, stale = _looked_for(root, key, wanted)
+    return "present" if fitting is not None else "stale" if stale is not None else "missing"
+
+
+def fitting_name(root: Path, key: FeatureKey, wanted: Wanted) -> str | None:
+    """The relative path of the feature that `read` would find; None where none fits."""
+    return _looked_for(root, key, wanted)[0]
 
 
 def mismatch(root: Path, key: FeatureKey, wanted: Wanted) -> RecipeMismatch | None:
     """What `read` would raise for `on_stale="error"`; None where a feature fits, or none is there."""
-    is_fitting, stale = _looked_for(root, key, wanted)
-    return None if is_fitting or stale is None else told_mismatch(str(root), stale, key, wanted)
+    fitting, stale = _looked_for(root, key, wanted)
+    return None if fitting is not None or stale is None else told_mismatch(str(root), stale, key, wanted)
 
 
-def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[bool, Stale | None]:
-    """Whether a fitting file is there, and, if not, the best one of another recipe."""
+def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[str | None, Stale | None]:
+    """The name of a fitting feature, and, if there is none, the best one of another recipe."""
+    if wanted.fingerprint is None:
+        return next((name for name in candidates(key, None) if is_file(root, name)), None), None
     stale: Stale | None = None
     for name in candidates(key, wanted.fingerprint):
         try:
@@ -250,9 +254,9 @@ def _looked_for(root: Path, key: FeatureKey, wanted: Wanted) -> tuple[bool, Stal
             continue
         inexact = _inexactness(root, name) if wanted.needs_a_look_inside(record) else None
         if inexact is None and (record is None or wanted.fits(record)):
-            return True, None
+            return name, None
         stale = stale or Stale(name, record or Record(), inexact)
-    return False, stale
+    return None, stale
 
 
 def _inexactness(root: Path, name: str) -> InexactFeature | None:

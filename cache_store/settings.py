@@ -36,6 +36,8 @@ class Settings:
             self.soft_limit_bytes if soft_limit_bytes is None else (soft_limit_bytes if soft_limit_bytes > 0 else None)
         )
         if soft is not None and (limit is None or soft >= limit):
+            if soft_limit_bytes is not None and limit is None:
+                raise ValueError(f"a soft limit of {soft} bytes needs a limit, and there is none; give one too")
             if soft_limit_bytes is not None:
                 raise ValueError(f"the soft limit of {soft} bytes is not below the limit of {limit} bytes")
             soft = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 # GB = 10^9, GiB = 2^30 bytes; a bare number is bytes.
@@ -15,9 +16,10 @@ def parse_size(text: str) -> int:
     """The bytes of `50GiB`, `1.5 TB` or `4096`.
 
     Raises:
-        ValueError: no number, or an unknown unit.
+        ValueError: no number, one too large, or an unknown unit.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS:
+    size = float(match[1]) * _UNITS.get(match[2].lower(), math.nan) if match is not None else math.nan
+    if not math.isfinite(size):
         raise ValueError(f"{text!r} is no size; write for example 50GiB, 1.5TB or 4096")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return int(size)

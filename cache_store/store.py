@@ -19,7 +19,7 @@ from cache_store.keys import FeatureKey, StepKey, VideoKey
 from cache_store.opening import open_feature
 from cache_store.processes import HERE
 from cache_store.put_item import PutItem, encoded_item
-from cache_store.reader import OnStale, Reader, Wanted
+from cache_store.reader import OnStale, Reader, Wanted, fitting_name
 from cache_store.recipes import recipe_fingerprint
 from cache_store.scan import feature_names
 from cache_store.settings import Settings
@@ -313,7 +313,7 @@ class FeatureStore(Upkeep):
         return self._books.delete(self._relative(key, recipe))
 
     def protect(self, keys: Iterable[FeatureKey], *, recipe: Mapping[str, Any] | None = None) -> None:
-        """Keep existing entries from eviction while this store's run is active, as if the run had put them.
+        """Keep the entries that `get` would find from eviction while this store's run is active, as if it had put them.
 
         Raises:
             ValueError: the store was opened without `run_id`.
@@ -321,7 +321,12 @@ class FeatureStore(Upkeep):
         self._begin()
         if self.run_id is None:
             raise ValueError("protect() needs a store that was opened with run_id=")
-        self._books.protect([self._relative(key, recipe) for key in keys], self.run_id)
+        wanted = Wanted.of(recipe)
+        self._books.protect([name for key in keys if (name := self._found_at(key, wanted)) is not None], self.run_id)
+
+    def _found_at(self, key: FeatureKey, wanted: Wanted) -> str | None:
+        # A video may be found under an alias, or in the plain folder of another recipe; a step has one name.
+        return naming.step_path(key) if isinstance(key, StepKey) else fitting_name(self.root, key, wanted)
 
     def keys(self, dataset: str | None = None) -> Iterator[FeatureKey]:
         """The stored keys in the order of their paths.

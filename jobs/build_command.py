@@ -12,7 +12,15 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import FrameType
 
 from cache_store import FeatureStore
-from jobs.build_request import asked_for, check_name, plan_title, set_limits, task_of, tell_of_other_folders
+from jobs.build_request import (
+    asked_for,
+    check_name,
+    check_reach,
+    plan_title,
+    set_limits,
+    task_of,
+    tell_of_other_folders,
+)
 from jobs.build_room import check_one_feature, check_room
 from jobs.build_views import BuildView, print_report
 from jobs.failed_units import OnlyThese, check_recipes
@@ -20,6 +28,7 @@ from jobs.printing import print_json
 from jobs.run_files import FailedRun
 from jobs.run_folder import RunFolder
 from pipeline.lanes import TimeLimits, run_build
+from pipeline.run_events import RunEvents
 from pipeline.sources import Benchmark, data_set_name
 from pipeline.work_plan import plan_build
 
@@ -29,6 +38,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
 
     With `only`, the failed units of an earlier run of the same arguments and nothing else.
     """
+    check_reach(args)
     whole, spec, sampling = asked_for(args, is_again=only is not None)
     source = whole if only is None else OnlyThese(whole, only.recipes)
     # Without a run's id nothing protects what the build writes: it may evict its own features.
@@ -45,16 +55,22 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
         plan = plan_build(source, task, store, overwrite=args.overwrite)
         if store.limit_bytes is not None:
             check_room(plan, store, store.limit_bytes, may_evict_own=args.allow_eviction)
-        set_limits(args, store, remember=True)  # a refused build leaves the store as it was
+        folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
+        at_end.callback(folder.close)
         notes: list[str] = []
         if only is None:
             notes = tell_of_other_folders(args, spec, store, skipped=plan.skipped)
-            store.remember_plan(plan_title(args, spec), plan.wanted())
-        folder = RunFolder.asked_for(args.report) if args.report else RunFolder.in_store(store.root, run)
-        at_end.callback(folder.close)
-        events = folder.begin(args, task.shared_recipe())
-        if isinstance(whole, Benchmark):
-            folder.write_questions(whole.questions())
+
+        def begin() -> RunEvents:
+            # A refused build leaves the store, and the dead letters in its report's folder, as they were.
+            set_limits(args, store, remember=True)
+            if only is None:
+                store.remember_plan(plan_title(args, spec), plan.wanted())
+            events = folder.begin(args, task.shared_recipe())
+            if isinstance(whole, Benchmark):
+                folder.write_questions(whole.questions())
+            return events
+
         # Ray tells of a process that died on stdout, which results have for themselves.
         with _stop_on_signal() as should_stop, redirect_stdout(sys.stderr), BuildView(title=_title(args)) as view:
             report = run_build(
@@ -68,7 +84,7 @@ def build(args: argparse.Namespace, *, only: FailedRun | None = None) -> int:
                 on_failure=folder.note,
                 on_progress=view.show,
                 should_stop=should_stop,
-                events=events,
+                begin=begin,
                 dataset=args.dataset or data_set_name(args.data),
             )
         folder.end(report)

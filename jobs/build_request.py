@@ -79,6 +79,20 @@ def check_name(args: argparse.Namespace, store: Lookup) -> None:
         store.path_of(StepKey(args.dataset, 0))
 
 
+def check_reach(args: argparse.Namespace) -> None:
+    """Refuse what lies in this process's memory: those that decode and write would see nothing of it.
+
+    Raises:
+        BuildRefused: so it does.
+    """
+    for option in ("store", "data", "annotations"):
+        if "memory://" in str(getattr(args, option)):
+            raise BuildRefused(
+                f"--{option} {getattr(args, option)} is seen by one process alone, and a build has several; give a "
+                "folder or the URL of a service"
+            )
+
+
 def plan_title(args: argparse.Namespace, spec: EncoderSpec) -> str:
     """Return what tells this build's plan from others in its store, as JSON."""
     title = {"source": args.source, "data": str(absolute(args.data)), "encoder": args.encoder}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
+from cache_store.naming import RUNS
 from jobs.arguments import make_parser
 from jobs.build_command import build
 from jobs.parsers import store_root
@@ -55,8 +57,21 @@ def _asked_then(run: FailedRun, args: argparse.Namespace) -> argparse.Namespace:
             asked["annotations"] = parse_media_path(asked["annotations"])
     except (KeyError, TypeError, AttributeError, argparse.ArgumentTypeError) as exc:
         raise BuildRefused(f"{args.run} was not written by a build of this version: {exc}") from exc
+    _refuse_moved_store(run, asked["store"])
     asked |= {"command": "build", "json": args.json, "report": args.report}
     asked |= {"limit": None, "soft_limit": None}  # the store keeps its own, perhaps changed since
     if args.address is not None:
         asked["address"] = args.address
     return argparse.Namespace(**asked)
+
+
+def _refuse_moved_store(run: FailedRun, store: Path | str) -> None:
+    """Refuse to make a new store where the run's was before it was moved, or to fill another than the run lies in."""
+    if not isinstance(store, Path):
+        return
+    advice = "the build itself, with --store, makes what is missing in a store that was moved or copied"
+    if not store.is_dir():
+        raise BuildRefused(f"the store of {run.folder}, {store}, is no longer there; {advice}")
+    folder = run.folder.resolve()
+    if folder.parent.match(RUNS) and not folder.parents[2].samefile(store):
+        raise BuildRefused(f"{run.folder} lies in another store than {store}, which its build wrote to; {advice}")

@@ -220,7 +220,8 @@ def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: boo
     cannot evict them while it lasts.
 
     Raises:
-        BuildRefused: the store holds a sample under another recipe and `overwrite` is not set.
+        BuildRefused: the store holds a sample under another recipe, or another video under its id, and `overwrite` is
+            not set.
     """
     plan = Plan(source, task, overwrite, bytearray(), array("I"), [])
     kept: list[FeatureKey] = []
@@ -245,6 +246,8 @@ def plan_build(source: Source, task: BuildTask, store: Lookup, *, overwrite: boo
             _refuse_another_recipe(sample, task, store)
         if state != "present":
             continue
+        if isinstance(sample, VideoSample) and sample.has_bare_stem:
+            _refuse_another_video(sample, task, store)
         plan.decisions[place] = Decision.SKIP
         if task.run_id is not None and isinstance(store, FeatureStore):
             kept.append(task.key(sample))
@@ -313,6 +316,16 @@ def _refuse_another_recipe(sample: Sample, task: BuildTask, store: Lookup) -> No
         raise BuildRefused(
             f"{unit_name(sample)}: {mismatch}; pass --overwrite to build it again, or another --store"
         ) from mismatch
+
+
+def _refuse_another_video(sample: VideoSample, task: BuildTask, store: Lookup) -> None:
+    built_from = store.video_path_of(cast(VideoKey, task.key(sample)), recipe=task.recipe(sample))
+    if built_from not in (None, sample.relative_path):
+        raise BuildRefused(
+            f"{sample.relative_path} has the id {sample.video_id!r}, under which the store has the feature of "
+            f"{built_from}: it was built when no other video had its stem; pass --overwrite to build all of them "
+            "again, or another --dataset or --store"
+        )
 
 
 def unit_name(sample: Sample) -> str:

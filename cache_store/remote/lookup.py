@@ -106,10 +106,13 @@ class RemoteLookup(Lookup):
     def _inexactness(self, name: str) -> InexactFeature | None:
         """As `reader`'s of a file: by its first and last bytes, or by all where those do not hold its layout."""
         try:
-            tree = self._told(name, Archive.tree, is_in_front=True)
+            tree = self._tree(name)
         except (FileNotFoundError, DamagedFeature):
             return None
         return None if int8.mark_of(tree) is None else InexactFeature(f"{self.location}/{name}", int8.loss_of(tree))
+
+    def _tree(self, name: str) -> object | None:
+        return self._told(name, Archive.tree, is_in_front=True)
 
     def _told(self, name: str, ask: Callable[[Archive], T], *, is_in_front: bool = False) -> T:
         found = self._objects().tail(name, END_BYTES)

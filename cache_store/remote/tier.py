@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cache_store import opening, scan
 from cache_store.archive import Record, open_content
 from cache_store.books import NewFile
-from cache_store.errors import DamagedFeature, StoreFull, StoreReadError, StoreWriteError
+from cache_store.errors import DamagedFeature, StoreFormatError, StoreFull, StoreReadError, StoreWriteError
 from cache_store.processes import HERE
 from cache_store.remote.objects import ObjectInfo, Objects
 from cache_store.sizes import parse_size
@@ -39,18 +39,21 @@ def folder_of(url: str, service: str) -> Path:
     """Where the copies of a remote root lie: one folder for each URL of each service, below `$VLM_CACHE_TIER` or the
     user's caches. `service` is `Objects.service`.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    top = Path(os.environ.get(FOLDER_VARIABLE) or Path(caches) / "vlm-cache" / "tier")
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", url).strip("-")[:60]
     named = f"{url}\n{service}" if service else url
-    return top.absolute() / f"{readable}-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
+    return _top() / f"{readable}-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
+
+
+def _top() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(FOLDER_VARIABLE) or Path(caches) / "vlm-cache" / "tier").absolute()
 
 
 def limit_bytes() -> int:
     """How many bytes the copies of one remote root may take: `$VLM_CACHE_TIER_LIMIT`, else 50 GiB; 0 for no limit.
 
     Raises:
-        ValueError: the variable is no size.
+        StoreFormatError: the variable is no size.
     """
     text = os.environ.get(LIMIT_VARIABLE, "").strip()
     if not text:
@@ -58,7 +61,7 @@ def limit_bytes() -> int:
     try:
         return parse_size(text)
     except ValueError as exc:
-        raise ValueError(f"${LIMIT_VARIABLE}: {exc}, or 0 for no limit") from exc
+        raise StoreFormatError(str(_top()), f"${LIMIT_VARIABLE}: {exc}, or 0 for no limit") from exc
 
 
 def stamp_ns(info: ObjectInfo) -> int:

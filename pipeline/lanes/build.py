@@ -36,27 +36,29 @@ def run_build(
     on_failure: Callable[[UnitFailure], None] = lambda failure: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], str | None] = lambda: None,
-    events: RunEvents | None = None,
+    begin: Callable[[], RunEvents] = RunEvents,
     dataset: str = "",
 ) -> BuildReport:
     """Build what the plan holds; returns the report, in which every failed unit has its name and reason.
 
     Ray is joined at `address` or $RAY_ADDRESS, else started on this machine for the length of the call; a plan with
     nothing to do starts nothing. `on_failure` hears of each failed unit at once. `should_stop` is asked about twice a
-    second; a reason ends the build after the units in flight. `events` gets what happens, and `dataset` is what the
-    build's metrics are labelled with.
+    second; a reason ends the build after the units in flight. `begin` is called once nothing is left to be refused, and
+    what it returns gets what happens. `dataset` is what the build's metrics are labelled with.
 
     Raises:
         BuildRefused: no cluster answers, or it has not what `device` asks for.
         EncoderError: the model cannot be loaded where it is to run.
     """
-    events = events or RunEvents()
+    events = RunEvents()
     try:
         if plan.todo == 0:
+            events = begin()
             report = _nothing_to_do(plan, events, on_failure)
         else:
             with connection(address):
                 shape = shape_lanes(lanes=lanes, decoders_per_lane=decoders_per_lane, device=device)
+                events = begin()
                 watch = Watch(events, Metrics(dataset=dataset, run=plan.task.run_id or ""))
                 events.start(todo=plan.todo, skipped=plan.skipped, **asdict(shape))
                 # With --overwrite nobody can tell by the store what another build has done, so nothing is shared.

@@ -23,7 +23,7 @@ from pipeline.sources.choices import (
 from pipeline.sources.data_folder import DataFolder
 from pipeline.sources.media_path import MediaPath, absolute
 from pipeline.sources.samples import IgnoredFile, Question, VideoSample
-from pipeline.sources.video_ids import repeated_stems, video_id
+from pipeline.sources.video_ids import is_bare_stem, repeated_stems, video_id
 
 DURATION_COLUMNS = ("duration_group", "duration")
 DOMAIN_COLUMNS = ("domain", "topic_category", "category")
@@ -211,6 +211,7 @@ class Benchmark:
                 end_s=place.end_s,
                 fps=place.fps,
                 problem=self._problem(place, asked_by) if found.is_missing else None,
+                has_bare_stem=found.name is None and is_bare_stem(place.path, repeated=self._repeated),
             )
         return samples
 

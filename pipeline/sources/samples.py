@@ -22,6 +22,7 @@ class VideoSample:
     end_s: float | None = None
     fps: float | None = None  # images per second, where `path` is a folder of numbered images
     problem: str | None = None  # why this sample cannot be built: it fails at stage "source"
+    has_bare_stem: bool = False  # other videos have the stem that is its id, which may have been one of theirs
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pipeline.sources.archives import is_archive, unpack_hint
 from pipeline.sources.data_folder import DataFolder
 from pipeline.sources.media_path import MediaPath
 from pipeline.sources.samples import IgnoredFile, VideoSample
-from pipeline.sources.video_ids import is_video, repeated_stems, video_id
+from pipeline.sources.video_ids import is_bare_stem, is_video, repeated_stems, video_id
 
 
 class VideoFolder:
@@ -57,7 +57,8 @@ class VideoFolder:
     def __iter__(self) -> Iterator[VideoSample]:
         for path in self._paths:
             name = video_id(path, repeated=self._repeated)
-            yield VideoSample(self.dataset, name, self._folder.place(path), path)
+            has_bare_stem = is_bare_stem(path, repeated=self._repeated)
+            yield VideoSample(self.dataset, name, self._folder.place(path), path, has_bare_stem=has_bare_stem)
 
     def ignored(self) -> list[IgnoredFile]:
         """Return the hidden files and those with other extensions, in path order."""

@@ -61,6 +61,11 @@ def video_id(
     return (str(path) if path.name in repeated else path.name) + clip_suffix(start_s, end_s)
 
 
+def is_bare_stem(relative_path: str, *, repeated: frozenset[str]) -> bool:
+    """Return whether the id is no more than a stem that others have too: before this video came, it was another's."""
+    return "/" not in relative_path and _without_extension(PurePosixPath(relative_path)).name in repeated
+
+
 def clip_suffix(start_s: float | None, end_s: float | None) -> str:
     """Return what a clip's bounds add to its video's id; nothing without bounds.
 

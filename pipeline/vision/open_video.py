@@ -58,7 +58,7 @@ def readers_in_order(survey: Survey) -> tuple[str, ...]:
     """Return who is asked for a file's frames, in order.
 
     decord's pixels are what other caches and the evaluation harnesses have. PyAV gives the same bits sooner in
-    most files, and goes first there; elsewhere (10 bits, odd heights, MPEG-1 and 2) decord does.
+    most files, and goes first there; elsewhere (10 bits, odd heights, MJPEG, MPEG-1 and 2) decord does.
     """
     if survey.container == "images":
         return ("pillow",)

@@ -137,7 +137,7 @@ class PyavReader:
         frames, last = self._survey.frames, run.wanted[-1]
         wanted = set(run.wanted)
         is_unreferenced = None
-        if self._short_way and last - run.start >= len(wanted):
+        if self._short_way and can_seek(self._survey) and last - run.start >= len(wanted):
             is_unreferenced = unreferenced_test(self._context.name, self._context.extradata)
         last_order = max(frames[index].decode_order for index in run.wanted)
         sent = -1

@@ -90,6 +90,11 @@ def test_a_soft_limit_above_the_limit_is_refused(open_store):
         open_store(limit_bytes=100, soft_limit_bytes=200)
 
 
+def test_a_soft_limit_without_a_limit_is_refused(open_store):
+    with pytest.raises(ValueError, match="needs a limit, and there is none"):
+        open_store(soft_limit_bytes=200)
+
+
 def test_a_flood_of_small_entries_leaves_the_large_ones_their_half_and_the_other_way_round(open_store):
     size = 1_230_000
     store = open_store(limit_bytes=8 * size)
@@ -171,6 +176,26 @@ def test_what_a_run_protects_after_the_snapshot_stays(open_store):
         store.put(key(index), tensor(index))
     assert kept(store)[0] == 0
     assert 1 not in kept(store)
+
+
+@pytest.mark.parametrize("lies", ["under an alias", "without a record in another recipe's folder"])
+def test_a_run_protects_a_video_where_it_is_found(open_store, lies):
+    dataset = "Video-MME_128frame" if lies == "under an alias" else "Video-MME"
+    filling, recipe = {"vision_features": tensor(1)}, {"wanted": True}
+    with open_store(limit_bytes=20_000) as old:
+        if lies != "under an alias":
+            old.put(video(1, dataset), filling, recipe={"wanted": False})
+        old.put(video(0, dataset), filling, recipe=recipe if lies == "under an alias" else None)
+        bring_into_snapshot(old)
+    run = open_store(run_id="active")
+    found = video(0, "Video-MME")
+    assert run.state_of(found, recipe=recipe) == "present"
+    run.protect([found], recipe=recipe)
+    store = open_store()
+    for index in range(40):
+        store.put(key(index), tensor(index))
+    assert run.state_of(found, recipe=recipe) == "present"
+    assert not store.contains(key(0))
 
 
 def test_what_was_read_since_the_snapshot_goes_last(open_store):

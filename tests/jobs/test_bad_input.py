@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import pytest
 import ray
 
 import jobs.build_command
-from cache_store import FeatureStore, StepKey
+from cache_store import FeatureStore, StepKey, plans
 from jobs.__main__ import main
+from jobs.run_folder import RunFolder
 from pipeline.errors import BuildRefused
 from tests.media import write_new_episode, write_video
 
@@ -75,6 +78,11 @@ def test_an_unknown_source_names_those_there_are(refused, videos):
 
 def test_a_url_that_cannot_be_listed(refused):
     assert "nosuch://bucket/set" in refused(data="nosuch://bucket/set")
+
+
+@pytest.mark.parametrize("option", ["store", "data", "annotations"])
+def test_what_no_other_process_sees(refused, videos, option):
+    assert f"--{option} memory://x/y is seen by one process alone" in refused(**{option: "memory://x/y"})
 
 
 def test_annotations_mean_nothing_for_a_folder(refused, videos, tmp_path):
@@ -311,11 +319,30 @@ def test_a_refused_build_leaves_the_limit_as_it_was(refused, videos, tmp_path, l
     assert remembered_limit(tmp_path / "store") == before
 
 
+@pytest.mark.parametrize("reason", ["another device", "a report at work"])
+def test_a_build_that_is_refused_last_leaves_limit_plan_and_dead_letters(refused, videos, tmp_path, local_ray, reason):
+    FeatureStore(tmp_path / "store", limit_bytes=10**9).close()
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "failed.jsonl").write_text("a dead letter\n")
+    (report / "report.json").write_text("{}")
+    if reason == "another device":
+        assert "has no GPU" in refused(**LIMITS, report=report, device="gpu")
+    else:
+        with closing(RunFolder.asked_for(report)):
+            assert "a build at work writes to" in refused(**LIMITS, report=report)
+    assert remembered_limit(tmp_path / "store") == 10**9
+    assert plans.titles(tmp_path / "store") == []
+    assert sorted(path.name for path in report.iterdir()) == ["failed.jsonl", "report.json"]
+    assert (report / "failed.jsonl").read_text() == "a dead letter\n"
+
+
 @pytest.fixture
 def stop_before_ray(monkeypatch):
-    """Refuses where Ray would start, for builds that pass every check before it."""
+    """Stops where the lanes would start, for builds that pass every check before it."""
 
-    def run_build(*_: object, **__: object) -> None:
+    def run_build(*_: object, begin: Callable[[], object], **__: object) -> None:
+        begin()
         raise BuildRefused("every check is passed")
 
     monkeypatch.setattr("jobs.build_command.run_build", run_build)

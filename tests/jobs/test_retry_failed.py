@@ -128,6 +128,27 @@ def test_a_run_without_failures_is_done_and_reports_nothing(base, capsys):
     assert (report["done"], report["failed"], report["folder"]) == (0, [], None)
 
 
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_run_in_a_store_that_was_moved_or_copied_is_refused(base, capsys, how, tmp_path):
+    shutil.copytree(base / "store", tmp_path / "elsewhere")
+    if how == "moved":
+        shutil.rmtree(base / "store")
+    (run,) = (tmp_path / "elsewhere" / RUNS).iterdir()
+    assert main(["retry-failed", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "is no longer there" in said if how == "moved" else "lies in another store" in said
+    assert (base / "store").exists() == (how == "copied")
+
+
+def test_a_run_of_a_store_in_memory_is_refused(base, capsys):
+    build = _run(base) / "build.json"
+    asked = json.loads(build.read_text())
+    asked["arguments"]["store"] = "memory://x/y"
+    build.write_text(json.dumps(asked))
+    assert main(["retry-failed", str(build.parent)]) == 2
+    assert "is seen by one process alone" in capsys.readouterr().err
+
+
 def test_another_recipe_is_refused(base, capsys):
     build = _run(base) / "build.json"
     asked = json.loads(build.read_text())

@@ -12,11 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store import FeatureStore, InvalidKey, StepKey, VideoKey
+from cache_store import FeatureStore, InvalidKey, ReadOnlyStore, StepKey, VideoKey, video_value
 from pipeline.encoders import load_spec
 from pipeline.errors import BuildRefused, SourceChanged
 from pipeline.sources import ImageFile, StepSample, VideoSample
+from pipeline.sources.video_folder import VideoFolder
 from pipeline.work_plan import BuildTask, Decision, Unit, plan_build, shards
+from tests.media import write_video
 
 
 class Listed:
@@ -133,6 +135,29 @@ def test_a_video_of_another_recipe_is_built_beside_the_first(store):
     assert first.parent.name == "clips"
     assert second.parent.name.startswith("clips@")
     assert plan_build(Listed(video("a")), half, store, overwrite=False).skipped == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_an_id_that_was_another_videos_before_the_folder_grew_is_refused(tmp_path, kind):
+    """With `a/clip.mp4` alone the id `clip` is that video's; once `clip.mp4` is there too, it is the latter's."""
+    root = str(tmp_path / "store") if kind == "folder" else f"memory://{tmp_path.name}/store"
+    task = BuildTask(load_spec("longva", "small"), root, None, nframe=4)
+    write_video(tmp_path / "clips" / "a" / "clip.mp4", frames=4)
+    with FeatureStore(root) as store:
+        for sample in VideoFolder(tmp_path / "clips"):
+            value = video_value(task.key(sample), torch.zeros(4, 1, 2), video_path=sample.relative_path)
+            store.put(task.key(sample), value, recipe=task.recipe(sample))
+        assert plan_build(VideoFolder(tmp_path / "clips"), task, store, overwrite=False).skipped == 1
+        write_video(tmp_path / "clips" / "clip.mp4", frames=4, seed=9)
+        grown = VideoFolder(tmp_path / "clips")
+        for asked in (store, ReadOnlyStore(root)):
+            with pytest.raises(BuildRefused, match=r"^clip\.mp4 has the id 'clip', .* of a/clip\.mp4: "):
+                plan_build(grown, task, asked, overwrite=False)
+        plan = plan_build(grown, task, store, overwrite=True)
+        for unit in plan.units():
+            value = video_value(unit.key, torch.zeros(4, 1, 2), video_path=unit.sample.relative_path)
+            store.put(unit.key, value, recipe=task.recipe(unit.sample))
+        assert plan_build(grown, task, store, overwrite=False).skipped == 2
 
 
 def test_equal_samples_share_one_recipe_and_unequal_ones_do_not(steps):

@@ -565,7 +565,7 @@ def test_what_a_remote_root_cannot_do_is_refused_by_name(open_on):
 def test_every_method_of_a_store_is_answered_for_a_remote_root(open_on):
     # What is inherited looks at no file: it asks what a remote root answers itself.
     inherited = {"clear", "contains", "contains_each", "entries", "eviction_for", "limit_bytes", "record_of",
-                 "record_of_each", "remember_plan", "size", "soft_limit_bytes"}  # fmt: skip
+                 "record_of_each", "remember_plan", "size", "soft_limit_bytes", "video_path_of"}  # fmt: skip
     public = {name for name in dir(FeatureStore) if not name.startswith("_")}
     defined = {name for one in type(open_on("a")).__mro__[:3] for name in vars(one)}
     assert public - defined == inherited
@@ -624,13 +624,28 @@ def test_a_listing_keeps_a_page_of_objects_in_memory_beside_the_table(open_on, m
     assert peak < 4 << 20  # as Python's objects all of them would take 20 MB
 
 
+def test_missing_videos_are_told_by_the_listing_alone(open_on):
+    store = open_on("a")
+    store.put(VIDEO, {"vision_features": tensor(1)}, recipe=RECIPE)
+    asked = store.transfers.requests
+    assert store.size()[0] == 1
+    listing = store.transfers.requests - asked
+    keys = [replace(VIDEO, video_id=f"missing {number}") for number in range(10)]
+    for recipe in (RECIPE, None):
+        asked = store.transfers.requests
+        assert list(store.states((key, recipe) for key in keys)) == ["missing"] * 10
+        assert store.transfers.requests - asked == listing
+    assert list(store.states([(VIDEO, RECIPE), (VIDEO, ANOTHER), (keys[0], RECIPE)])) == ["present", "stale", "missing"]
+
+
 @pytest.mark.parametrize(("text", "size"), [("10", 10), ("2KiB", 2048), ("1.5 GB", 1_500_000_000), ("0", 0)])
 def test_the_limit_of_the_copies_is_a_size(monkeypatch, text, size):
     monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", text)
     assert tiers.limit_bytes() == size
-    monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", "lots")
-    with pytest.raises(ValueError, match="lots"):
-        tiers.limit_bytes()
+    for no_size in ("lots", "9" * 400):
+        monkeypatch.setenv("VLM_CACHE_TIER_LIMIT", no_size)
+        with pytest.raises(StoreFormatError, match=rf"\$VLM_CACHE_TIER_LIMIT: '{no_size}' is no size"):
+            tiers.limit_bytes()
 
 
 def test_a_video_in_two_recipes_has_one_owner_on_all_machines(open_on):

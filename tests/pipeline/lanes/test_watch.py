@@ -55,7 +55,7 @@ def build(folder, faults, *, on_progress=None, **options) -> Watched:
     try:
         events = RunEvents(write, about={"host": "here"})
         told = on_progress or moments.append
-        report = run_build(plan, store, lanes=2, events=events, dataset="blocks", on_progress=told)
+        report = run_build(plan, store, lanes=2, begin=lambda: events, dataset="blocks", on_progress=told)
     except (EncoderError, KeyboardInterrupt):
         report = BuildReport()
     return Watched(report, list(read_events(file)), moments)

@@ -11,9 +11,11 @@ import pytest
 
 from pipeline.errors import MediaError
 from pipeline.vision import decoding
-from pipeline.vision.decoding import decode_frame
+from pipeline.vision.cuts import Cut
+from pipeline.vision.decoding import decode_cuts, decode_frame
 from pipeline.vision.open_video import OpenVideo, RecentVideos
-from tests.pipeline.vision.small_videos import write_video
+from pipeline.vision.sampling import SamplingRule
+from tests.pipeline.vision.small_videos import Thumbnail, write_video
 
 FRAMES = 24
 X265 = "log-level=none:open-gop=0:keyint=8:min-keyint=8:scenecut=0"
@@ -92,3 +94,17 @@ def test_decord_is_not_asked_to_make_up_damaged_pictures(folder, tmp_path):
     path = damaged(folder / "h264.mp4", tmp_path / "h264.mp4", seed=0)
     with pytest.raises(MediaError, match=r"h264\.mp4: not decodable\. PyAV: frame \d+: [^;]+$"):
         OpenVideo(path).first_that_succeeds(lambda reader: list(reader.frames(range(FRAMES))))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 16, 18, 24])
+def test_a_clip_fares_alike_alone_and_beside_another_where_nobody_can_seek(tmp_path, seed):
+    settings = {"frames": 48, "width": 160, "height": 128, "options": {"g": "8", "bf": "3"}}
+    path = damaged(write_video(tmp_path / "sound.flv", **settings), tmp_path / "damaged.flv", seed)
+    cuts = [Cut(), Cut(0.1, 0.5), Cut(1.0, 2.0)]
+    sampling = SamplingRule.parse("source")
+
+    def told(*cuts):
+        found = decode_cuts(path, cuts, sampling=sampling, nframe=5, preprocess=Thumbnail())
+        return [str(one) if isinstance(one, MediaError) else (one.decoder, one.pixels.tobytes()) for one in found]
+
+    assert told(*cuts) == [told(cut)[0] for cut in cuts]
