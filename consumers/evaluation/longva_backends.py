@@ -153,7 +153,7 @@ def _real(model_path: str, *, nframe: int, sampling: SamplingRule, device_map: s
         load_video=load_video,
         load_images=load_images,
         recipe=None,
-        checkpoint=_checkpoint_folder(model_path),
+        checkpoint=checkpoint_folder(model_path),
     )
 
 
@@ -177,7 +177,8 @@ def _frames_by_decord(media: Media, *, nframe: int, sampling: SamplingRule) -> A
     return reader.get_batch([clip[i] for i in chosen]).asnumpy()
 
 
-def _checkpoint_folder(model_path: str) -> Path | None:
+def checkpoint_folder(model_path: str) -> Path | None:
+    """Return the folder of a checkpoint or of a hub id's snapshot; None where there is none."""
     from pipeline.encoders.checkpoint import find_checkpoint
     from pipeline.errors import EncoderError
 

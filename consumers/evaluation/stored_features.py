@@ -138,7 +138,7 @@ class StoredFeatures:
         return None if stale is not None else self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
 
     def _kept_recipe(self, key: VideoKey) -> Recipe | None:
-        """Return the recipe of what a kept miss has left here, where that is there instead of the one asked for."""
+        """Return the recipe of int8, if a cast is allowed, or of a kept miss, if that is here instead of the asked one."""
         assert self._recipe is not None
         wanted, others = recipe_fingerprint(self._recipe), set()
         for record in self.store.records_of(key):
@@ -147,6 +147,9 @@ class StoredFeatures:
             others.add(record.recipe_fingerprint)
         if not others:  # the tower's weights are digested only where that tells something
             return None
+        as_int8 = {**self._recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)}
+        if self._cast and recipe_fingerprint(as_int8) in others:
+            return as_int8
         kept = self.identity.recipe(key.nframe)
         return kept if recipe_fingerprint(kept) in others else None
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
-from cache_store import FeatureStore, RecipeMismatch, model_signature
+from cache_store import FeatureStore, InexactFeature, RecipeMismatch, int8, model_signature
 from consumers.evaluation import (
     CachedVisionTower,
     EchoDifference,
@@ -271,6 +271,7 @@ class TestMisses:
         question = [{**message(videos, "long")[0], "video_id": "elsewhere"}, {"type": "text", "value": "?"}]
         with pytest.raises(FeatureMissing, match="elsewhere of Video-MME"):
             longva.letter_logits(question, LETTERS)
+        assert (longva.statistics.hits, longva.statistics.misses) == (0, 1)
 
     def test_another_number_of_frames_is_a_miss(self, filled, videos):
         longva = LongVA_Cached("small", filled, nframe=NFRAME * 2)
@@ -333,6 +334,17 @@ class TestWhatParityTestsMustNotice:
         longva = cached(tmp_path / "old", dtype="float32", cast=True)
         longva.letter_logits(message(videos, "long"), LETTERS)
         assert longva.statistics.hit_rate == 1.0
+
+    def test_int8_that_is_no_named_cast(self, filled, videos, tmp_path):
+        with FeatureStore(filled) as store, FeatureStore(tmp_path / "half") as half:
+            for key in list(store.keys()):
+                recipe = {**store.record_of(key).recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)}
+                half.put(key, store.get(key), recipe=recipe)
+        with pytest.raises((InexactFeature, RecipeMismatch)):
+            cached(tmp_path / "half").letter_logits(message(videos, "long"), LETTERS)
+        longva = cached(tmp_path / "half", cast=True)
+        longva.letter_logits(message(videos, "long"), LETTERS)
+        assert longva.statistics.hits == 1
 
     def test_features_of_other_frames(self, videos, tmp_path):
         build(tmp_path / "store", videos, sampling="longva")
