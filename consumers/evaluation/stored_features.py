@@ -138,7 +138,7 @@ class StoredFeatures:
         return None if stale is not None else self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
 
     def _kept_recipe(self, key: VideoKey) -> Recipe | None:
-        """Return the recipe of int8, if a cast is allowed, or of a kept miss, if that is here instead of the asked one."""
+        """Return the recipe of int8, if a cast is allowed, or of a kept miss, where it is here instead of the asked."""
         assert self._recipe is not None
         wanted, others = recipe_fingerprint(self._recipe), set()
         for record in self.store.records_of(key):
