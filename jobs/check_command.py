@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.markup import escape
 
 from cache_store import recipe_fingerprint
 from jobs.parity_checks import Check, Subject, run_checks
@@ -56,11 +57,11 @@ def check(args: argparse.Namespace) -> int:
     else:
         made = table(("check", "left"), ("outcome", "left"), ("found", "name"))
         for one in checks:
-            made.add_row(one.name, one.outcome, printable(one.found))
+            made.add_row(one.name, one.outcome, escape(printable(one.found)))
         console = results()
         console.print(made)
         if is_written:
-            console.print(f"{folder / 'check.md'}", markup=False)
+            console.print(printable(f"{folder / 'check.md'}"), markup=False)
     return 0 if is_written and not any(one.outcome == "failed" for one in checks) else 1
 
 

@@ -14,11 +14,12 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cache_store import ReadOnlyStore, RecipeMismatch, StoreReadError, absolute_root, canonical_dataset_name, is_root
 from consumers.evaluation import EvaluationError, LongVA_Cached
-from consumers.evaluation.comparison import Answer, compare
+from consumers.evaluation.comparison import Answer, compare, unanswered
 from consumers.evaluation.longva_backends import SMALL, require_backend
 from jobs.build_request import check_name
 from jobs.evaluate_arguments import DEFAULTS
@@ -41,7 +42,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Run or go on with an evaluation; 0 if everything agrees and was found, else 1."""
     folder, asked, left_out = _begun(args)
     with _logged(folder.path / LOG), _told_how_to_go_on(folder.path):
-        print(f"results in {folder.path}", file=sys.stderr)
+        print(printable(f"results in {folder.path}"), file=sys.stderr)
         for model in folder.asked["models"]:
             _ask(folder, model, asked)
         summaries = [summary_of(model, folder.answers_of(model)) for model in folder.asked["models"]]
@@ -162,11 +163,7 @@ def _questions(asked: dict[str, Any]) -> tuple[list[tuple[int, Question]], int]:
 
 
 def _ask(folder: ResultsFolder, model: str, questions: Sequence[tuple[int, Question]]) -> None:
-    """Ask one model what it was not asked yet.
-
-    Raises:
-        BuildRefused: the model cannot be loaded.
-    """
+    """Ask one model what it was not asked yet; of one that cannot be loaded each question is noted with the reason."""
     done = {answer.row for answer in folder.answers_of(model)}
     left = [(row, question) for row, question in questions if row not in done]
     logger.info("%s: %d questions, %d of them answered before", model, len(questions), len(done))
@@ -183,7 +180,10 @@ def _ask(folder: ResultsFolder, model: str, questions: Sequence[tuple[int, Quest
             device_map=asked["device_map"],
         )
     except EvaluationError as exc:
-        raise BuildRefused(str(exc)) from exc
+        logger.error("%s", exc)
+        for row, question in left:
+            folder.note(unanswered(model, row, question, str(exc)))
+        return
     try:
         with _progress(model, len(questions), len(done)) as tell:
             for answer in compare(longva, left, on_failure=_reason):
@@ -255,7 +255,8 @@ def _write(folder: ResultsFolder, summaries: Sequence[ModelSummary], report: dic
     page = evaluation_page(f"{dataset} with and without the vision cache", subtitle, summaries, answers, remarks)
     try:
         folder.write_tables()
-        (folder.path / PAGE).write_text(page, encoding="utf-8")
+        # A folder's name that is no UTF-8 has halves of surrogate pairs.
+        (folder.path / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
         (folder.path / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as exc:
         raise BuildRefused(f"{folder.path} cannot be written: {exc.strerror or exc}") from exc
@@ -270,15 +271,16 @@ def _show(folder: ResultsFolder, summaries: Sequence[ModelSummary], report: dict
     made = table(*columns)
     for one in summaries:
         counts = (f"{one.questions:,}", f"{one.agreeing:,}", f"{one.hits:,}", percent(one.overall.share))
-        made.add_row(printable(one.model), *counts, f"{one.speedup:.2f}x")
+        made.add_row(escape(printable(one.model)), *counts, f"{one.speedup:.2f}x")
     console.print(made)
     faults = report["failed"]
     for fault in faults[:_NAMED_ON_A_TERMINAL]:
         line = f"{fault['model']}: question {fault['question_id']} about {fault['video_id']}: {fault['reason']}"
         console.print(printable(line), markup=False)
     if len(faults) > _NAMED_ON_A_TERMINAL:
-        console.print(f"and {len(faults) - _NAMED_ON_A_TERMINAL:,} more in {folder.path / REPORT}", markup=False)
-    console.print(f"{folder.path / PAGE}", markup=False)
+        more = len(faults) - _NAMED_ON_A_TERMINAL
+        console.print(printable(f"and {more:,} more in {folder.path / REPORT}"), markup=False)
+    console.print(printable(f"{folder.path / PAGE}"), markup=False)
 
 
 def _in_words(one: ModelSummary) -> str:
@@ -309,7 +311,7 @@ def _progress(model: str, total: int, done: int) -> Iterator[Any]:
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Write what is logged by this project into a file too."""
-    handler = LogFile(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     names = ("jobs.evaluate", "consumers.evaluation", "cache_store")
     try:

@@ -23,6 +23,7 @@ from jobs.evaluate_summary import fault_of
 from jobs.report_files import new_folder
 from pipeline.errors import BuildRefused
 from pipeline.sources import Question
+from pipeline.sources.question_table import as_utf8
 
 ASKED, ANSWERS, TABLE, PAGE, REPORT, LOG = (
     "evaluate.json",
@@ -120,7 +121,9 @@ class ResultsFolder:
         import pyarrow.parquet
 
         ordered = [answer for model in self.asked["models"] for answer in self.answers_of(model)]
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_row(answer) for answer in ordered]), self.path / TABLE)
+        table = pyarrow.Table.from_pylist([as_utf8(_row(answer)) for answer in ordered])
+        with open(self.path / TABLE, "wb") as file:  # Arrow takes no path that is no UTF-8
+            pyarrow.parquet.write_table(table, file)
         for model, name in _file_names(self.asked["models"]).items():
             answers = self.answers_of(model)
             for suffix, ways in _SUFFIXES.items():

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -389,7 +388,6 @@ class RemoteStore(RemoteUpkeep, FeatureStore):
         """That of the copy, which costs no request; then that of the object, if it is another one by now."""
         here = self._tier.record(name)
         if here is not None:
-            here = replace(here, name=name)
             yield here
         yield from (told for told in super()._records_at(name) if told != here)
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -224,7 +225,7 @@ class Tier:
     def record(self, name: str) -> Record | None:
         """What the store wrote beside a feature, by its copy; empty if others wrote it, None: no sound copy is here."""
         try:
-            return opening.read_record(self.root, name) or Record()
+            return replace(opening.read_record(self.root, name) or Record(), name=name)
         except (FileNotFoundError, DamagedFeature):
             return None
 

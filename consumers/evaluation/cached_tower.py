@@ -13,7 +13,7 @@ import torch
 
 from cache_store import FeatureStore, VideoKey
 from cache_store import model_signature as signature_of
-from consumers.evaluation.errors import CacheBypassed, EchoDifference, EvaluationError
+from consumers.evaluation.errors import CacheBypassed, EchoDifference, EvaluationError, FeatureMissing
 from consumers.evaluation.fitting import Recipe, TowerIdentity
 from consumers.evaluation.live_tower import LiveTower, find_tower, require_own_dtype
 from consumers.evaluation.statistics import CacheStatistics
@@ -54,7 +54,7 @@ class CachedVisionTower:
 
     Raises:
         NoVisionTower: the model has none.
-        EvaluationError: there is no store, or no signature.
+        EvaluationError: there is no store, no folder `checkpoint`, or no signature.
         ValueError: `on_miss`, `on_stale` or `on_difference` is no word for it, or `echo` no share.
     """
 
@@ -78,6 +78,8 @@ class CachedVisionTower:
         statistics: CacheStatistics | None = None,
     ) -> None:
         require_echo(echo, on_difference)
+        if checkpoint is not None and not Path(checkpoint).is_dir():
+            raise EvaluationError(f"checkpoint={checkpoint} is no folder; name the one that the model was loaded from")
         self.tower: LiveTower = find_tower(model)
         module = self.tower.module
         identity = TowerIdentity(
@@ -123,7 +125,11 @@ class CachedVisionTower:
             raise EvaluationError("a request names at least one video")
         keys = [self.stored.key(video_id, dataset=dataset, nframe=nframe) for video_id in video_ids]
         started = time.perf_counter()
-        features = self._read(keys)
+        try:
+            features = self._read(keys)
+        except FeatureMissing:
+            self.statistics.add(misses=1)
+            raise
         self.statistics.add(read_s=time.perf_counter() - started)
         is_echo = features is not None and any(is_chosen(key.video_id, self._echo) for key in keys)
         self.statistics.add(hits=features is not None, misses=features is None)

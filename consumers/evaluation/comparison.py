@@ -113,7 +113,12 @@ def compare(
                 raise FileNotFoundError(question.sample.problem)
             yield _asked_both_ways(longva, row, question)
         except Exception as exc:  # noqa: BLE001 - one video's surprise must not end the evaluation: it is named instead
-            yield _answer(longva, row, question, problem=on_failure(exc))
+            yield unanswered(longva.model_path, row, question, on_failure(exc))
+
+
+def unanswered(model: str, row: int, question: Question, problem: str) -> Answer:
+    """Return what is noted of a question that could not be asked."""
+    return _answer(model, row, question, problem=problem)
 
 
 def _prefetch_next_video(longva: LongVA_Cached, question: Question, later: Sequence[tuple[int, Question]]) -> None:
@@ -140,7 +145,7 @@ def _asked_both_ways(longva: LongVA_Cached, row: int, question: Question) -> Ans
     live, live_s = _timed(lambda: longva.letter_logits(message, letters, sample.dataset, live=alone))
     took = {name: after[name] - before[name] for name in after}
     return _answer(
-        longva,
+        longva.model_path,
         row,
         question,
         cached=letters[int(cached.argmax())],
@@ -154,7 +159,7 @@ def _asked_both_ways(longva: LongVA_Cached, row: int, question: Question) -> Ans
     )
 
 
-def _answer(longva: LongVA_Cached, row: int, question: Question, **found: Any) -> Answer:
+def _answer(model: str, row: int, question: Question, **found: Any) -> Answer:
     nothing: dict[str, Any] = {
         **dict.fromkeys(("cached", "live", "cached_stages", "live_stages")),
         "cached_logits": [],
@@ -162,7 +167,7 @@ def _answer(longva: LongVA_Cached, row: int, question: Question, **found: Any) -
         "agrees": False,
         "is_hit": False,
     }
-    return Answer(model=longva.model_path, row=row, **_facts(question), **{**nothing, **found})
+    return Answer(model=model, row=row, **_facts(question), **{**nothing, **found})
 
 
 def _facts(question: Question) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 
 from cache_store import FeatureStore
 from consumers.evaluation.cached_tower import OnDifference, difference_of, is_chosen, require_echo
-from consumers.evaluation.errors import EchoDifference, EvaluationError, FeatureUnfit, NoVisionTower
+from consumers.evaluation.errors import EchoDifference, EvaluationError, FeatureMissing, FeatureUnfit, NoVisionTower
 from consumers.evaluation.fitting import TowerIdentity
 from consumers.evaluation.live_tower import TowerFacts, require_own_dtype
 from consumers.evaluation.statistics import CacheStatistics
@@ -133,7 +133,11 @@ class CachedEncoderOutputs:
         require_own_dtype(self._device)
         key = self.stored.key(media_id, dataset=dataset, nframe=nframe)
         started = time.perf_counter()
-        value = self.stored.read(key)
+        try:
+            value = self.stored.read(key)
+        except FeatureMissing:
+            self.statistics.add(misses=1)
+            raise
         self.statistics.add(read_s=time.perf_counter() - started, hits=value is not None, misses=value is None)
         if value is None:
             made = self._live(live)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def require_backend(model_path: str) -> None:
     """Check, before anything is loaded, that there is what loads a model.
 
     Raises:
-        EvaluationError: there is not.
+        EvaluationError: there is not, or no folder where one is named.
     """
     name, colon, seed = model_path.partition(":")
     if name == SMALL and ((seed.isdecimal() and len(seed) <= _MOST_DIGITS) or not colon):
@@ -69,6 +70,8 @@ def require_backend(model_path: str) -> None:
         raise EvaluationError(
             f"{model_path} is no model; the built-in ones are small and small:<number> (at most {_MOST_DIGITS} digits)"
         )
+    if model_path.startswith((".", "/")) and not os.path.isdir(model_path):
+        raise EvaluationError(f"{model_path} is no folder; name a checkpoint's, or an id of the hub")
     try:
         for module in ("constants", "mm_utils", "model.builder"):
             importlib.import_module(f"longva.{module}")
@@ -129,8 +132,8 @@ def _real(model_path: str, *, nframe: int, sampling: SamplingRule, device_map: s
 
     try:
         tokenizer, model, processor, _ = load_pretrained_model(model_path, None, "llava_qwen", device_map=device_map)
-    except (OSError, ValueError) as exc:  # as transformers says that there is no such folder or name
-        raise EvaluationError(f"{model_path} cannot be loaded: {exc}") from exc
+    except Exception as exc:  # transformers and safetensors have error types of their own
+        raise EvaluationError(f"{model_path} cannot be loaded: {exc or type(exc).__name__}") from exc
     model.eval()
 
     def load_images(paths: Sequence[Path]) -> tuple[Any, list[tuple[int, int]]]:
@@ -153,7 +156,7 @@ def _real(model_path: str, *, nframe: int, sampling: SamplingRule, device_map: s
         load_video=load_video,
         load_images=load_images,
         recipe=None,
-        checkpoint=_checkpoint_folder(model_path),
+        checkpoint=checkpoint_folder(model_path),
     )
 
 
@@ -177,7 +180,8 @@ def _frames_by_decord(media: Media, *, nframe: int, sampling: SamplingRule) -> A
     return reader.get_batch([clip[i] for i in chosen]).asnumpy()
 
 
-def _checkpoint_folder(model_path: str) -> Path | None:
+def checkpoint_folder(model_path: str) -> Path | None:
+    """Return the folder of a checkpoint or of a hub id's snapshot; None where there is none."""
     from pipeline.encoders.checkpoint import find_checkpoint
     from pipeline.errors import EncoderError
 

@@ -143,7 +143,7 @@ class StoredFeatures:
         return None if stale is not None else self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
 
     def _kept_recipe(self, key: VideoKey) -> Recipe | None:
-        """Return the recipe of what a kept miss has left here, where that is there instead of the one asked for."""
+        """Return the recipe of int8, if a cast is allowed, or of a kept miss, where it is here instead of the asked."""
         assert self._recipe is not None
         wanted, others = recipe_fingerprint(self._recipe), set()
         for record in self.store.records_of(key):
@@ -152,6 +152,9 @@ class StoredFeatures:
             others.add(record.recipe_fingerprint)
         if not others:  # the tower's weights are digested only where that tells something
             return None
+        as_int8 = {**self._recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)}
+        if self._cast and recipe_fingerprint(as_int8) in others:
+            return as_int8
         kept = self.identity.recipe(key.nframe)
         return kept if recipe_fingerprint(kept) in others else None
 
@@ -192,8 +195,9 @@ def find_video_id(stored: StoredFeatures | None, item: Mapping[str, Any], datase
     """Return the id of a video's item: its own `video_id`, else that of its path in the store; with bounds a clip's.
 
     Where stems repeat in a data set its ids are relative paths, so that of the path which names most folders is taken,
-    unless it is that of another file that lies there. Without any in the store it is the stem; where misses are kept,
-    the whole path, since of an empty store nobody can tell which folder is the data set's.
+    links to folders followed or not, unless it is that of another file that lies there. What was kept under the whole
+    path goes before a stem alone. Without any in the store it is the stem; where misses are kept, the whole path, since
+    of an empty store nobody can tell which folder is the data set's.
     """
     start_s, end_s = item.get("start"), item.get("end")
     bounds = clip_suffix(start_s, end_s)
@@ -210,15 +214,21 @@ def find_video_id(stored: StoredFeatures | None, item: Mapping[str, Any], datase
 
     asked = (dataset, path, start_s, end_s)
     if asked not in stored.found_ids:
+        real = path.parent.resolve() / path.name
+        # `..` leads elsewhere behind a link than by its name.
+        paths = [real] if ".." in path.parts or real == path else [path, real]
         # The longest first: `b/a/001` may be there beside the `a/001` with which its path ends, too.
-        ids = {root: _id_below(root, path) + bounds for root in reversed(path.parents)}
-        found = next((root for root, video_id in ids.items() if is_there(video_id)), None)
-        if found is not None and (other_root := _root_of_another(path, found)) is not None:
-            return _id_below(other_root, path) + bounds
-        kept = str(path) + bounds
-        if found is None and not is_there(kept):
-            return kept if stored.on_miss == "keep" else stem
-        stored.found_ids[asked] = kept if found is None else ids[found]
+        ids = {_id_below(root, one): None for one in paths for root in one.parents}
+        found = next((one for one in sorted(ids, key=_num_folders, reverse=True) if is_there(one + bounds)), None)
+        kept = next((str(one) + bounds for one in paths if is_there(str(one) + bounds)), None)
+        if found is None or (kept is not None and _num_folders(found) == 0):
+            if kept is None:
+                return f"{paths[0]}{bounds}" if stored.on_miss == "keep" else stem
+            stored.found_ids[asked] = kept
+        elif (other := next(filter(None, (_id_of_another(one, found) for one in paths)), None)) is not None:
+            return other + bounds
+        else:
+            stored.found_ids[asked] = found + bounds
     return stored.found_ids[asked]
 
 
@@ -226,15 +236,28 @@ def _id_below(root: Path, path: Path) -> str:
     return id_of(path.relative_to(root).as_posix(), repeated=frozenset([id_of(path.name)]))
 
 
-def _root_of_another(path: Path, root: Path) -> Path | None:
-    """Return the folder above `root` below which another file has the id that `path` has below `root`.
+def _num_folders(video_id: str) -> int:
+    return video_id.count("/")
+
+
+def _id_of_another(path: Path, video_id: str) -> str | None:
+    """Return the id of `path` below the folder below which another file has `video_id`; None without such a file.
 
     A data set that has `a/001.mp4` and `b/a/001.mp4` may have the feature of the first only.
     """
-    names = {path.name, *(f"{id_of(path.name)}.{extension}" for extension in VIDEO_EXTENSIONS)}
+    root = next((root for root in path.parents if _id_below(root, path) == video_id), None)
+    if root is None:
+        return None
     for above in root.parents:
-        for name in names:
-            other = above / path.parent.relative_to(root) / name
+        for other in _files_of_stem(above / path.parent.relative_to(root), id_of(path.name)):
             if os.path.exists(other) and not (os.path.exists(path) and os.path.samefile(path, other)):
-                return above
+                return _id_below(above, path)
     return None
+
+
+def _files_of_stem(folder: Path, stem: str) -> list[Path]:
+    try:
+        names = [name for name in os.listdir(folder) if name.startswith(stem) and id_of(name) == stem]
+    except OSError:  # a folder that may be entered need not be one that may be listed
+        names = [stem, *(f"{stem}.{extension}" for extension in VIDEO_EXTENSIONS)]
+    return [folder / name for name in names]

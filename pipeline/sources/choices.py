@@ -16,7 +16,7 @@ OPTION_COLUMNS = ("options", "candidates")
 EACH_OPTION_COLUMNS = tuple(f"option{index}" for index in range(5))  # LongVideoBench's parquet; "N/A" fills up
 ANSWER_COLUMNS = ("answer", "correct_choice")  # the latter holds an index
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_LABEL = re.compile(r"\(?([A-Z])[.):]\s*")
+_LABEL = re.compile(r"\(?([A-Z])[.):](?![A-Z]\.)\s*")  # no label in "A.D. 1066"
 _LABEL_IN_QUESTION = re.compile(r"(?:\(?([A-Z])[.):]|(?:Caption|Option|Sentence) ([A-Z1-9]):)\s*\S")
 
 
@@ -42,7 +42,10 @@ def choices_of(values: Mapping[str, Any], *, answer_is: AnswerIs) -> Choices | N
     Other options beside those lines come first: what the question lists may be what they are about.
     """
     answer = str(values.get("correct_choice" if answer_is == "index" else "answer", "")).strip()
-    listed = _listed(next((values[name] for name in OPTION_COLUMNS if name in values), None)) or _one_by_one(values)
+    if answer_is == "index":  # a column with gaps is one of floats
+        answer = re.sub(r"\.0+$", "", answer)
+    columns = (_listed(values.get(name)) for name in OPTION_COLUMNS)
+    listed = next(filter(None, columns), None) or _one_by_one(values)
     by_columns = _choices(listed, answer, answer_is)
     if answer_is != "text":
         return by_columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,21 @@ def write_questions(questions: Iterable[Question], folder: Path) -> Path:
     import pyarrow.parquet
 
     schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in _COLUMNS.items()])
-    table = pyarrow.Table.from_pylist([_row(number, question) for number, question in enumerate(questions)], schema)
+    rows = [as_utf8(_row(number, question)) for number, question in enumerate(questions)]
+    table = pyarrow.Table.from_pylist(rows, schema)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    pyarrow.parquet.write_table(table, path)
+    with open(path, "wb") as file:  # Arrow takes no path that is no UTF-8
+        pyarrow.parquet.write_table(table, file)
     return path
+
+
+def as_utf8(row: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Return a row whose texts Arrow takes: bytes of a path that are no UTF-8 are escaped, `\udcff`."""
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in row.items()
+    }
 
 
 def _row(number: int, question: Question) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import resource
 import shutil
@@ -19,7 +20,8 @@ import torch
 
 from cache_store import FeatureStore, StoreWriteError
 from cache_store.copying import copy
-from consumers.evaluation import LongVA_Cached
+from consumers.evaluation import EvaluationError, LongVA_Cached
+from jobs import evaluate_command
 from jobs.__main__ import main
 from jobs.evaluate_files import ResultsFolder
 from pipeline.sources import BENCHMARKS, Benchmark
@@ -380,6 +382,7 @@ def test_questions_in_any_characters_are_asked_and_written(run, tmp_path):
         (["--model", "small", "--store", "nowhere"], "no folder"),
         (["--model", "small", "--store", "nonsense://nowhere"], "nonsense"),
         (["--model", "lmms-lab/LongVA-7B"], "package longva"),
+        (["--model", "small", "--model", "./nosuch/LongVA"], "./nosuch/LongVA is no folder"),
         (["--model", "small", "--dataset", "a/b"], "dataset 'a/b'"),
         (["--model", "small:99999999999999999999"], "18 digits"),
     ],
@@ -390,6 +393,34 @@ def test_what_cannot_work_is_refused(run, arguments, said, tmp_path):
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "results").exists()
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_beside_the_others(run, monkeypatch):
+    def load(name, *args, **options):
+        if name == "small:1":
+            raise EvaluationError("small:1 cannot be loaded: header too large")
+        return LongVA_Cached(name, *args, **options)
+
+    monkeypatch.setattr(evaluate_command, "LongVA_Cached", load)
+    status, report, said = run("--model", "small:1", "--model", "small", "--first", "2")
+    assert (status, "Traceback" in said) == (1, False)
+    assert [(one["model"], one["answered"], one["hits"]) for one in report["models"]] == [
+        ("small:1", 0, 0),
+        ("small", 2, 2),
+    ]
+    assert {fault["reason"] for fault in report["failed"]} == {"small:1 cannot be loaded: header too large"}
+    monkeypatch.setattr(evaluate_command, "LongVA_Cached", LongVA_Cached)
+    assert run("--resume", report["results"], fresh=False)[0] == 0
+
+
+def test_names_that_are_no_utf8_are_escaped(run, tmp_path):
+    name = os.fsdecode(b"d\xff")
+    shutil.copytree(tmp_path / "data", tmp_path / name)
+    (tmp_path / name / "video" / "first.mp4").unlink()
+    status, report, said = run("--model", "small", "--data", name, "--results", os.fsdecode(b"r\xff"))
+    assert (status, len(report["failed"]), "Traceback" in said) == (1, 2, False)
+    page = (tmp_path / report["results"] / "report.html").read_text()
+    assert "d\\udcff" in page
 
 
 @pytest.mark.parametrize("content", [None, "[1]", '{"models": []}'])

@@ -17,6 +17,7 @@ from consumers.evaluation.cached_tower import CachedVisionTower, Request
 from consumers.evaluation.errors import EvaluationError
 from consumers.evaluation.harnesses.misses import MissTeller
 from consumers.evaluation.longva import print_block
+from consumers.evaluation.longva_backends import checkpoint_folder
 from consumers.evaluation.stored_features import find_video_id
 
 
@@ -44,7 +45,7 @@ class LongVACached(LongVA):  # type: ignore[misc]  # lmms-eval has no types
             cache_dir,
             dataset="",  # every request names its own
             nframe=self.max_frames_num,
-            checkpoint=self.pretrained,
+            checkpoint=checkpoint_folder(self.pretrained),
             sampling="longva",
             on_miss=on_miss,  # type: ignore[arg-type]  # words of a command line; checked there
             on_stale=on_stale,  # type: ignore[arg-type]

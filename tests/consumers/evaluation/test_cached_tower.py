@@ -618,6 +618,11 @@ def test_a_share_of_echoes_that_is_none_is_refused(model, tmp_path, share):
         make_cache(model, tmp_path, echo=share)
 
 
+def test_a_checkpoint_that_is_no_folder_is_refused(model, tmp_path):
+    with pytest.raises(EvaluationError, match="checkpoint=lmms-lab/LongVA-7B is no folder"):
+        make_cache(model, tmp_path, checkpoint="lmms-lab/LongVA-7B")
+
+
 def test_a_model_without_a_name_needs_a_signature(model, tmp_path):
     with pytest.raises(EvaluationError, match="model_signature="):
         CachedVisionTower(model, tmp_path, dataset="set")

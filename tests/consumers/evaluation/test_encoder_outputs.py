@@ -109,8 +109,10 @@ def test_an_echo_finds_what_is_not_the_live_encoders(qwen, tmp_path):
 
 
 def test_a_miss_can_be_an_error(qwen, tmp_path):
+    cache = make_cache(qwen, tmp_path, on_miss="raise")
     with pytest.raises(FeatureMissing, match="another"):
-        make_cache(qwen, tmp_path, on_miss="raise").encoded("another", qwen_media)
+        cache.encoded("another", qwen_media)
+    assert (cache.statistics.hits, cache.statistics.misses) == (0, 1)
 
 
 @pytest.mark.parametrize("option", ["on_miss", "on_stale", "on_difference"])

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
-from cache_store import FeatureStore, RecipeMismatch, model_signature
+from cache_store import FeatureStore, InexactFeature, RecipeMismatch, int8, model_signature
 from consumers.evaluation import (
     CachedVisionTower,
     EchoDifference,
@@ -145,7 +145,8 @@ def linked(path, video):
 
 
 @pytest.mark.parametrize(
-    ("there", "asked"), [("a/x.mp4", "b/a/x.mp4"), ("a/x.webm", "b/a/x.mp4"), ("x.mp4", "b/x.mp4")]
+    ("there", "asked"),
+    [("a/x.mp4", "b/a/x.mp4"), ("a/x.webm", "b/a/x.mp4"), ("x.mp4", "b/x.mp4"), ("x.MP4", "b/x.mp4")],
 )
 def test_a_missing_feature_is_not_that_of_a_video_in_a_folder_of_the_same_name(videos, tmp_path, there, asked):
     root = tmp_path / "store"
@@ -157,6 +158,41 @@ def test_a_missing_feature_is_not_that_of_a_video_in_a_folder_of_the_same_name(v
             longva.letter_logits(missing, LETTERS)
         longva.letter_logits(sound, LETTERS)
     assert longva.statistics.hits == 2
+
+
+@pytest.mark.parametrize("asked", ["flat/x.mp4", "set/b/../b/x.mp4", "flat/../b/x.mp4"])
+@pytest.mark.parametrize("is_built", [True, False])
+def test_a_path_through_links_and_parents_is_that_of_its_file(plain, videos, tmp_path, asked, is_built):
+    build(tmp_path / "store", {"x": videos["short"]} | ({"b/x": videos["long"]} if is_built else {}))
+    linked(tmp_path / "set" / "x.mp4", videos["short"])
+    right = linked(tmp_path / "set" / "b" / "x.mp4", videos["long"])
+    (tmp_path / "flat").symlink_to(tmp_path / "set" / "b")
+    longva = cached(tmp_path / "store", on_miss="raise")
+    question = [{**right[0], "value": tmp_path / asked}, right[1]]
+    if not is_built:
+        with pytest.raises(FeatureMissing, match=r"^b/x of Video-MME"):
+            longva.letter_logits(question, LETTERS)
+        return
+    assert torch.equal(longva.letter_logits(question, LETTERS), plain.letter_logits(right, LETTERS))
+
+
+def test_a_path_through_parents_is_found_where_stems_do_not_repeat(filled, videos, tmp_path):
+    question = linked(tmp_path / "set" / "long.mp4", videos["long"])
+    (tmp_path / "set" / "b").mkdir()
+    question[0]["value"] = tmp_path / "set" / "b" / ".." / "long.mp4"
+    longva = cached(filled, on_miss="raise")
+    longva.letter_logits(question, LETTERS)
+    assert longva.statistics.hits == 1
+
+
+def test_a_folder_behind_a_link_has_the_names_under_which_it_was_built(videos, tmp_path):
+    """The data folder's `part` is a link to another disk."""
+    build(tmp_path / "store", {"part/x": videos["long"], "other/x": videos["short"]})
+    linked(tmp_path / "disk" / "x.mp4", videos["long"])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "part").symlink_to(tmp_path / "disk")
+    longva = cached(tmp_path / "store", on_miss="raise")
+    assert longva.video_id_of({"type": "video", "value": tmp_path / "data" / "part" / "x.mp4"}, DATASET) == "part/x"
 
 
 class TestWhatIsKeptByPath:
@@ -190,6 +226,12 @@ class TestWhatIsKeptByPath:
         longva = cached(tmp_path / "store", on_miss=on_miss)
         assert torch.equal(longva.letter_logits(questions[0], LETTERS), plain.letter_logits(questions[0], LETTERS))
         assert longva.statistics.hits == 1
+
+    def test_is_not_taken_for_a_file_elsewhere_that_is_built_under_its_stem(self, plain, questions, videos, tmp_path):
+        cached(tmp_path / "store", on_miss="keep").letter_logits(questions[0], LETTERS)
+        build(tmp_path / "store", {"1": videos["short"]})
+        longva = cached(tmp_path / "store", on_miss="raise")
+        assert torch.equal(longva.letter_logits(questions[0], LETTERS), plain.letter_logits(questions[0], LETTERS))
 
     def test_gives_way_to_what_is_built(self, questions, videos, tmp_path):
         cached(tmp_path / "store", on_miss="keep").letter_logits(questions[0], LETTERS)
@@ -229,6 +271,7 @@ class TestMisses:
         question = [{**message(videos, "long")[0], "video_id": "elsewhere"}, {"type": "text", "value": "?"}]
         with pytest.raises(FeatureMissing, match="elsewhere of Video-MME"):
             longva.letter_logits(question, LETTERS)
+        assert (longva.statistics.hits, longva.statistics.misses) == (0, 1)
 
     def test_another_number_of_frames_is_a_miss(self, filled, videos):
         longva = LongVA_Cached("small", filled, nframe=NFRAME * 2)
@@ -291,6 +334,17 @@ class TestWhatParityTestsMustNotice:
         longva = cached(tmp_path / "old", dtype="float32", cast=True)
         longva.letter_logits(message(videos, "long"), LETTERS)
         assert longva.statistics.hit_rate == 1.0
+
+    def test_int8_that_is_no_named_cast(self, filled, videos, tmp_path):
+        with FeatureStore(filled) as store, FeatureStore(tmp_path / "half") as half:
+            for key in list(store.keys()):
+                recipe = {**store.record_of(key).recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)}
+                half.put(key, store.get(key), recipe=recipe)
+        with pytest.raises((InexactFeature, RecipeMismatch)):
+            cached(tmp_path / "half").letter_logits(message(videos, "long"), LETTERS)
+        longva = cached(tmp_path / "half", cast=True)
+        longva.letter_logits(message(videos, "long"), LETTERS)
+        assert longva.statistics.hits == 1
 
     def test_features_of_other_frames(self, videos, tmp_path):
         build(tmp_path / "store", videos, sampling="longva")
