@@ -15,6 +15,7 @@ from cache_store import (
     Record,
     VideoKey,
     canonical_dataset_name,
+    int8,
     is_root,
     recipe_fingerprint,
     video_value,
