@@ -180,7 +180,7 @@ def _ask(folder: ResultsFolder, model: str, questions: Sequence[tuple[int, Quest
             device_map=asked["device_map"],
         )
     except EvaluationError as exc:
-        logger.error("%s", exc)
+        logger.error("%s", printable(str(exc)))
         for row, question in left:
             folder.note(unanswered(model, row, question, str(exc)))
         return
@@ -201,7 +201,8 @@ def _log(answer: Answer) -> None:
     fault = fault_of(answer)
     level = logging.INFO if fault is None else logging.WARNING
     said = fault or f"{answer.cached}, right is {answer.answer}"
-    logger.log(level, "%s: question %s about %s: %s", answer.model, answer.question_id, answer.video_id, said)
+    line = f"{answer.model}: question {answer.question_id} about {answer.video_id}: {said}"
+    logger.log(level, "%s", printable(line))
 
 
 def _reason(exc: Exception) -> str:

@@ -419,8 +419,8 @@ def test_names_that_are_no_utf8_are_escaped(run, tmp_path):
     (tmp_path / name / "video" / "first.mp4").unlink()
     status, report, said = run("--model", "small", "--data", name, "--results", os.fsdecode(b"r\xff"))
     assert (status, len(report["failed"]), "Traceback" in said) == (1, 2, False)
-    page = (tmp_path / report["results"] / "report.html").read_text()
-    assert "d\\udcff" in page
+    for file in ("report.html", "evaluate.log"):
+        assert "d\\udcff" in (tmp_path / report["results"] / file).read_text()
 
 
 @pytest.mark.parametrize("content", [None, "[1]", '{"models": []}'])
