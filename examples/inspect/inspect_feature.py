@@ -38,8 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if record is None or record.recipe is None or "frame_indices" not in (record.provenance or {}):
         parser.error(f"{options.feature} does not say of which frames of a video vlm-cache build made it")
     key = VideoKey(**{field.name: record.key[field.name] for field in fields(VideoKey)})
-    with FeatureStore(options.feature.absolute().parents[1]) as store:
-        entry = store.get(key, recipe=record.recipe)  # in the tower's dtype, however it is kept
+    root = options.feature.absolute().parents[1]
+    entry = None
+    if (root / ".vlm-cache").is_dir():  # opening a store makes one
+        with FeatureStore(root) as store:
+            entry = store.get(key, recipe=record.recipe)  # in the tower's dtype, however it is kept
+    if entry is None:
+        parser.error(f"{options.feature} does not lie where a store keeps the feature of {key.video_id}: name it there")
     rows = np.unique(np.linspace(0, len(entry["vision_features"]) - 1, options.frames, dtype=int)).tolist()
     indices = [record.provenance["frame_indices"][row] for row in rows]
     pictures = seen_by_the_tower(options.data / entry["video_path"], indices, record.recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import decord
 import numpy as np
@@ -51,6 +52,16 @@ def test_a_picture_is_drawn_and_what_is_on_it_is_told(example, built, tmp_path, 
     width, height = Image.open(tmp_path / "x.png").size
     assert width > height > 400
     assert "rows [0, 3, 7] of videos: clip, [8, 36, 64] float16; " in capsys.readouterr().out
+
+
+def test_a_copy_outside_of_its_store_is_refused_and_leaves_no_store(example, built, tmp_path, capsys):
+    folder, feature = built
+    (tmp_path / "a").mkdir()
+    copy = shutil.copy(feature, tmp_path / "a" / "copy.pt")
+    with pytest.raises(SystemExit):
+        example.main([str(copy), "--data", str(folder / "videos")])
+    assert "does not lie where a store keeps the feature of clip" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_frames_are_those_that_went_into_the_tower(example, built):
