@@ -140,22 +140,20 @@ def test_a_run_in_a_store_that_was_moved_or_copied_is_refused(base, capsys, how,
     assert (base / "store").exists() == (how == "copied")
 
 
-def test_a_run_of_a_store_in_memory_is_refused(base, capsys):
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        pytest.param("store", "memory://x/y", "is seen by one process alone", id="a store in memory"),
+        pytest.param("dtype", "float32", "changed since that run", id="another recipe"),
+    ],
+)
+def test_a_run_that_asked_for_what_cannot_be_built_again_is_refused(base, capsys, argument, value, said):
     build = _run(base) / "build.json"
     asked = json.loads(build.read_text())
-    asked["arguments"]["store"] = "memory://x/y"
+    asked["arguments"][argument] = value
     build.write_text(json.dumps(asked))
     assert main(["retry-failed", str(build.parent)]) == 2
-    assert "is seen by one process alone" in capsys.readouterr().err
-
-
-def test_another_recipe_is_refused(base, capsys):
-    build = _run(base) / "build.json"
-    asked = json.loads(build.read_text())
-    asked["arguments"]["dtype"] = "float32"
-    build.write_text(json.dumps(asked))
-    assert main(["retry-failed", str(build.parent)]) == 2
-    assert "changed since that run" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_another_recipe_of_one_unit_is_refused_by_its_name(base, capsys):
