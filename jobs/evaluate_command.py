@@ -49,7 +49,7 @@ def evaluate(args: argparse.Namespace) -> int:
         report = _report(folder, summaries, left_out)
         _write(folder, summaries, report)
         for one in summaries:
-            logger.info("%s", _in_words(one))
+            logger.info("%s", printable(_in_words(one)))
     if args.json:
         print_json(report)
     else:
@@ -166,7 +166,7 @@ def _ask(folder: ResultsFolder, model: str, questions: Sequence[tuple[int, Quest
     """Ask one model what it was not asked yet; of one that cannot be loaded each question is noted with the reason."""
     done = {answer.row for answer in folder.answers_of(model)}
     left = [(row, question) for row, question in questions if row not in done]
-    logger.info("%s: %d questions, %d of them answered before", model, len(questions), len(done))
+    logger.info("%s: %d questions, %d of them answered before", printable(model), len(questions), len(done))
     if not left:
         return
     asked = folder.asked
@@ -191,7 +191,7 @@ def _ask(folder: ResultsFolder, model: str, questions: Sequence[tuple[int, Quest
                 _log(answer)
                 tell(answer)
     finally:
-        logger.info("%s\n%s", model, longva.statistics.block())
+        logger.info("%s\n%s", printable(model), longva.statistics.block())
         # Its statistics are printed, and results have stdout for themselves.
         with redirect_stdout(sys.stderr):
             longva.close()
@@ -256,8 +256,7 @@ def _write(folder: ResultsFolder, summaries: Sequence[ModelSummary], report: dic
     page = evaluation_page(f"{dataset} with and without the vision cache", subtitle, summaries, answers, remarks)
     try:
         folder.write_tables()
-        # A folder's name that is no UTF-8 has halves of surrogate pairs.
-        (folder.path / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
+        (folder.path / PAGE).write_text(page, encoding="utf-8")
         (folder.path / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as exc:
         raise BuildRefused(f"{folder.path} cannot be written: {exc.strerror or exc}") from exc

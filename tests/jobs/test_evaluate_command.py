@@ -413,14 +413,20 @@ def test_a_model_that_cannot_be_loaded_is_reported_beside_the_others(run, monkey
     assert run("--resume", report["results"], fresh=False)[0] == 0
 
 
-def test_names_that_are_no_utf8_are_escaped(run, tmp_path):
+def test_names_that_are_no_utf8_are_escaped(run, tmp_path, monkeypatch):
     name = os.fsdecode(b"d\xff")
     shutil.copytree(tmp_path / "data", tmp_path / name)
     (tmp_path / name / "video" / "first.mp4").unlink()
-    status, report, said = run("--model", "small", "--data", name, "--results", os.fsdecode(b"r\xff"))
-    assert (status, len(report["failed"]), "Traceback" in said) == (1, 2, False)
+    model = tmp_path / os.fsdecode(b"m\xff")
+    model.mkdir()
+    monkeypatch.setattr(evaluate_command, "require_backend", lambda _: None)  # it fails when it is loaded
+    models = ["--model", "small", "--model", model]
+    status, report, said = run(*models, "--data", name, "--results", os.fsdecode(b"r\xff"))
+    assert (status, len(report["failed"]), "Traceback" in said) == (1, 2 + 6, False)
     for file in ("report.html", "evaluate.log"):
-        assert "d\\udcff" in (tmp_path / report["results"] / file).read_text()
+        written = (tmp_path / report["results"] / file).read_text()
+        assert "d\\udcff" in written
+        assert "m\\udcff" in written
 
 
 @pytest.mark.parametrize("content", [None, "[1]", '{"models": []}'])
