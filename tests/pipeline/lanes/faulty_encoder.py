@@ -1,6 +1,7 @@
 """A step encoder whose images tell it what to do: the top-left pixel's red value chooses a fault.
 
 A real spec in every respect but the numbers, so that lanes are tested with real processes, real Ray and a real store.
+Decoder processes import this module, and none of them needs torch: it is imported where encoders run.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from cache_store import FeatureStore, atomic
-from pipeline.encode_unit import put_item
 from pipeline.encoders.base import StepInput, StepOnDevice
 from pipeline.errors import EncoderError
-from pipeline.lanes.writer import Writer
 from pipeline.sources import IgnoredFile, ImageFile, StepSample
+
+if TYPE_CHECKING:
+    import torch
 
 GOOD = 1
 DECODER_RAISES = 10
@@ -90,9 +91,13 @@ class FaultyEncoder:
         self._is_spoiled = False
 
     def encode(self, step: StepInput) -> torch.Tensor:
+        import torch
+
         return self.forward([StepOnDevice([torch.tensor(image) for image in step.images], step.instruction)])
 
     def forward(self, steps: Sequence[StepOnDevice], *, at_most: int | None = None) -> torch.Tensor:
+        import torch
+
         numbers = [int(step.images[0][0, 0, 1]) for step in steps]
         with open(self._marks / "batches", "a") as file:
             file.write(" ".join(map(str, numbers)) + "\n")
@@ -102,6 +107,8 @@ class FaultyEncoder:
         return features
 
     def _forward_one(self, image: np.ndarray) -> torch.Tensor:
+        import torch
+
         fault, number = image[0, 0, 0], int(image[0, 0, 1])
         with open(self._marks / "forwards", "a") as file:
             file.write(f"{number}\n")
@@ -177,6 +184,9 @@ def _die_once_published() -> None:
 
 
 def _let_another_build_publish_odd_steps() -> None:
+    from pipeline.encode_unit import put_item
+    from pipeline.lanes.writer import Writer
+
     published = Writer._published
 
     def published_late(self, group):
