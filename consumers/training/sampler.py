@@ -73,6 +73,11 @@ class ResumableSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         self._leave_begun_epoch()
+        if self._position >= len(self):
+            # The rest of an epoch that a state left at its end. No index will tell that it was begun, and torchdata's
+            # loader, whose state says that too, makes an iterator of it that it does not take from.
+            self._is_fresh = False
+            return iter(())
         return self._indices()
 
     def _leave_begun_epoch(self) -> None:

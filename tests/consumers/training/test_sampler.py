@@ -163,6 +163,36 @@ def test_torchdatas_stateful_loader_runs_every_epoch(workers, is_persistent, is_
         assert seen + [index for batch in resumed for index in batch.tolist()] == epochs[1]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_torchdatas_state_at_the_end_of_an_epoch_begins_the_next(workers, drops, epochs):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def loader():
+        sampler = ResumableSampler(11, seed=7)
+        return stateful.StatefulDataLoader(
+            list(range(11)), batch_size=3, sampler=sampler, drop_last=drops, num_workers=workers
+        )
+
+    def epoch_of(running):
+        return [batch.tolist() for batch in running]
+
+    running, resumed = loader(), loader()
+    for _ in range(epochs):
+        epoch_of(running)
+    resumed.load_state_dict(running.state_dict())
+    for _ in range(2):
+        assert epoch_of(resumed) == epoch_of(running) != []
+
+
+def test_the_rest_of_an_epoch_at_its_end_is_empty_once():
+    whole, sampler = ResumableSampler(20), ResumableSampler(20)
+    epochs = [list(whole), list(whole)]
+    sampler.load_state_dict(sampler.state_at(20))
+    assert [list(sampler), list(sampler)] == [[], epochs[1]]
+
+
 def test_a_state_has_numbers_that_torch_load_admits():
     sampler = ResumableSampler(np.int64(20), seed=torch.tensor(3), rank=np.int32(0), world_size=np.int64(1))
     sampler.set_epoch(np.int64(2))
