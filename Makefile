@@ -6,7 +6,8 @@ BENCH_VENV ?= .venv-bench
 OLDEST_PYTHON ?= python3.10
 OLDEST_VENV ?= .venv-oldest
 HARNESS_VENV ?= .venv-harness
-READING_TESTS := tests/cache_store tests/consumers/training tests/test_old_scripts.py tests/test_reading_install.py
+READING_TESTS := tests/cache_store tests/consumers/training tests/pipeline/encoders/test_live_weights.py tests/test_old_scripts.py \
+	tests/test_reading_install.py
 HARNESS_TESTS := tests/consumers/evaluation/harnesses
 
 .PHONY: install demo check test test-oldest test-harnesses format clean

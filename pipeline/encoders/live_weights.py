@@ -10,6 +10,7 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pipeline.encoders.checkpoint import weights_digest
 
@@ -34,17 +35,23 @@ class WeightMarks:
         # An address alone would not do: the allocator gives that of what was freed to what comes next. Offloaded
         # weights are others after each forward.
         here = [tensor for tensor in held if not tensor.is_meta]
-        self._references: list[weakref.ref[Any]] = [weakref.ref(tensor) for tensor in here]
-        self._references += [weakref.ref(tensor.untyped_storage()) for tensor in here]
+        self._tensors: list[weakref.ref[Any]] = [weakref.ref(tensor) for tensor in here]
+        # torch's own: in its old versions the Python object of a storage lives for a moment only, and leaves Python's
+        # weak references pointing to freed memory.
+        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in here]  # type: ignore[no-untyped-call]
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, WeightMarks)
             and self.counts_writes
             and (self._values, self.adapters) == (other._values, other.adapters)
-            and len(self._references) == len(other._references)
-            and all(map(is_, self._references, other._references))  # one object has one reference while it is held
+            and len(self._tensors) == len(other._tensors)
+            and all(map(is_, self._tensors, other._tensors))  # one object has one reference while it is held
+            and self._storages == other._storages
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightMarks:
+        return self  # never changed, and a copied reference to a storage would be given back twice
 
 
 def module_marks(module: torch.nn.Module) -> WeightMarks:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pipeline.encoders.checkpoint import weights_digest
 from pipeline.encoders.live_weights import adapter_states, live_digest, module_marks
@@ -68,12 +71,20 @@ def test_every_change_is_another_mark_whatever_address_the_allocator_gives(chang
 def test_marks_keep_no_tensor():
     layer = linear()
     marks, weight = module_marks(layer), weakref.ref(layer.weight)
-    storage = weakref.ref(layer.weight.untyped_storage())
+    storage = StorageWeakRef(layer.weight.untyped_storage())
     del layer
     gc.collect()
     assert weight() is None
-    assert storage() is None
+    assert storage.expired()
     assert marks != module_marks(linear())
+
+
+def test_marks_go_with_a_copy_of_what_holds_them_and_into_no_file():
+    layer = linear()
+    marks = module_marks(layer)
+    assert copy.deepcopy([layer, marks])[1] is marks
+    with pytest.raises(TypeError):
+        pickle.dumps(marks)
 
 
 def test_marks_of_what_counts_no_writes_are_equal_to_none():
