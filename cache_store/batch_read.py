@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 _SETTLED_AFTER_NS = 50_000_000
-_ROWS_PER_SHARD = 100  # from which on whole arrays are faster
 _UNKNOWN, _OTHER = -1, -2  # not looked at yet; to be read with care
 _LEFT, _READ = -1, -2  # in no shard, or hidden; read
 
@@ -140,7 +139,7 @@ class BatchReader:
                 out = _empty(len(names), kind.dtype, kind.shape)
             _check_fits(out, kind, len(names))
         if out is not None and len(at):
-            known.copy(rows[at], _flat(out), at, out.nbytes // len(out))
+            known.copy(rows[at], out, at)
         self._usage.hits(names if len(at) == len(names) else [names[one] for one in at.tolist()])
         rows[at] = _READ
         return out, np.flatnonzero(rows != _READ).tolist()
@@ -191,11 +190,13 @@ class _Rows:
         count = int(view.firsts[-1])
         self.starts = np.zeros(count, np.int64)  # of the tensors, in the shards' files
         self.kinds = np.full(count, _UNKNOWN, np.int32)
-        self._memories = [shard.memory for shard in view.shards]
         self._texts = [shard.text[0] for shard in view.shards]
         # Of the names in their shard's text: one more for each shard.
         self._names_at = np.concatenate([shard.text[1] for shard in view.shards])
-        self._live_at, self._dead_at = np.array([shard.flags_at for shard in view.shards], np.int64).T
+        span = _Span([shard.memory for shard in view.shards])
+        self._bytes, self._maps_at = np.asarray(span), span.starts
+        flags_at = np.array([shard.flags_at for shard in view.shards], np.int64).T
+        self._live_at, self._dead_at = flags_at + span.starts - view.firsts[:-1]
         parts, known = self.by_shard(), {} if before is None else before.by_shard()
         for id_ in parts.keys() & known.keys():
             (starts, kinds), (known_starts, known_kinds) = parts[id_], known[id_]
@@ -213,42 +214,53 @@ class _Rows:
     def is_sound(self, rows: np.ndarray[Any, Any], names: list[str]) -> np.ndarray[Any, Any]:
         """Which of the rows, all of mapped shards, have these very names, and count."""
         numbers = self._shards_of(rows)
-        own, text_at, shards = rows - self.view.firsts[numbers], rows + numbers, numbers.tolist()
-        is_sound = self._counting(numbers, own)
+        text_at, content = rows + numbers, self._bytes
+        live, dead = content[self._live_at[numbers] + rows], content[self._dead_at[numbers] + rows]
+        is_sound: np.ndarray[Any, Any] = (live != 0) & (dead == 0)
         starts, ends = self._names_at[text_at].tolist(), self._names_at[text_at + 1].tolist()
         texts = self._texts
-        found = [texts[n][start:end] for n, start, end in zip(shards, starts, ends, strict=True)]
+        found = [texts[n][start:end] for n, start, end in zip(numbers.tolist(), starts, ends, strict=True)]
         if found != names:
             is_sound &= np.fromiter(map(operator.eq, found, names), bool, len(names))
         return is_sound
 
-    def _counting(self, numbers: np.ndarray[Any, Any], own: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Which of the shards' own rows count now: shard by shard where many rows are of each, else row by row."""
-        memories: list[Any] = self._memories
-        if len(own) < _ROWS_PER_SHARD * len(memories):
-            live, dead = (self._live_at[numbers] + own).tolist(), (self._dead_at[numbers] + own).tolist()
-            rows = zip(numbers.tolist(), live, dead, strict=True)
-            return np.array([memories[n][a] != 0 and memories[n][b] == 0 for n, a, b in rows], bool)
-        counting = np.empty(len(own), bool)
-        for number in np.unique(numbers).tolist():
-            is_of, content = numbers == number, np.frombuffer(memories[number], np.uint8)
-            of_shard = own[is_of]
-            live, dead = content[self._live_at[number] + of_shard], content[self._dead_at[number] + of_shard]
-            counting[is_of] = (live != 0) & (dead == 0)
-        return counting
+    def copy(self, rows: np.ndarray[Any, Any], out: torch.Tensor, positions: np.ndarray[Any, Any]) -> None:
+        """Copy the tensors of sound rows to their positions in `out`, which has the same shape."""
+        import torch
 
-    def copy(
-        self, rows: np.ndarray[Any, Any], target: memoryview, positions: np.ndarray[Any, Any], nbytes: int
-    ) -> None:
-        """Copy the tensors of `nbytes` of sound rows to their positions in the target."""
-        shards, starts = self._shards_of(rows).tolist(), self.starts[rows].tolist()
-        memories: list[Any] = self._memories
-        for number, start, at in zip(shards, starts, (positions * nbytes).tolist(), strict=True):
-            target[at : at + nbytes] = memories[number][start : start + nbytes]
+        nbytes = out.nbytes // len(out)
+        starts = self.starts[rows] + self._maps_at[self._shards_of(rows)]
+        target = out.detach().reshape(-1).view(torch.uint8)
+        # With more threads than one torch would start OpenMP's, after which a fork of this process may hang.
+        if nbytes and len(rows) == len(out) and torch.get_num_threads() == 1:
+            content = torch.from_numpy(self._bytes)
+            windows = content.as_strided((len(content) - nbytes + 1, nbytes), (1, 1))
+            torch.index_select(windows, 0, torch.from_numpy(starts), out=target.view(-1, nbytes))
+            return
+        source, to = self._bytes.data, target.numpy().data
+        for start, at in zip(starts.tolist(), (positions * nbytes).tolist(), strict=True):
+            to[at : at + nbytes] = source[start : start + nbytes]
 
     def _shards_of(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         numbers: np.ndarray[Any, Any] = self.view.firsts.searchsorted(rows, side="right") - 1
         return numbers
+
+
+class _Span:
+    """Maps of files as one array of bytes, from the begin of the first in memory to the end of the last.
+
+    So rows of hundreds of maps are read by one call. What lies between the maps must not be touched.
+    """
+
+    def __init__(self, maps: Sequence[memoryview | None]) -> None:
+        held = [np.empty(0, np.uint8) if one is None else np.frombuffer(one, np.uint8) for one in maps]
+        self._held = [one for one in held if len(one)] or [np.empty(0, np.uint8)]
+        begin = min(one.ctypes.data for one in self._held)
+        end = max(one.ctypes.data + len(one) for one in self._held)
+        # Where each map begins in the array.
+        self.starts = np.array([one.ctypes.data - begin if len(one) else 0 for one in held], np.int64)
+        # Said to be writable, since torch warns of what is not; nobody writes to it.
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (end - begin,), "data": (begin, False)}
 
 
 class _HiddenNames:
@@ -309,12 +321,6 @@ def _empty(count: int, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     import torch
 
     return torch.empty((count, *shape), dtype=getattr(torch, dtype))
-
-
-def _flat(out: torch.Tensor) -> memoryview:
-    import torch
-
-    return out.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _check_fits(out: torch.Tensor, kind: _Kind, count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 
@@ -16,12 +17,18 @@ RECIPE = {"weights": "a"}
 STEPS = [StepKey(f"e{number % 3}", number) for number in range(40)]
 
 
-@pytest.fixture(params=["loose", "packed", "packed, many of each shard", "packed where nothing may be mapped"])
-def store(request, tmp_path, monkeypatch):
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["loose", "packed", "packed, one thread", "packed where nothing may be mapped"])
+def store(request, tmp_path, monkeypatch, threads):
     if request.param.endswith("mapped"):
         monkeypatch.setattr("cache_store.shard_file.is_on_local_disk", lambda *_: False)
-    if request.param.endswith("of each shard"):
-        monkeypatch.setattr(batch_read, "_ROWS_PER_SHARD", 1)
+    threads(1 if request.param.endswith("one thread") else 2)
     with FeatureStore(tmp_path / "store") as store:
         for number, key in enumerate(STEPS):
             store.put(key, tensor(number), recipe=RECIPE)
@@ -110,6 +117,21 @@ def test_videos_give_their_main_tensor(store):
         assert torch.equal(store.get_batch([key], recipe=RECIPE).features, expected([5]))
 
 
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.complex64])
+def test_features_of_any_dtype_and_shape_make_a_batch(store, shape, dtype):
+    keys = [StepKey("odd", number) for number in range(4)]
+    values = torch.arange(4 * 15).remainder(7).to(dtype).reshape(4, -1)[:, : math.prod(shape)].reshape(4, *shape)
+    for key, value in zip(keys, values, strict=True):
+        store.put(key, value)
+    if list(store.root.glob("packed/*")):
+        store.pack()
+    for _ in range(2):
+        batch = store.get_batch(keys[::-1])
+        assert batch.missing == []
+        assert torch.equal(batch.features, values.flip(0))
+
+
 def test_an_empty_batch_is_empty(store):
     assert store.get_batch([]).features.shape[0] == 0
 
@@ -169,9 +191,9 @@ def test_a_name_with_another_ones_hash_value_is_missing(tmp_path, monkeypatch):
             assert store.get(STEPS[1]) is None
 
 
-@pytest.mark.parametrize("rows_per_shard", [1, 100])
-def test_a_batch_spans_shards_that_come_and_go_and_names_of_any_script(tmp_path, monkeypatch, rows_per_shard):
-    monkeypatch.setattr(batch_read, "_ROWS_PER_SHARD", rows_per_shard)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_spans_shards_that_come_and_go_and_names_of_any_script(tmp_path, threads, count):
+    threads(count)
     keys = [StepKey(episode, number) for number in range(24) for episode in ("ascii", "épisode", "回合")]
     with FeatureStore(tmp_path / "store") as store:
         for until in (24, 48, 72):
