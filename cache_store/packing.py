@@ -266,7 +266,8 @@ class _Packing:
         """Make rows count in the place of their files, and remove these; returns the rows that do."""
         folder = self._root / naming.taken_folder()
         taken: list[int] = []
-        older = self._older(shard, found)
+        # The same version too, packed by a run that kept the file: its file is about to go.
+        older = self._older(shard, found, same=True)
         try:
             for row, one in enumerate(found):
                 if take(self._root, one.name, folder, one.identity):
@@ -305,12 +306,13 @@ class _Packing:
         shard.mark("dead", stale)
         return sorted(set(range(len(found))).difference(stale))
 
-    def _older(self, shard: Shard, found: list[_Found]) -> dict[int, list[Place]]:
-        """By row the older versions of its feature in other shards, where there are any."""
+    def _older(self, shard: Shard, found: list[_Found], *, same: bool = False) -> dict[int, list[Place]]:
+        """By row the older versions of its feature in other shards, where there are any, or also the `same`."""
         view, older = shards.of(self._root).view(), {}
         for row in view.not_alone(shard, [one.name for one in found]):
             own = Place(shard, row).version
-            older[row] = [place for place in view.places(found[row].name) if place.version < own]
+            others = [place for place in view.places(found[row].name) if place.shard.id != shard.id]
+            older[row] = [place for place in others if place.version < own or (same and place.version[0] == own[0])]
         return older
 
     def _is_there(self, one: _Found) -> bool:
