@@ -147,13 +147,14 @@ class Archive:
         if entry.method != zipfile.ZIP_STORED or entry.stored_bytes != entry.bytes:
             raise DamagedFeature(self.path, f"record {name} is not stored plainly")
         # The name and the padding before the data may be longer here than in the directory.
-        header = self._read_at(entry.header_at, _LOCAL_BYTES)
-        if len(header) != _LOCAL_BYTES or header[:4] != b"PK\x03\x04":
+        encoded = name.encode()
+        header = self._read_at(entry.header_at, _LOCAL_BYTES + len(encoded))
+        if len(header) < _LOCAL_BYTES or header[:4] != b"PK\x03\x04":
             raise DamagedFeature(self.path, f"record {name} has no header")
         name_bytes, extra_bytes = struct.unpack_from("<HH", header, _LOCAL_BYTES - 4)
         offset = entry.header_at + _LOCAL_BYTES + name_bytes + extra_bytes
-        found = self._read_at(entry.header_at + _LOCAL_BYTES, name_bytes)
-        if found != name.encode() or offset + entry.bytes > self._directory_at:
+        is_its = name_bytes == len(encoded) and header[_LOCAL_BYTES:] == encoded
+        if not is_its or offset + entry.bytes > self._directory_at:
             raise DamagedFeature(self.path, f"record {name} does not lie where the directory says")
         return offset, entry.bytes, entry.crc
 

@@ -280,7 +280,7 @@ def _rows(frames: Frames | None, shape: tuple[int, ...]) -> Sequence[int]:
     given = getattr(frames, "tolist", lambda: frames)()
     if not isinstance(given, Sequence):
         raise ValueError(f"frames is {frames!r}; give a slice or a sequence of whole numbers")
-    rows = list(map(_whole_number, given))
+    rows = given if set(map(type, given)) == {int} else list(map(_whole_number, given))
     for row in rows:
         if not -length <= row < length:
             raise IndexError(f"frame {row} of a feature of {length} frames")
