@@ -11,6 +11,8 @@ import pytest
 # Read where torch is imported, in the tests' own processes too. Two test processes with two threads each on two cores
 # would spin while they wait for each other: a test of 1 s took 30 s.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray would start a worker for each CPU of each node ahead of time; tests have many clusters, and use few of those.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 
 @pytest.fixture(scope="session", autouse=True)
