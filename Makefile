@@ -34,7 +34,8 @@ check: install
 test: install
 	$(BIN)/python -m pytest --quiet -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
-# Each benchmark once through, with small sizes: five minutes. For who changes a benchmark, and before figures are recorded.
+# Each benchmark once through, with small sizes, and long tests that others stand in for: ten minutes. Before figures are recorded, and
+# for who changes a benchmark or how builds recover.
 test-slow: install
 	$(BIN)/python -m pytest --quiet -m slow
 

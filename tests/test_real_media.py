@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cache_store import FeatureStore
 from jobs.__main__ import main
+from pipeline.sources import open_source
 
 # What no decoder can turn into every frame that was asked for, and in which words it must be named.
 BROKEN = {"decord_corrupted", "streamio_broken", "streamio_empty"}
@@ -39,11 +41,16 @@ def test_every_video_is_built_or_named(real_media, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("suffix", ["json", "parquet", "vlmevalkit.tsv"])
-def test_video_mme_annotations_give_each_video_once(real_media, tmp_path, capsys, suffix):
+def test_video_mme_annotations_give_each_video_once(real_media, tmp_path, capsys):
     """The annotations name a missing, a broken and an audio-only video beside five good ones."""
-    annotations = real_media / "annotations" / f"videomme_schema.{suffix}"
-    store = tmp_path / "store"
+    suffixes = ("json", "parquet", "vlmevalkit.tsv")
+    files = [real_media / "annotations" / f"videomme_schema.{suffix}" for suffix in suffixes]
+    sources = [open_source("video-mme", real_media, annotations=file) for file in files]
+    # Their problems name questions, which the formats number in their own ways.
+    listed = [[replace(sample, problem=bool(sample.problem)) for sample in source] for source in sources]
+    assert listed[0] == listed[1] == listed[2]
+    assert [sample.video_id for sample in listed[0] if sample.problem] != []
+    annotations, store = files[0], tmp_path / "store"
     main(
         [
             *["build", "--source", "video-mme", "--data", str(real_media), "--annotations", str(annotations)],

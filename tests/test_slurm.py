@@ -138,6 +138,7 @@ def page_command(tmp_path):
     return find
 
 
+@pytest.mark.slow
 def test_one_build_over_two_nodes(slurm, page_command, tmp_path, capsys):
     slurm.submit(page_command("slurm-build.sbatch") + " --decoders-per-lane 1")
     assert slurm.status(0) == 0, slurm.log(0)

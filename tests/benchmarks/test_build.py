@@ -135,6 +135,7 @@ def test_a_page_of_some_rows_only_is_refused(capsys):
     assert "without --only" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_on_the_cpu_with_a_build_on_ray(tmp_path, capsys, local_ray):
     assert gpu_build.main(["--cpu", "--folder", str(tmp_path), "--json", str(tmp_path / "gpu.json")]) == 0
     rows = from_json(json.loads((tmp_path / "gpu.json").read_text()))

@@ -120,6 +120,7 @@ def test_a_step_that_finds_too_little_is_not_reported(tmp_path):
         million.done(tmp_path / "store", replace(wanted[2], count=31))
 
 
+@pytest.mark.slow
 def test_memory_hardly_grows_with_the_entries_that_are_packed_listed_and_read(tmp_path):
     few, many = _peaks(tmp_path / "few", 2_000, but=("ls", "plan", "keys", "get of")), _peaks(tmp_path / "many", 20_000)
     assert len(many) == 9

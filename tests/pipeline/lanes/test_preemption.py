@@ -133,14 +133,15 @@ def undisturbed(tmp_path_factory, local_ray) -> list[tuple[str, str]]:
     return in_order(digests(folder))
 
 
-def test_a_node_that_is_killed_and_comes_back_costs_no_unit(tmp_path):
+def test_a_node_that_is_killed_and_comes_back_costs_no_unit(tmp_path, undisturbed):
     report = report_of(start(ON_A_CLUSTER, tmp_path, 200, "returns"))
     assert report["killed_at"], "the build ended before a node was killed"
     assert (report["done"], report["failed"], report["not_started"]) == (200, [], 0)
     assert len(forwards(tmp_path)) < 200 + 40
-    assert len(digests(tmp_path)) == 200
+    assert digests(tmp_path) == dict(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_for_good_leaves_its_work_to_the_others(tmp_path, undisturbed):
     report = report_of(start(ON_A_CLUSTER, tmp_path, 200))
     assert report["killed_at"]
@@ -156,7 +157,7 @@ def test_the_pixels_that_are_lost_with_the_decoders_node_are_decoded_again(tmp_p
     assert len(digests(tmp_path)) == 200
 
 
-@pytest.mark.parametrize("url", ["", "local://{}/store"])
+@pytest.mark.parametrize("url", [pytest.param("", marks=pytest.mark.slow), "local://{}/store"])
 def test_two_builds_on_one_store_share_the_work_and_both_report_all_of_it(tmp_path, undisturbed, url):
     names = ("first", "second")  # behind a URL with nothing else in common: as on two machines
     started = [
