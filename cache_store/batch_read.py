@@ -125,21 +125,19 @@ class BatchReader:
         rows[self._hidden.among(names, view)] = _LEFT
         at = np.flatnonzero(rows != _LEFT)
         kinds = self._kinds_of(view, known, rows[at])
-        unfit = [
-            kind for kind in _distinct(kinds) if kind < 0 or fingerprint not in (None, self._kinds[kind].fingerprint)
-        ]
-        if unfit:
-            is_fit = ~np.isin(kinds, unfit)
-            at, kinds = at[is_fit], kinds[is_fit]
-        is_sound = known.is_sound(rows[at], [names[one] for one in at.tolist()] if len(at) < len(names) else names)
-        at, kinds = at[is_sound], kinds[is_sound]
-        for number in _distinct(kinds):
-            kind = self._kinds[number]
-            if out is None:
-                out = _empty(len(names), kind.dtype, kind.shape)
-            _check_fits(out, kind, len(names))
-        if out is not None and len(at):
-            known.copy(rows[at], out, at)
+        found = _distinct(kinds)
+        fit = [kind for kind in found if kind >= 0 and fingerprint in (None, self._kinds[kind].fingerprint)]
+        if fit != found:
+            at = at[np.isin(kinds, fit)]
+        at = at[known.is_sound(rows[at], [names[one] for one in at.tolist()] if len(at) < len(names) else names)]
+        if len(at):
+            for number in fit if len(at) == len(kinds) else _distinct(known.kinds[rows[at]]):
+                kind = self._kinds[number]
+                if out is None:
+                    out = _empty(len(names), kind.dtype, kind.shape)
+                _check_fits(out, kind, len(names))
+            if out is not None:  # it is: each row has a kind
+                known.copy(rows[at], out, at)
         self._usage.hits(names if len(at) == len(names) else [names[one] for one in at.tolist()])
         rows[at] = _READ
         return out, np.flatnonzero(rows != _READ).tolist()
