@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _SETTLED_AFTER_NS = 50_000_000
 _UNKNOWN, _OTHER = -1, -2  # not looked at yet; to be read with care
 _LEFT, _READ = -1, -2  # in no shard, or hidden; read
+_Value = TypeVar("_Value")
 
 
 class Batch(NamedTuple):
@@ -99,8 +100,7 @@ class BatchReader:
         left = list(range(len(keys)))
         view = self._shards.view()
         if view.shards and not view.taken and set(map(type, keys)) == {StepKey}:
-            names = list(map(naming.step_path, keys))  # type: ignore[arg-type]
-            out, left = self._read_packed(view, names, fingerprint, out)
+            out, left = self._read_packed(view, keys, fingerprint, out)  # type: ignore[arg-type]
         missing = []
         for position in left:
             tensor = _main(read_one(keys[position]))
@@ -117,10 +117,11 @@ class BatchReader:
         return Batch(out, missing)
 
     def _read_packed(
-        self, view: View, names: list[str], fingerprint: str | None, out: torch.Tensor | None
+        self, view: View, keys: Sequence[StepKey], fingerprint: str | None, out: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, list[int]]:
         """Fill what is packed in shards that are mapped; returns the batch and the positions that are left."""
         known = self._known_in(view)
+        names = list(map(naming.step_path, keys))
         rows = view.find_all(names)
         rows[self._hidden.among(names, view)] = _LEFT
         at = np.flatnonzero(rows != _LEFT)
@@ -129,7 +130,7 @@ class BatchReader:
         fit = [kind for kind in found if kind >= 0 and fingerprint in (None, self._kinds[kind].fingerprint)]
         if fit != found:
             at = at[np.isin(kinds, fit)]
-        at = at[known.is_sound(rows[at], [names[one] for one in at.tolist()] if len(at) < len(names) else names)]
+        at = at[known.is_sound(rows[at], _chosen(names, at))]
         if len(at):
             for number in fit if len(at) == len(kinds) else _distinct(known.kinds[rows[at]]):
                 kind = self._kinds[number]
@@ -138,7 +139,7 @@ class BatchReader:
                 _check_fits(out, kind, len(names))
             if out is not None:  # it is: each row has a kind
                 known.copy(rows[at], out, at)
-        self._usage.hits(names if len(at) == len(names) else [names[one] for one in at.tolist()])
+        self._usage.hits(_chosen(names, at), [key.dataset for key in _chosen(keys, at)])
         rows[at] = _READ
         return out, np.flatnonzero(rows != _READ).tolist()
 
@@ -209,7 +210,7 @@ class _Rows:
         parts = zip(np.split(self.starts, at), np.split(self.kinds, at), strict=True)
         return dict(zip((shard.id for shard in self.view.shards), parts, strict=True))
 
-    def is_sound(self, rows: np.ndarray[Any, Any], names: list[str]) -> np.ndarray[Any, Any]:
+    def is_sound(self, rows: np.ndarray[Any, Any], names: Sequence[str]) -> np.ndarray[Any, Any]:
         """Which of the rows, all of mapped shards, have these very names, and count."""
         numbers = self._shards_of(rows)
         text_at, content = rows + numbers, self._bytes
@@ -295,6 +296,11 @@ class _HiddenNames:
     def _one_by_one(self, names: list[str]) -> np.ndarray[Any, Any]:
         exists, prefix = os.access, f"{self._root}/"
         return np.fromiter((exists(prefix + name, os.F_OK) for name in names), bool, len(names))
+
+
+def _chosen(values: Sequence[_Value], positions: np.ndarray[Any, Any]) -> Sequence[_Value]:
+    """The values at positions, which are in their order."""
+    return values if len(positions) == len(values) else [values[position] for position in positions.tolist()]
 
 
 def _distinct(kinds: np.ndarray[Any, Any]) -> list[int]:

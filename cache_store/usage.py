@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cache_store.accounts import Counters
 from cache_store.errors import StoreWriteError
@@ -31,6 +31,8 @@ class Usage:
         self._pid = HERE.pid
         self._lock = threading.Lock()
         self._reads: deque[str] = deque()
+        self._counted_reads: list[str] = []
+        self._hits: Counter[str] = Counter()  # of the counted reads, by data set
         self._others: dict[str, list[str]] = {}  # counter -> names
         self._other_count = 0
         self._since_s = time.monotonic()
@@ -42,10 +44,13 @@ class Usage:
         if len(reads) >= _FLUSH_AFTER_READS:
             self.flush()
 
-    def hits(self, names: list[str]) -> None:
-        """Count several reads."""
-        self._reads.extend(names)
-        if len(self._reads) >= _FLUSH_AFTER_READS:
+    def hits(self, names: Sequence[str], datasets: Iterable[str]) -> None:
+        """Count several reads, whose data sets the caller knows."""
+        with self._lock:
+            self._counted_reads += names
+            self._hits.update(datasets)
+            is_due = len(self._counted_reads) >= _FLUSH_AFTER_READS
+        if is_due:
             self.flush()
 
     def tick(self, now_s: float) -> None:
@@ -82,12 +87,16 @@ class Usage:
             # What other threads append meanwhile waits for the next batch.
             names = [self._reads.popleft() for _ in range(len(self._reads))]
             counted, self._others, self._other_count = {"hits": names, **self._others}, {}, 0
+            hits, self._hits = self._hits, Counter()
+            names, self._counted_reads = names + self._counted_reads, []
             self._since_s = time.monotonic()
-        if not any(counted.values()):
+        if not names and not any(counted.values()):
             return
+        counters = _by_dataset(counted)
+        for dataset, count in hits.items():
+            counters.setdefault(dataset, Counters()).hits += count
         lines = [
-            line("n", 0, dataset, c.hits, c.misses, c.evictions, c.damaged, c.unread)
-            for dataset, c in _by_dataset(counted).items()
+            line("n", 0, dataset, c.hits, c.misses, c.evictions, c.damaged, c.unread) for dataset, c in counters.items()
         ]
         if names:
             latest = list(dict.fromkeys(reversed(names)))
