@@ -26,6 +26,7 @@ RECIPES = f"{STORE_FOLDER}/recipes"
 PLANS = f"{STORE_FOLDER}/plans"
 QUARANTINE = f"{STORE_FOLDER}/quarantine"
 PINS = f"{STORE_FOLDER}/pins"
+FORGOTTEN = f"{STORE_FOLDER}/forgotten"  # of a store of copies: a byte for each one that was to be deleted
 # Of the builds that write into the store; the store itself never looks there.
 RUNS = f"{STORE_FOLDER}/runs"
 CLAIMS = f"{STORE_FOLDER}/claims"

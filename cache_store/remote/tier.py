@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_store import opening, scan
+from cache_store import naming, opening, scan
 from cache_store.archive import Record, open_content
 from cache_store.books import NewFile
 from cache_store.errors import DamagedFeature, StoreFormatError, StoreFull, StoreReadError, StoreWriteError
@@ -90,7 +90,8 @@ class Tier:
         self.store = store
         self.root = store.root
         self._objects = objects
-        self._has_told = False
+        self._forgotten = store.root / naming.FORGOTTEN
+        self._has_told = self._has_told_others = False
         self.is_keeping = True  # whether the latest download found room
         self._pid = HERE.pid
         self._underway: dict[str, Future[bytes | None]] = {}
@@ -103,11 +104,30 @@ class Tier:
     def forget(self, name: str) -> None:
         """Delete a copy, if there is one; what is being downloaded just now becomes none."""
         self._downloads().pop(name, None)
+        self._note_forgetting()  # first, for a copy that is made between the two
         if self.has(name):
             try:
                 self.store._books.delete(name)
             except StoreWriteError as exc:
                 logger.warning("the copy %s/%s may be out of date: %s", self.root, name, exc)
+
+    def _note_forgetting(self) -> None:
+        try:
+            os.makedirs(self._forgotten.parent, exist_ok=True)
+            with open(self._forgotten, "ab") as file:
+                file.write(b".")
+        except OSError as exc:
+            if not self._has_told_others:
+                self._has_told_others = True
+                logger.warning("copies that others make in %s just now may be out of date: %s", self.root, exc)
+
+    def _forgettings(self) -> tuple[int, int] | None:
+        """What changes when a process of this machine deletes a copy, or would if there were one."""
+        try:
+            status = os.stat(self._forgotten)
+        except OSError:
+            return None
+        return status.st_ino, status.st_size
 
     def fetch(self, name: str) -> bytes | None:
         """Download an object, check every checksum in it and keep a copy where there is room; None where there is none.
@@ -141,6 +161,7 @@ class Tier:
 
     def _downloaded(self, name: str, mine: Future[bytes | None]) -> bytes | None:
         path = f"{self._objects().url}/{name}"
+        before = self._forgettings()
         got = self._objects().get(name, _with_version)
         if got is None:
             self.forget(name)
@@ -153,7 +174,8 @@ class Tier:
             fingerprint8 = _checked(path, got[0])
         if self._downloads().get(name) is mine:  # else this process has replaced or deleted it meanwhile
             self._keep(NewFile(name, [got[0]], fingerprint8), stamp_ns(got[1]))
-            self._confirm(name)
+            if self._forgettings() != before:
+                self._confirm(name)
             self.sure.add(name)
         return got[0]
 

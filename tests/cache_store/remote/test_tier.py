@@ -449,6 +449,29 @@ def test_what_another_process_replaces_or_deletes_while_it_is_downloaded_leaves_
     assert other.get(OTHER) is None
 
 
+def test_a_download_is_one_request_unless_something_was_replaced_meanwhile(open_on, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Objects, "head", lambda self, name: asked.append(name))
+    store = open_on("a")
+    store.put(KEY, tensor(1))
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert torch.equal(store.get(KEY), tensor(1))
+    assert (store.transfers.downloads, asked) == (1, [])
+
+
+def test_where_nothing_can_be_written_a_copy_is_deleted_all_the_same_and_others_are_warned_of_once(open_on, caplog):
+    store = open_on("a")
+    for number, key in enumerate((KEY, OTHER)):
+        store.put(key, tensor(number))
+        store.get(key)
+    (store.root / naming.FORGOTTEN).unlink()
+    (store.root / naming.FORGOTTEN).mkdir()
+    for key in (KEY, OTHER):
+        store.put(key, tensor(5))
+        assert torch.equal(store.get(key), tensor(5))
+    assert [record.getMessage().partition(" in ")[0] for record in caplog.records] == ["copies that others make"]
+
+
 def test_a_prefetch_need_not_be_waited_for_and_the_read_takes_what_it_downloads(open_on, held):
     store = open_on("a")
     store.put(KEY, tensor(1))
