@@ -32,7 +32,7 @@ ENCODER_DEPTH_SMALL = 32
 DECODER_DEPTH = 2
 DECODER_DEPTH_SMALL = 8  # of units that take less time to decode than a call takes to come back
 CONNECT_S = 10.0
-LATE_S = 60.0  # Ray comes up within seconds; what keeps it longer may wait in native code, where Ctrl-C is not heard
+LATE_S = 60.0  # Ray and its processes come up within seconds; what keeps it may wait in native code, deaf to Ctrl-C
 
 logger = logging.getLogger("pipeline.lanes")
 
@@ -187,6 +187,12 @@ def start_decoder(task: BuildTask, shape: LaneShape, *, near_node: str, recheck:
         .options(num_cpus=shape.cpus_per_process, max_restarts=-1, max_task_retries=0, scheduling_strategy=near)
         .remote(task.for_decoders(), recheck)
     )
+
+
+def free_places() -> str:
+    """What the cluster has free now, in words."""
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU"
 
 
 def is_gone(node_id: str) -> bool:

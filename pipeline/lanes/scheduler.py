@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,9 @@ from pipeline.lanes.cluster import (
     DECODER_DEPTH_SMALL,
     ENCODER_DEPTH,
     ENCODER_DEPTH_SMALL,
+    LATE_S,
     LaneShape,
+    free_places,
     start_decoder,
     start_encoder,
 )
@@ -37,6 +40,9 @@ from pipeline.work_plan import Plan
 
 TICK_S = 0.5
 ROUND_TRIP_S = 0.01  # of a call between the driver and a busy node
+STARTING_S = 3.0  # for a process to come up before it is ended; one that waits for a place takes all of it
+
+logger = logging.getLogger("pipeline.lanes")
 
 
 class Scheduler:
@@ -121,11 +127,19 @@ class Scheduler:
         if closing:
             # What is lost if this takes too long are use times and counters, never a feature.
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
-        for lane in self._lanes:
-            for worker in lane.workers:
-                ray.kill(worker.actor)
+        self._end_processes()
         self._tell(now=True)
         self._watch.end(self._outcomes.report)
+
+    def _end_processes(self) -> None:
+        workers = [worker for lane in self._lanes for worker in lane.workers]
+        # Ray 2.60 drops a kill that meets a process between its lease and its actor's creation: process, CPUs and GPU
+        # would be held as long as the driver lives, and its next build could wait for them for ever.
+        starting = [worker.actor.__ray_ready__.remote() for worker in workers if worker.state is State.STARTING]
+        if starting:
+            ray.wait(starting, num_returns=len(starting), timeout=STARTING_S)
+        for worker in workers:
+            ray.kill(worker.actor)
 
     # -- one turn of the loop --------------------------------------------------------------------------------
 
@@ -150,6 +164,7 @@ class Scheduler:
             time.sleep(TICK_S / 5)  # every process is down; each is asked again after its pause
         for lane in self._lanes:
             self._recovery.end_overdue(lane, self._calls)
+            self._tell_if_late(lane)
         if self._claims is not None:
             self._claims.refresh()
         self._tell()
@@ -289,6 +304,22 @@ class Scheduler:
             worker.note_speed(encode_s, max(one.write_s for one in done))
 
     # -- telling ---------------------------------------------------------------------------------------------
+
+    def _tell_if_late(self, lane: Lane) -> None:
+        for worker in lane.workers:
+            if worker.is_late(LATE_S) and not worker.is_told_late:
+                worker.is_told_late = True
+                gpus = self._shape.gpus_per_encoder if worker is lane.encoder else 0
+                logger.warning(
+                    "%s: its %sr process has not come up for %g s and is waited for: it loads its model, or waits "
+                    "for a place with %g CPU and %d GPU (free in the cluster: %s)",
+                    lane.name,
+                    worker.kind,
+                    LATE_S,
+                    self._shape.cpus_per_process,
+                    gpus,
+                    free_places(),
+                )
 
     def _tell(self, *, now: bool = False) -> None:
         seconds = self._watch.now_s()

@@ -104,11 +104,13 @@ class Worker:
     ping: Any = None  # ObjectRef of the pending ready()
     restarts: int = 0
     deaths_without_result: int = 0
+    is_told_late: bool = False  # of this start somebody has been told that it takes long
     _lost: list[Work] = field(default_factory=list)  # alone, with the process that is to answer
     _oom_kills: int | None = None  # where the process is, when it came up
     _waiting: int = 0  # calls that can be worked on while one waits
     _head_since: float = 0.0  # when the oldest call became the oldest, on the monotonic clock
     _ask_after: float = 0.0  # on the monotonic clock
+    _asked_at: float = 0.0  # the same
 
     def ask_ready(self) -> None:
         """Ask a process that is new, or that died, to answer as soon as it can work.
@@ -117,6 +119,11 @@ class Worker:
         """
         if self.state is State.DRAINING and not self.in_flight and time.monotonic() >= self._ask_after:
             self.state, self.ping = State.STARTING, self.actor.ready.remote()
+            self._asked_at, self.is_told_late = time.monotonic(), False
+
+    def is_late(self, limit_s: float) -> bool:
+        """Return whether the process has been starting for longer than `limit_s`."""
+        return self.state is State.STARTING and time.monotonic() - self._asked_at > limit_s
 
     def answered(self, node_id: str, host: str, *, oom_kills: int | None = None) -> None:
         """Note that the process can be called, where it is, and how often the kernel has killed for memory there."""

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from cache_store import FeatureStore, StepKey
 from cache_store.naming import JOURNALS
@@ -160,3 +161,45 @@ def test_a_stop_asked_for_finishes_what_is_in_flight_and_counts_the_rest(bench):
     assert report.done + report.not_started == 300
     assert made.names() == sorted(made.names())
     assert len(made.names()) == report.done
+
+
+def test_a_build_that_stops_at_once_ends_no_process_that_is_still_coming_up(bench, monkeypatch):
+    """Ray loses a kill between the lease of a process and its actor's creation: it would hold its CPUs for good."""
+    kill, were_up = ray.kill, []
+
+    def kill_and_note(actor, **options) -> None:
+        were_up.append(bool(ray.wait([actor.__ray_ready__.remote()], timeout=0.1)[0]))
+        kill(actor, **options)
+
+    monkeypatch.setattr(ray, "kill", kill_and_note)
+    monkeypatch.setattr("pipeline.lanes.scheduler.STARTING_S", 60.0)
+    report = bench([GOOD] * 3).build(lanes=2, should_stop=lambda: "stopped by the test")
+    assert (report.done, report.not_started) == (0, 3)
+    assert were_up == [True, True]
+
+
+def test_a_build_that_waits_for_a_place_says_so_with_what_it_asks_for(bench, monkeypatch, caplog):
+    monkeypatch.setattr("pipeline.lanes.scheduler.LATE_S", 0.2)
+    monkeypatch.setattr("pipeline.lanes.scheduler.STARTING_S", 0.0)
+    told = []
+
+    def stop_once_told() -> str | None:
+        told[:] = [record.getMessage() for record in caplog.records if "not come up" in record.getMessage()]
+        return "told" if told else None
+
+    @ray.remote(num_cpus=2)
+    class Other:
+        """Somebody else's, who holds the whole cluster."""
+
+        def ready(self) -> None: ...
+
+    other = Other.remote()
+    ray.get(other.ready.remote())
+    try:
+        report = bench([GOOD]).build(lanes=1, should_stop=stop_once_told)
+    finally:
+        ray.kill(other)
+    assert (report.stopped, report.not_started) == ("told", 1)
+    assert "lane 0: its encoder process" in told[0]
+    assert told[0].endswith("(free in the cluster: 0 CPU, 0 GPU)")
+    assert len(told) == 1
