@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable, Iterator
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +29,7 @@ from cache_store.usage import Usage
 
 _AT_ONCE = 256
 _WARN_FROM = 1000  # evictions of unread entries in one process
+_SAME_US = 1_000_000  # a file written so much later than its writer said is another one
 
 logger = logging.getLogger("cache_store")
 
@@ -38,6 +42,11 @@ class Row(NamedTuple):
     written_us: int
     used_us: int
     runs: str
+
+
+_row: Callable[[tuple[str, int, int, int, str]], Row] = partial(
+    tuple.__new__, Row
+)  # as `Row._make`, in a third of its time
 
 
 @dataclass(eq=False)
@@ -71,7 +80,7 @@ class Queue:
 
     def __init__(self, rows: Iterator[list[tuple[str, int, int, int, str]]]) -> None:
         self._rows = rows
-        self._batch: list[tuple[str, int, int, int, str]] = []  # the last comes first
+        self._batch: list[Row] = []  # the last comes first
         self._held: Row | None = None
 
     def put_back(self, row: Row) -> None:
@@ -85,8 +94,8 @@ class Queue:
             batch = next(self._rows, None)
             if batch is None:
                 return None
-            self._batch = batch[::-1]
-        return Row._make(self._batch.pop())
+            self._batch = list(map(_row, reversed(batch)))
+        return self._batch.pop()
 
 
 def pool_to_evict(small_bytes: int, limit_bytes: int) -> str:
@@ -99,6 +108,7 @@ class Evictor:
 
     def __init__(self, root: Path, ledger: Ledger, journal: Journal, usage: Usage, run_id: str | None) -> None:
         self._root = root
+        self._folder = str(root)  # asked of a Path each time, it costs as much as the rest of a name
         self._ledger = ledger
         self._journal = journal
         self._usage = usage
@@ -228,27 +238,30 @@ class Evictor:
                     self._unlink(row, freed, has_shards=True)
 
     def _unlink(self, row: Row, freed: _Freed, *, has_shards: bool) -> None:
-        path = f"{self._root}/{row.name}"
+        path = f"{self._folder}/{row.name}"
         try:
-            found = entry_of(self._root, row.name)
-            if found is not None and (found.bytes != row.bytes or found.written_us > row.written_us + 1_000_000):
-                freed.otherwise[row.name] = found  # rewritten: no longer the least recently used
-                return
-            removed = remove(self._root, row.name) if has_shards else remove_loose(self._root, row.name, row.bytes)
+            if not _is_as_known(path, row):
+                found = entry_of(self._root, row.name)
+                if found is not None and (found.bytes != row.bytes or found.written_us > row.written_us + _SAME_US):
+                    freed.otherwise[row.name] = found  # rewritten: no longer the least recently used
+                    return
+            if not has_shards:
+                is_removed = remove_loose(self._folder, row.name)
+            elif is_removed := (removed := remove(self._root, row.name)) is not None:
+                for shard, size in removed.shards.items():
+                    freed.shards[shard] = freed.shards.get(shard, 0) + size
         except StoreWriteError as exc:
             if exc.errno not in (errno.EACCES, errno.EPERM):
                 raise
             # Another user's file in a folder that only its owner may empty: the next one has to go instead.
             logger.warning("%s may not be evicted by this user: %s", path, exc.reason)
             return
-        if removed is None:
+        if not is_removed:
             freed.otherwise[row.name] = None
             return
         if row.used_us <= row.written_us and row.name not in freed.sizes:
             freed.unread.append(row.name)
         freed.sizes[row.name] = row.bytes
-        for shard, size in removed.shards.items():
-            freed.shards[shard] = freed.shards.get(shard, 0) + size
 
     def _tell(self, rows: list[Row], freed: _Freed) -> None:
         kept = [row.name for row in rows if row.name not in freed.sizes]
@@ -294,3 +307,13 @@ class Evictor:
             rows = {"small": iter(()), "large": iter(())}
         self._queues = {pool: Queue(iter(batches)) for pool, batches in rows.items()}
         self._queues_of = snapshot
+
+
+def _is_as_known(path: str, row: Row) -> bool:
+    """Whether a loose file is the one that the books have: the usual case, at half the cost of `entry_of`."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    is_same = status.st_size == row.bytes and status.st_mtime_ns // 1000 <= row.written_us + _SAME_US
+    return is_same and stat.S_ISREG(status.st_mode)

@@ -292,13 +292,16 @@ def _end_of(path: Path, before: tuple[int, int]) -> tuple[int, int]:
 
 def _last_sum(chunk: bytes, otherwise: int | None) -> int | None:
     """The running sum of the last sound whole line of `chunk`."""
-    for raw in reversed(chunk[: chunk.rfind(b"\n") + 1].split(b"\n")):
-        fields = raw.split(b"\t", 4)
+    end = chunk.rfind(b"\n")
+    while end >= 0:
+        start = chunk.rfind(b"\n", 0, end) + 1
+        fields = chunk[start:end].split(b"\t", 4)
         if len(fields) == 5 and len(fields[0]) == 1:
             try:
                 return int(fields[2])
             except ValueError:
-                continue
+                pass  # torn: the one before it counts
+        end = start - 1
     return otherwise
 
 

@@ -49,13 +49,13 @@ def remove(root: Path, name: str) -> Removed | None:
             return removed
 
 
-def remove_loose(root: Path, name: str, size: int) -> Removed | None:
-    """As `remove`, of a feature of `size` bytes that has its own file, where there are no shards.
+def remove_loose(root: str, name: str) -> bool:
+    """As `remove`, of a feature that has its own file, where there are no shards; False where there is none.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
-    return Removed(size, {}) if shards.unlink(f"{root}/{name}") else None
+    return shards.unlink(f"{root}/{name}")
 
 
 def _removed(killed: Killed | None, loose_bytes: int | None) -> Removed:

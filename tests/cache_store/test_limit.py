@@ -256,12 +256,14 @@ def test_a_file_that_is_put_anew_before_its_eviction_is_told_stays_in_the_books(
         store.put(key(index), tensor(index))
     writer, remove = Journal(store.root / ".vlm-cache" / "journals.2", None), removing.remove_loose
 
-    def remove_and_be_late(root, name, size):
-        content = (root / name).read_bytes()
-        removed = remove(root, name, size)
+    def remove_and_be_late(root, name):
+        path = store.root / name
+        content = path.read_bytes()
+        size = len(content)
+        removed = remove(root, name)
         monkeypatch.setattr(evictor, "remove_loose", remove)
         writer.append(line("r", size), line("w", 0, name))
-        (root / name).write_bytes(content)
+        path.write_bytes(content)
         writer.append(line("p", 0, size, now_us(), "", "", size, name))
         return removed
 
