@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cache_store import naming
 from cache_store.keys import FeatureKey, StepKey
 from cache_store.reader import State, Wanted, candidates
 
@@ -32,6 +34,7 @@ class KnownRecipes:
 
         self._chunks = table["name"].chunks
         self._starts = np.cumsum([0, *map(len, self._chunks)])  # of the chunks, in rows
+        self._told = functools.cache(self._told_of)  # of few recipes, asked about each file
         recipes = table["fingerprint8"].dictionary_encode().combine_chunks()
         self._labels: list[str] = recipes.dictionary.to_pylist()
         self._recipe_of = recipes.indices.to_numpy(zero_copy_only=False)
@@ -47,12 +50,17 @@ class KnownRecipes:
         Raises:
             InvalidKey: a key cannot be a file name.
         """
+        steps = [key for key, _ in asked if isinstance(key, StepKey)]
+        if len(steps) == len(asked):
+            # A robot data set has a million of them, each with one name.
+            rows = self._rows_of(list(map(naming.step_path, steps)))
+            return [self._state(row, wanted) for row, (_, wanted) in zip(rows, asked, strict=True)]
         names = [list(candidates(key, wanted.fingerprint)) for key, wanted in asked]
-        rows = iter(self._rows_of(list(chain.from_iterable(names))))
-        found = [max(islice(rows, len(of_one))) for of_one in names]
+        found = iter(self._rows_of(list(chain.from_iterable(names))))
+        rows = [max(islice(found, len(of_one))) for of_one in names]
         return [
             self._state(row, wanted) if row < 0 or isinstance(key, StepKey) else None
-            for (key, wanted), row in zip(asked, found, strict=True)
+            for (key, wanted), row in zip(asked, rows, strict=True)
         ]
 
     def _state(self, row: int, wanted: Wanted) -> State | None:
@@ -60,10 +68,13 @@ class KnownRecipes:
             return "missing"
         if wanted.fingerprint is None:
             return "present"
-        label = self._labels[self._recipe_of[row]]
+        return self._told(self._recipe_of[row], wanted.fingerprint)
+
+    def _told_of(self, recipe: int, fingerprint: str) -> State | None:
+        label = self._labels[recipe]
         if not label:
             return None
-        return "present" if wanted.fingerprint.startswith(label) else "stale"
+        return "present" if fingerprint.startswith(label) else "stale"
 
     def _rows_of(self, names: list[str]) -> list[int]:
         """The row of each name, -1 where there is none."""
