@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import NamedTuple
 
 from cache_store.naming import is_small
@@ -14,7 +15,7 @@ from cache_store.processes import Owner, is_alive
 # Announced beside the files of a batch that an evictor is about to unlink; no feature can be called so.
 EVICTING = ".evicting"
 
-Event = tuple[int, list[str]]  # time in microseconds, and the fields of one journal line
+Event = list[str]  # the fields of one journal line; the fourth is its time in microseconds
 
 
 class Entry(NamedTuple):
@@ -95,7 +96,7 @@ class Changes:
         alive = (tail for name, tail in others if not tail.is_finished(silent_s.get(name, 0.0)))
         return set().union(*(tail.writing for tail in alive))
 
-    def apply(self, tail: Tail, fields: list[str]) -> None:
+    def apply(self, tail: Tail, fields: Event) -> None:
         """Let one event change the view.
 
         Raises:
@@ -138,7 +139,7 @@ class Changes:
         self.published_bytes += change
         self.small_bytes -= small_bytes
 
-    def _put(self, tail: Tail, fields: list[str], change: int) -> None:
+    def _put(self, tail: Tail, fields: Event, change: int) -> None:
         # The most frequent event: whoever evicts or compacts sees hundreds of thousands of them.
         _, _, _, _, size, written, fingerprint8, runs, granted, name = fields
         new_bytes, used_grant, written_us = int(size), int(granted), int(written)
@@ -201,35 +202,30 @@ def joined(runs: str, run_id: str) -> str:
     return ",".join(sorted({*runs.split(","), *run_id.split(",")} - {""})) if runs else run_id
 
 
-_FIELDS = {"o": 8, "r": 5, "p": 10, "n": 10, "k": 5, "c": 5}
-_LISTS = ("w", "x", "u", "m", "d")  # of any number of names
+_LIST = 0  # of any number of names
+_FIELDS = {"o": 8, "r": 5, "p": 10, "n": 10, "k": 5, "c": 5, **dict.fromkeys("wxumd", _LIST)}
 
 
 def events(chunk: bytes) -> Iterator[Event]:
     """The whole lines of a piece of a journal; torn and foreign ones are left out."""
     for raw in chunk.decode("utf-8", errors="replace").split("\n"):
         fields = raw.split("\t")
-        kind = fields[0]
-        if _FIELDS.get(kind) != len(fields) and not (kind in _LISTS and len(fields) > 4):
-            continue
-        try:
-            yield int(fields[3]), fields
-        except ValueError:
-            continue
+        count = _FIELDS.get(fields[0])
+        if (count == len(fields) or (count == _LIST and len(fields) > 4)) and fields[3].isdecimal():
+            yield fields
 
 
-def in_order_of_time(streams: Iterable[tuple[Tail, Iterable[Event]]]) -> Iterator[tuple[Tail, list[str]]]:
+def in_order_of_time(streams: Sequence[tuple[Tail, Iterable[Event]]]) -> Iterator[tuple[Tail, Event]]:
     """Merge several journals' events; each journal's own order stays, whatever its host's clock does."""
-    streams = list(streams)
     if len(streams) == 1:
         ((tail, stream),) = streams
-        return ((tail, fields) for _, fields in stream)
+        return zip(repeat(tail), stream)
     tagged = [_tagged(number, tail, stream) for number, (tail, stream) in enumerate(streams)]
     return ((tail, fields) for _, _, _, tail, fields in heapq.merge(*tagged))
 
 
-def _tagged(number: int, tail: Tail, stream: Iterable[Event]) -> Iterator[tuple[int, int, int, Tail, list[str]]]:
+def _tagged(number: int, tail: Tail, stream: Iterable[Event]) -> Iterator[tuple[int, int, int, Tail, Event]]:
     latest_us = 0
-    for position, (time_us, fields) in enumerate(stream):
-        latest_us = max(latest_us, time_us)
+    for position, fields in enumerate(stream):
+        latest_us = max(latest_us, int(fields[3]))
         yield latest_us, number, position, tail, fields

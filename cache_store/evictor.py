@@ -9,8 +9,9 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cache_store import shards
 from cache_store.accounts import EVICTING, Entry, joined
@@ -26,6 +27,9 @@ from cache_store.rewriting import Rewriter
 from cache_store.scan import fold
 from cache_store.snapshot import Snapshot
 from cache_store.usage import Usage
+
+if TYPE_CHECKING:
+    from cache_store.entry_table import UsedRow
 
 _AT_ONCE = 256
 _WARN_FROM = 1000  # evictions of unread entries in one process
@@ -44,9 +48,7 @@ class Row(NamedTuple):
     runs: str
 
 
-_row: Callable[[tuple[str, int, int, int, str]], Row] = partial(
-    tuple.__new__, Row
-)  # as `Row._make`, in a third of its time
+_row: Callable[[UsedRow], Row] = partial(tuple.__new__, Row)  # as `Row._make`, in a third of its time
 
 
 @dataclass(eq=False)
@@ -75,27 +77,9 @@ class _Freed:
     otherwise: dict[str, Entry | None] = field(default_factory=dict)  # found rewritten, or gone
 
 
-class Queue:
-    """The entries of one pool, least recently used first; one may be put back."""
-
-    def __init__(self, rows: Iterator[list[tuple[str, int, int, int, str]]]) -> None:
-        self._rows = rows
-        self._batch: list[Row] = []  # the last comes first
-        self._held: Row | None = None
-
-    def put_back(self, row: Row) -> None:
-        self._held = row
-
-    def pop(self) -> Row | None:
-        if self._held is not None:
-            row, self._held = self._held, None
-            return row
-        while not self._batch:
-            batch = next(self._rows, None)
-            if batch is None:
-                return None
-            self._batch = list(map(_row, reversed(batch)))
-        return self._batch.pop()
+def in_order(batches: Iterable[list[UsedRow]]) -> Iterator[Row]:
+    """The entries of one pool, least recently used first."""
+    return map(_row, chain.from_iterable(batches))
 
 
 def pool_to_evict(small_bytes: int, limit_bytes: int) -> str:
@@ -113,7 +97,8 @@ class Evictor:
         self._journal = journal
         self._usage = usage
         self._run_id = run_id
-        self._queues: dict[str, Queue] = {}
+        self._queues: dict[str, Iterator[Row]] = {}
+        self._put_back: dict[str, Row] = {}  # the first of a queue, taken and not evicted
         self._queues_of: Snapshot | None = None
         self._rewriter = Rewriter(root, journal)
         self._evicted = self._unread = 0
@@ -188,7 +173,7 @@ class Evictor:
                 break
             if rest_bytes <= limit_bytes and rest_bytes - row.bytes < low_water_bytes:
                 # Optional evictions never take more than asked: one more large entry could be a third of the store.
-                self._queues[pool].put_back(row)
+                self._put_back[pool] = row
                 break
             rows.append(row)
             rest_bytes -= row.bytes
@@ -197,13 +182,15 @@ class Evictor:
 
     def _next(self, pool: str, guard: Guard) -> Row | None:
         changes = self._ledger.changes
-        queue = self._queues[pool]
-        while (row := queue.pop()) is not None:
+        rows = self._queues[pool]
+        if pool in self._put_back:
+            rows = chain((self._put_back.pop(pool),), rows)
+        for row in rows:
             name = row.name
-            if is_shard(name) or name in changes.entries or changes.used.get(name, 0) > row.used_us:
+            if name in changes.entries or (changes.used and changes.used.get(name, 0) > row.used_us):
                 continue  # gone, or used since: the next snapshot has it in its new place
             runs = joined(row.runs, changes.runs.get(name, "")) if changes.runs else row.runs
-            if not guard.keeps(name, runs):
+            if not guard.keeps(name, runs) and not is_shard(name):
                 return row
         return None
 
@@ -305,8 +292,9 @@ class Evictor:
         except (OSError, ValueError):
             # Damaged: an empty order makes `make_fit` list the files and write a new one.
             rows = {"small": iter(()), "large": iter(())}
-        self._queues = {pool: Queue(iter(batches)) for pool, batches in rows.items()}
+        self._queues = {pool: in_order(batches) for pool, batches in rows.items()}
         self._queues_of = snapshot
+        self._put_back = {}
 
 
 def _is_as_known(path: str, row: Row) -> bool:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from cache_store import entry_table
 from cache_store.books import View
 from cache_store.bulk import Asked, rows_asked_for
-from cache_store.evictor import Guard, Queue, Row, pool_to_evict
+from cache_store.evictor import Guard, Row, in_order, pool_to_evict
 from cache_store.naming import SMALL_BELOW_BYTES, dataset_shown, group_of, is_small
 from cache_store.pins import Protected
 from cache_store.reports import Evicted, Eviction
@@ -75,7 +75,7 @@ def eviction(
 def _evicted(
     table: pa.Table, order: pa.Array, guard: Guard, excess_bytes: int, small_bytes: int, limit_bytes: int
 ) -> Iterator[Row]:
-    queues = {pool: Queue(_rows(table, order, are_small=pool == "small")) for pool in ("small", "large")}
+    queues = {pool: in_order(_rows(table, order, are_small=pool == "small")) for pool in ("small", "large")}
     while excess_bytes > 0:
         pool = pool_to_evict(small_bytes, limit_bytes)
         row = _next(queues[pool], guard) or _next(queues["large" if pool == "small" else "small"], guard)
@@ -91,11 +91,8 @@ def _rows(table: pa.Table, order: pa.Array, *, are_small: bool) -> Iterator[list
         yield [row for row in rows if is_small(row[1]) == are_small]
 
 
-def _next(queue: Queue, guard: Guard) -> Row | None:
-    while (row := queue.pop()) is not None:
-        if not guard.keeps(row.name, row.runs):
-            return row
-    return None
+def _next(queue: Iterator[Row], guard: Guard) -> Row | None:
+    return next((row for row in queue if not guard.keeps(row.name, row.runs)), None)
 
 
 class _Found:

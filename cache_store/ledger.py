@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_store import naming, snapshot
-from cache_store.accounts import Changes, Tail, events, in_order_of_time
+from cache_store.accounts import Changes, Event, Tail, events, in_order_of_time
 from cache_store.errors import StoreWriteError
 from cache_store.file_systems import READ_FLAGS, open_regular
 from cache_store.journal import Journal, Line, line
@@ -189,7 +189,7 @@ class Ledger:
         except OSError:
             # Another compactor was first, or the store is not ours to tidy: the snapshot is right either way.
             return
-        lines = [_again(time_us, fields) for time_us, fields in late if fields[0] in ("p", "d", "u", "n", "m")]
+        lines = [_again(fields) for fields in late if fields[0] in ("p", "d", "u", "n", "m")]
         if lines:
             try:
                 own.append(*lines)
@@ -251,11 +251,11 @@ class Ledger:
                 continue
 
 
-def _again(time_us: int, fields: list[str]) -> Line:
+def _again(fields: Event) -> Line:
     change = int(fields[1])
     if fields[0] == "p":
         change, fields[8] = change + int(fields[8]), "0"  # the grant that it used is no longer in the books
-    return Line(fields[0], change, "\t".join(fields[4:]), time_us)
+    return Line(fields[0], change, "\t".join(fields[4:]), int(fields[3]))
 
 
 def _journal_names(folder: Path) -> list[str]:
