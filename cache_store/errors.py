@@ -111,13 +111,16 @@ class InexactFeature(CacheStoreError):
     path: str
     loss: Loss | None
 
-    def __init__(self, path: str, loss: Loss | None) -> None:
+    def __init__(self, path: str, loss: Loss | None, *, advice: str | None = None) -> None:
         cost = (
             f" (cosine {loss.worst_cosine:.6f} in its worst token, errors up to {loss.max_error:.3g})" if loss else ""
         )
+        advice = advice or (
+            "read it without exact=True or with the recipe that it was built with, or build the exact ones beside it, "
+            "without --store-dtype int8"
+        )
         super().__init__(
-            f"{path} is kept as int8{cost}, and exact values are asked for; read it without exact=True or with the "
-            "recipe that it was built with, or build the exact ones beside it, without --store-dtype int8",
+            f"{path} is kept as int8{cost}, and exact values are asked for; {advice}",
             path=path,
             loss=loss,
         )

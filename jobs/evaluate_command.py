@@ -17,7 +17,15 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cache_store import ReadOnlyStore, RecipeMismatch, StoreReadError, absolute_root, canonical_dataset_name, is_root
+from cache_store import (
+    InexactFeature,
+    ReadOnlyStore,
+    RecipeMismatch,
+    StoreReadError,
+    absolute_root,
+    canonical_dataset_name,
+    is_root,
+)
 from consumers.evaluation import EvaluationError, LongVA_Cached
 from consumers.evaluation.comparison import Answer, compare, unanswered
 from consumers.evaluation.longva_backends import SMALL, require_backend
@@ -213,7 +221,7 @@ def _reason(exc: Exception) -> str:
     """
     if isinstance(exc, StoreReadError):
         raise exc
-    if not isinstance(exc, RecipeMismatch | EvaluationError | FileNotFoundError):
+    if not isinstance(exc, RecipeMismatch | InexactFeature | EvaluationError | FileNotFoundError):
         logger.exception("a question failed")
     return f"{type(exc).__name__}: {exc}"
 

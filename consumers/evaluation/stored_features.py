@@ -11,6 +11,7 @@ import torch
 
 from cache_store import (
     FeatureStore,
+    InexactFeature,
     RecipeMismatch,
     Record,
     VideoKey,
@@ -30,6 +31,7 @@ from pipeline.sources.video_ids import VIDEO_EXTENSIONS
 OnMiss = Literal["live", "raise", "keep"]
 OnStale = Literal["error", "miss", "use"]
 _NO_RECIPE: Recipe = {"version": None}  # of nothing: what has a recipe is no match, what has none fits as ever
+_AS_INT8 = {int8.RECIPE_FIELD: dict(int8.STORAGE)}
 
 
 def open_store(store: FeatureStore | str | Path, on_miss: OnMiss) -> FeatureStore:
@@ -113,16 +115,19 @@ class StoredFeatures:
         self.store.put(key, {**value, **more}, recipe=self.identity.recipe(key.nframe))
 
     def _fitting(self, key: VideoKey) -> object | None:
-        exact = not self._cast
         if self._recipe is not None:
-            recipe = self._kept_recipe(key) or self._recipe
-            return self.store.get(key, recipe=recipe, on_stale=self._on_stale, exact=exact)
+            return self._get(key, self._kept_recipe(key) or self._recipe)
         stale: tuple[Record, list[str]] | None = None
         best: tuple[Doubts, Recipe] | None = None
+        is_int8 = False  # what has no recipe
         for record in self.store.records_of(key):
             if record.recipe is None:
-                if best is None:
-                    return self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
+                if best is None and not is_int8:
+                    try:
+                        return self.store.get(key, recipe=_NO_RECIPE, exact=True)
+                    except (InexactFeature, RecipeMismatch) as exc:
+                        # A mismatch is with what a build published in this moment, which has not been compared.
+                        is_int8 = isinstance(exc, InexactFeature)
                 continue
             lines = self.identity.differences_to(record.recipe, is_cast=self._cast)
             if lines:
@@ -135,13 +140,22 @@ class StoredFeatures:
                 break
         if best is not None:
             self.identity.tell_what_may_round_otherwise(best[1])
-            return self.store.get(key, recipe=best[1], exact=exact)
+            return self._get(key, best[1])
+        if is_int8:
+            return self._get(key, {**_NO_RECIPE, **_AS_INT8})
         if stale is not None and self._on_stale == "error":
             raise self._mismatch(key, *stale)
         if stale is not None and self._on_stale == "use":
-            return self.store.get(key, exact=exact)
+            return self._get(key, None)
         # A miss, which the store is to count. What a build publishes in this moment has not been compared.
-        return None if stale is not None else self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=exact)
+        return None if stale is not None else self.store.get(key, recipe=_NO_RECIPE, on_stale="miss", exact=True)
+
+    def _get(self, key: VideoKey, recipe: Recipe | None) -> object | None:
+        try:
+            return self.store.get(key, recipe=recipe, on_stale=self._on_stale, exact=not self._cast)
+        except InexactFeature as exc:
+            advice = "allow the cast with cast=True, or build the exact ones beside it, without --store-dtype int8"
+            raise InexactFeature(exc.path, exc.loss, advice=advice) from exc
 
     def _kept_recipe(self, key: VideoKey) -> Recipe | None:
         """Return the recipe of int8, if a cast is allowed, or of a kept miss, where it is here instead of the asked."""
@@ -153,11 +167,14 @@ class StoredFeatures:
             others.add(record.recipe_fingerprint)
         if not others:  # the tower's weights are digested only where that tells something
             return None
-        as_int8 = {**self._recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)}
+        as_int8 = {**self._recipe, **_AS_INT8}
         if self._cast and recipe_fingerprint(as_int8) in others:
             return as_int8
         kept = self.identity.recipe(key.nframe)
-        return kept if recipe_fingerprint(kept) in others else None
+        if recipe_fingerprint(kept) in others:
+            return kept
+        # int8 that has no recipe fits none of exact features.
+        return as_int8 if self._cast and None in others else None
 
     def _mismatch(self, key: VideoKey, record: Record, lines: list[str]) -> RecipeMismatch:
         return RecipeMismatch(

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from cache_store import FeatureStore, RecipeMismatch, VideoKey, int8, recipe_fingerprint
+from cache_store import FeatureStore, InexactFeature, RecipeMismatch, VideoKey, int8, recipe_fingerprint
 from consumers.evaluation import (
     CacheBypassed,
     CachedVisionTower,
@@ -470,6 +470,49 @@ def test_int8_is_a_cast_that_has_to_be_named(cache, model, tmp_path):
     with make_cache(model, tmp_path / "int8", cast=True).request("a"):
         found = model.tower(images)
     torch.testing.assert_close(found, model.tower(images), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("by_recipe", [False, True])
+@pytest.mark.parametrize("has_lost_its_recipe", [False, True])
+class TestInt8IsNeverASilentMiss:
+    @pytest.fixture
+    def opened(self, cache, model, tmp_path, has_lost_its_recipe, by_recipe):
+        fill(cache, model, "a", pictures(4, side=SIDE))
+        put_int8(cache, tmp_path / "int8", has_lost_its_recipe=has_lost_its_recipe)
+        options = {"recipe": cache.stored.identity.recipe(4)} if by_recipe else {}
+        return lambda **more: make_cache(model, tmp_path / "int8", **options, **more)
+
+    @pytest.mark.parametrize("on_stale", ["error", "use"])
+    def test_it_is_refused_by_name(self, opened, on_stale):
+        refused = pytest.raises((InexactFeature, RecipeMismatch), match="int8")
+        with refused as told, opened(on_stale=on_stale).request("a"):
+            pass
+        assert isinstance(told.value, RecipeMismatch) or "cast=True" in str(told.value)
+
+    def test_it_is_a_miss_where_that_is_asked_for(self, opened):
+        with opened(on_stale="miss").request("a") as request:
+            assert not request.is_hit
+
+    def test_it_is_given_where_the_cast_is_allowed(self, cache, opened):
+        live = cache.stored.read(cache.stored.key("a"))["vision_features"]
+        with opened(cast=True).request("a") as request:
+            torch.testing.assert_close(request.features, live, rtol=0.1, atol=0.1)
+
+    def test_it_hides_no_exact_feature(self, cache, opened):
+        value = cache.stored.read(cache.stored.key("a"))
+        opened().stored.store.put(cache.stored.key("a"), value, recipe=cache.stored.identity.recipe(4), is_second=True)
+        with opened().request("a") as request:
+            assert torch.equal(request.features, value["vision_features"])
+
+
+def put_int8(cache, root, *, has_lost_its_recipe):
+    """Put what `cache` keeps of "a" as int8, with the recipe that says so or without any."""
+    key = cache.stored.key("a")
+    recipe = {**cache.stored.identity.recipe(4), int8.RECIPE_FIELD: dict(int8.STORAGE)}
+    with FeatureStore(root) as store:
+        path = store.put(key, cache.stored.store.get(key), recipe=recipe)
+        if has_lost_its_recipe:
+            store.put(key, torch.load(path, weights_only=True))
 
 
 @pytest.mark.parametrize("cast", [False, True])
