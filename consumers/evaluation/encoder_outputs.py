@@ -91,9 +91,8 @@ class CachedEncoderOutputs:
                 f"{type(model).__name__} takes no mm_encoder_outputs, or has no encoder for {modality}s"
             )
         module = _encoder_of(model)
-        self._encode, self._modality, self._grid = encode, modality, _GRID[modality]
+        self._module, self._encode, self._modality, self._grid = module, encode, modality, _GRID[modality]
         self._has_grid = self._grid in inspect.signature(model.forward).parameters
-        self._device = next(module.parameters()).device
         self.stored = StoredFeatures(
             store,
             TowerIdentity(
@@ -112,6 +111,12 @@ class CachedEncoderOutputs:
         )
         self.statistics = CacheStatistics() if statistics is None else statistics
         self._echo, self._on_difference = echo, on_difference
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the encoder is now: the model may be moved."""
+        device: torch.device = next(self._module.parameters()).device
+        return device
 
     def encoded(
         self,

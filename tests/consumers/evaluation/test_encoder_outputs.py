@@ -101,6 +101,19 @@ def test_a_feature_without_the_grid_of_its_positions_is_refused(qwen, tmp_path):
         cache.encoded("video", qwen_media)
 
 
+def test_features_come_to_where_the_model_is_when_it_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("consumers.evaluation.encoder_outputs.require_own_dtype", lambda device: None)  # knows no meta
+    model = small_models.qwen_with_head()
+    cache = make_cache(model, tmp_path)
+    cache.encoded("video", qwen_media)
+    store, key = cache.stored.store, cache.stored.key("video")
+    store.put(key, store.get(key))  # without a recipe, for which weights that are nowhere would be digested
+    model.to("meta")
+    inputs = cache.encoded("video", qwen_media).inputs
+    tokens = inputs["mm_encoder_outputs"]["video"].pooler_output[0]
+    assert (tokens.device.type, inputs["video_grid_thw"].device.type) == ("meta", "meta")
+
+
 def test_an_echo_finds_what_is_not_the_live_encoders(qwen, tmp_path):
     make_cache(qwen, tmp_path).encoded("video", qwen_media)
     assert make_cache(qwen, tmp_path, echo=1.0).encoded("video", qwen_media).is_hit
