@@ -63,10 +63,13 @@ def create_unified_dataloader(
             have one name, no episode has a sample, processes found other samples, settings or recipes than each other,
             or, unless `on_bad_episode` is "skip", some cannot be read or have a name that no feature can have; each is
             named.
-        ValueError, TypeError: an option is none, or out of its range; a `world_size` without `distributed`.
+        ValueError, TypeError: an option is none, or out of its range; a `rank` or `world_size` without `distributed`.
     """
-    if world_size != 1 and not distributed:
-        raise ValueError(f"world_size is {world_size} without distributed=True, which cuts an epoch among processes")
+    if (rank, world_size) != (0, 1) and not distributed:
+        raise ValueError(
+            f"rank is {rank} and world_size is {world_size} without distributed=True, which cuts an epoch among "
+            "processes; give that too, or leave both out"
+        )
     require_one_of(OnBadEpisode, on_bad_episode=on_bad_episode)
     require_lists(
         old_dataset_patterns=old_dataset_patterns, new_dataset_paths=new_dataset_paths, dataset_weights=dataset_weights
@@ -104,8 +107,8 @@ def create_unified_dataloader(
         weights=weights if shuffle else None,
         shuffle=shuffle,
         seed=seed,
-        rank=rank if distributed else 0,
-        world_size=world_size if distributed else 1,
+        rank=rank,
+        world_size=world_size,
         samples=episodes.digest(),
         prefetch=None if num_workers else episodes.prefetch,
         prefetch_samples=max(_SAMPLES_AHEAD, _BATCHES_AHEAD * batch_size),

@@ -66,7 +66,7 @@ def test_every_sample_of_every_episode_comes_once_an_epoch_with_its_own_feature(
 def test_tasks_episodes_and_patterns_are_found_alike(data):
     roots = [[data / "new"], [data / "new" / "blue", data / "new" / "red"], [data / "new" / "*"], [data / "new/*/*_*"]]
     for paths in roots:
-        loader = create_unified_dataloader(None, paths, num_workers=0, use_cache=False, rank=1, shuffle=False)
+        loader = create_unified_dataloader(None, paths, num_workers=0, use_cache=False, shuffle=False)
         assert list(dict.fromkeys(names(loader))) == ["episode_1", "episode_2", "data_collection_3"]
 
 
@@ -322,9 +322,11 @@ def test_processes_whose_data_make_no_one_training_are_all_told_at_the_opening(d
     assert told[0]["unreadable"].startswith("other processes of this training cannot open their data\nprocess 1: ")
 
 
-def test_a_world_size_without_distributed_is_refused(data):
-    with pytest.raises(ValueError, match="world_size is 2 without distributed=True"):
-        make(data, rank=1, world_size=2)
+@pytest.mark.parametrize(("rank", "world_size"), [(1, 2), (0, 2), (1, 1)])
+def test_a_place_among_processes_without_distributed_is_refused(data, rank, world_size):
+    with pytest.raises(ValueError, match=f"rank is {rank} and world_size is {world_size} without distributed=True"):
+        make(data, rank=rank, world_size=world_size)
+    assert len(make(data, rank=0, world_size=1).sampler) == 45
 
 
 @pytest.mark.parametrize(
