@@ -278,8 +278,9 @@ def _show(folder: ResultsFolder, summaries: Sequence[ModelSummary], report: dict
     ]
     made = table(*columns)
     for one in summaries:
-        counts = (f"{one.questions:,}", f"{one.agreeing:,}", f"{one.hits:,}", percent(one.overall.share))
-        made.add_row(escape(printable(one.model)), *counts, f"{one.speedup:.2f}x")
+        counts = (f"{one.questions:,}", f"{one.agreeing:,}", f"{one.hits:,}")
+        figures = (percent(one.overall.share), f"{one.speedup:.2f}x") if one.answered else ("-", "-")
+        made.add_row(escape(printable(one.model)), *counts, *figures)
     console.print(made)
     faults = report["failed"]
     for fault in faults[:_NAMED_ON_A_TERMINAL]:

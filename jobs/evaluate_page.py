@@ -27,12 +27,12 @@ def evaluation_page(
     return page(
         printable(title),
         subtitle=printable(subtitle),
-        warnings=[*_warnings(models), *notes],
+        warnings=[*_warnings(models, answers), *notes],
         sections=_sections(models, answers),
     )
 
 
-def _warnings(models: Sequence[ModelSummary]) -> Iterator[str]:
+def _warnings(models: Sequence[ModelSummary], answers: Sequence[Answer]) -> Iterator[str]:
     for one in models:
         wrong = {
             "not answered": one.questions - one.answered,
@@ -40,16 +40,22 @@ def _warnings(models: Sequence[ModelSummary]) -> Iterator[str]:
             "not found in the store": one.answered - one.hits,
         }
         said = [f"{count:,} {what}" for what, count in wrong.items() if count]
+        if one.questions and not one.answered:
+            why = next(answer.problem for answer in answers if answer.model == one.model)
+            said = [f"none were answered, so that there are no figures; the first: {printable(str(why))}"]
         if said or not one.questions:
             yield f"{printable(one.model)}: of {one.questions:,} questions {', '.join(said) or 'none were asked'}"
 
 
 def _sections(models: Sequence[ModelSummary], answers: Sequence[Answer]) -> Iterator[Section]:
-    yield Section("Models", _models(models), "Agreement counts answers whose logits have the same bits both ways.")
-    if any(one.answered for one in models):
+    answered = [one for one in models if one.answered]  # of the others there is nothing to show
+    if answered:
+        yield Section(
+            "Models", _models(answered), "Agreement counts answers whose logits have the same bits both ways."
+        )
         yield Section(
             "Time by stage",
-            figure(_time(models)) + _stages(models),
+            figure(_time(answered)) + _stages(answered),
             "All questions of a model, once with the cache and once without. The most that a cache can give is the "
             "time without decoding, preprocessing and vision tower.",
         )
@@ -71,7 +77,7 @@ def _models(models: Sequence[ModelSummary]) -> str:
             f"{one.agreeing:,}/{one.questions:,}",
             f"{one.hits:,}/{one.questions:,}",
             percent(one.overall.share),
-            percent(one.overall.right_live / one.overall.questions if one.overall.questions else 0.0),
+            percent(one.overall.right_live / one.overall.questions),
             f"{one.speedup:.2f}x",
             f"{one.possible_speedup:.2f}x",
         )

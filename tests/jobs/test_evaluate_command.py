@@ -413,6 +413,22 @@ def test_a_model_that_cannot_be_loaded_is_reported_beside_the_others(run, monkey
     assert run("--resume", report["results"], fresh=False)[0] == 0
 
 
+def test_of_models_that_answered_nothing_the_page_says_why_and_shows_no_figures(run, tmp_path, monkeypatch, capsys):
+    def fails(name, *_, **__):
+        raise EvaluationError(f"{name} cannot be loaded: header too large")
+
+    monkeypatch.setattr(evaluate_command, "LongVA_Cached", fails)
+    _, report, _ = run("--model", "small", "--model", "small:1", "--first", "2")
+    page = (tmp_path / report["results"] / "report.html").read_text()
+    for name in ("small", "small:1"):
+        why = f"the first: {name} cannot be loaded: header too large"
+        assert f"{name}: of 2 questions none were answered, so that there are no figures; {why}" in page
+    assert re.findall("<h2>(.*?)</h2>", page) == ["What is wrong"]
+    assert "<svg" not in page
+    assert main(["evaluate", "--resume", report["results"]]) == 1
+    assert "%" not in capsys.readouterr().out
+
+
 def test_names_that_are_no_utf8_are_escaped(run, tmp_path, monkeypatch):
     name = os.fsdecode(b"d\xff")
     shutil.copytree(tmp_path / "data", tmp_path / name)
