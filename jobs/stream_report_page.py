@@ -19,11 +19,12 @@ def write_report(report: Report, folder: Path) -> bool:
 
     Plots of an earlier report there go.
     """
-    drawn = [(plot.title, _drawn(plot)) for plot in report.plots]
+    shown = report.without_empty_parts()
+    drawn = [(plot.title, _drawn(plot)) for plot in shown.plots]
     named = [(title, f"plot-{number}.svg") for number, (title, _) in enumerate(drawn, start=1)]
     texts = {
-        "report.html": report_page(report, [svg for _, svg in drawn]),
-        "report.md": markdown(report, named),
+        "report.html": report_page(shown, [svg for _, svg in drawn]),
+        "report.md": markdown(shown, named),
         "report.json": strict_json(report.to_json(), indent=1) + "\n",
     }
     for (_, name), (_, svg) in zip(named, drawn, strict=True):

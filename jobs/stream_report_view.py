@@ -47,7 +47,7 @@ def facts(report: Report) -> str:
 def for_terminal(report: Report) -> RenderableType:
     """Return the whole report for a terminal, without its plots."""
     parts: list[RenderableType] = [Text(report.title, style="bold"), Text(facts(report)), Text("")]
-    for shown in report.tables:
+    for shown in report.without_empty_parts().tables:
         columns = [(heading(name), "name" if shown.is_text(name) else "right") for name in shown.names]
         drawn = table(*columns, title=printable(shown.heading))
         drawn.padding = (0, 1, 0, 0)

@@ -9,7 +9,12 @@ import re
 import pytest
 import torch
 
-from consumers.streaming import DelayedBatchInferenceEngine, StreamError, VideoStreamingInference
+from consumers.streaming import (
+    DelayedBatchInferenceEngine,
+    QwenInferenceWrapper,
+    StreamError,
+    VideoStreamingInference,
+)
 from consumers.streaming.qwen_runner import QwenRunner
 from jobs import stream_command, stream_reports
 from jobs.__main__ import main
@@ -168,6 +173,24 @@ def test_a_model_that_cannot_answer_ends_in_a_clear_line(video_file, monkeypatch
     else:
         assert "failed: stream, turns: StreamError: no answer follows" in told.out
         assert "native" in told.out
+
+
+def test_where_every_way_fails_words_stand_in_place_of_empty_tables(video_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(QwenRunner, "features", no_gpu_memory)
+    monkeypatch.setattr(QwenInferenceWrapper, "native_video_inference", no_gpu_memory)
+    arguments = ["stream", "compare", "--model", "small", "--video", str(video_file), *SMALL, "--frames", "4"]
+    assert main([*arguments, "--report", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    page, written = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for text in (said, page, written):
+        assert text.lower().count(": outofmemoryerror: simulated") == 5
+        assert "Questions" not in text
+    assert (Page(page).plots, page.count("<table>"), "plot-" in written) == ([], 1, False)
+    assert json.loads((tmp_path / "report.json").read_text())["tables"] == {
+        "Methods": [],
+        "Questions": [],
+        "Answers": [],
+    }
 
 
 def test_a_report_that_cannot_be_written_is_still_printed(video_file, tmp_path, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 Cell: TypeAlias = "bool | int | float | str | None"
@@ -57,6 +57,16 @@ class Report:
     plots: Sequence[Curves | Bars] = ()
     warnings: Sequence[str] = field(default_factory=list)
     failures: Sequence[str] = field(default_factory=list)
+
+    def without_empty_parts(self) -> Report:
+        """Return it without tables and plots of which nothing was measured; `failures` say why."""
+        return replace(
+            self,
+            tables=[table for table in self.tables if table.rows],
+            plots=[
+                plot for plot in self.plots if (plot.values if isinstance(plot, Bars) else any(plot.series.values()))
+            ],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return `{report, facts, tables: {heading: rows}, warnings, failures}`."""
