@@ -60,6 +60,8 @@ class ResumableSampler(Sampler[int]):
         self._prefetch, self._prefetch_samples = prefetch, prefetch_samples
         self._epoch, self._position = 0, 0
         self._is_fresh = True  # the next iteration goes on from `_position` of `_epoch`
+        self._is_waiting = False  # nothing was taken yet from the iterator that was made last
+        self._is_loaded_while_waiting = False
 
     def __len__(self) -> int:
         """How many indices a whole epoch gives to this process."""
@@ -73,9 +75,11 @@ class ResumableSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         self._leave_begun_epoch()
-        if self._position >= len(self):
-            # The rest of an epoch that a state left at its end. No index will tell that it was begun, and torchdata's
-            # loader, whose state says that too, makes an iterator of it that it does not take from.
+        self._is_waiting = True
+        if self._position >= len(self) and self._is_loaded_while_waiting:
+            # The rest of an epoch that a state left at its end. Torchdata's loader, whose state says that too, makes an
+            # iterator of it that it does not take from: nothing else will tell that the epoch was begun. It alone loads
+            # states into what it has begun to iterate.
             self._is_fresh = False
             return iter(())
         return self._indices()
@@ -87,7 +91,7 @@ class ResumableSampler(Sampler[int]):
     def _indices(self) -> Iterator[int]:
         # At the first index: loaders with workers make two iterators, and take from the second one only.
         self._leave_begun_epoch()
-        self._is_fresh = False
+        self._is_fresh = self._is_waiting = False
         epoch, start = self._epoch, self._position
         order, told = self._order(epoch), start
         for position in range(start, len(order)):
@@ -143,6 +147,7 @@ class ResumableSampler(Sampler[int]):
         if min(epoch, position) < 0:
             raise ValueError(f"epoch {epoch} and position {position} are no state: neither is below 0")
         self._epoch, self._position, self._is_fresh = epoch, position, True
+        self._is_loaded_while_waiting = self._is_waiting
 
     def _identity(self) -> dict[str, Any]:
         weights = None if self._limits is None else hashlib.sha256(self._limits.tobytes()).hexdigest()[:16]

@@ -164,19 +164,19 @@ def test_torchdatas_stateful_loader_runs_every_epoch(workers, is_persistent, is_
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize(("batch_size", "drops"), [(3, False), (3, True), (None, False)])
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_torchdatas_state_at_the_end_of_an_epoch_begins_the_next(workers, drops, epochs):
+def test_torchdatas_state_at_the_end_of_an_epoch_begins_the_next(workers, batch_size, drops, epochs):
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
     def loader():
         sampler = ResumableSampler(11, seed=7)
         return stateful.StatefulDataLoader(
-            list(range(11)), batch_size=3, sampler=sampler, drop_last=drops, num_workers=workers
+            list(range(11)), batch_size=batch_size, sampler=sampler, drop_last=drops, num_workers=workers
         )
 
     def epoch_of(running):
-        return [batch.tolist() for batch in running]
+        return [torch.as_tensor(batch).tolist() for batch in running]
 
     running, resumed = loader(), loader()
     for _ in range(epochs):
@@ -191,6 +191,20 @@ def test_the_rest_of_an_epoch_at_its_end_is_empty_once():
     epochs = [list(whole), list(whole)]
     sampler.load_state_dict(sampler.state_at(20))
     assert [list(sampler), list(sampler)] == [[], epochs[1]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("is_set", [False, True])
+def test_the_rest_of_an_epoch_at_its_end_is_empty_once_in_a_plain_loader_too(workers, batch_size, is_set):
+    whole, sampler = ResumableSampler(20), ResumableSampler(20)
+    epochs = [list(whole) for _ in range(3)]
+    loader = DataLoader(range(20), batch_size=batch_size, sampler=sampler, num_workers=workers)
+    sampler.load_state_dict(sampler.state_at(20))
+    for epoch, expected in enumerate([[], *epochs[1:]]):
+        if is_set:
+            sampler.set_epoch(epoch)
+        assert [index for batch in loader for index in torch.as_tensor(batch).reshape(-1).tolist()] == expected
 
 
 def test_a_state_has_numbers_that_torch_load_admits():
