@@ -20,6 +20,7 @@ from openpyxl.cell import WriteOnlyCell
 from cache_store.atomic import publish
 from consumers.evaluation.comparison import Answer
 from jobs.evaluate_summary import fault_of
+from jobs.printing import printable
 from jobs.report_files import new_folder
 from pipeline.errors import BuildRefused
 from pipeline.sources import Question
@@ -146,6 +147,18 @@ class LogFile(logging.FileHandler):
         """Close the file; what it still holds and cannot write has been told of."""
         with suppress(OSError):
             super().close()
+
+
+class PrintableLines(logging.Formatter):
+    """A line for each record, and those of its traceback: names of videos and models stand in both."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the record's line."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback's lines."""
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
 def _file_names(models: Sequence[str]) -> dict[str, str]:

@@ -445,6 +445,22 @@ def test_names_that_are_no_utf8_are_escaped(run, tmp_path, monkeypatch):
         assert "m\\udcff" in written
 
 
+def test_the_log_escapes_what_a_terminal_would_obey_in_lines_and_tracebacks(run, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("\x1b[31m \udcff \u2028犬")
+
+    monkeypatch.setattr(LongVA_Cached, "letter_logits", fails)
+    file = tmp_path / "data" / "questions.json"
+    row = json.loads(file.read_text())[0]
+    file.write_text(json.dumps([{**row, "question_id": "\x1b[32m\nforged"}]))
+    _, report, _ = run("--model", "small")
+    written = (tmp_path / report["results"] / "evaluate.log").read_text()
+    assert "Traceback" in written
+    assert "\nRuntimeError: \\x1b[31m \\udcff \\u2028犬\n" in written
+    assert "question \\x1b[32m\\nforged about first: RuntimeError: \\x1b[31m" in written
+    assert "\x1b" not in written
+
+
 @pytest.mark.parametrize("content", [None, "[1]", '{"models": []}'])
 def test_what_holds_no_evaluation_is_not_gone_on_with(run, content, tmp_path):
     (tmp_path / "older").mkdir()
