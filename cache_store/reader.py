@@ -135,7 +135,7 @@ class Reader:
             if outcome is not None and outcome.inexact is not None:
                 raise outcome.inexact
         self._usage.missed(naming.relative_path(key))
-        if wanted.fingerprint is None and isinstance(key, VideoKey):
+        if (wanted.fingerprint is None or on_stale == "use") and isinstance(key, VideoKey):
             self._hint_at_second_recipes(key)
         return None
 
@@ -208,8 +208,8 @@ class Reader:
         )
 
     def _hint_at_second_recipes(self, key: VideoKey) -> None:
-        # Once per data set: a plain reader of a store that holds only second recipes would miss without a
-        # word.
+        # Once per data set: who takes whatever there is would miss without a word in a store that holds only second
+        # recipes.
         if key.dataset in self._hinted:
             return
         self._hinted.add(key.dataset)

@@ -65,6 +65,22 @@ def test_a_plain_reader_that_misses_is_told_where_another_recipe_lies(store, cap
     assert "recipe=" in caplog.text
 
 
+def test_use_takes_none_of_several_second_recipes_and_is_told_where_they_lie(store, caplog):
+    store.put(key("a"), value(1), recipe=FIRST)
+    others = [SECOND, {"weights": "merged"}]
+    for seed, recipe in enumerate(others):
+        store.put(key("b"), value(seed), recipe=recipe)
+    wanted = {"weights": "not built"}
+    for on_stale in ("error", "miss"):
+        assert store.get(key("b"), recipe=wanted, on_stale=on_stale) is None
+    assert not caplog.records
+    for _ in range(2):
+        assert store.get(key("b"), recipe=wanted, on_stale="use") is None
+    assert len(caplog.records) == 2
+    for recipe in others:
+        assert f"Video-MME@{recipe_fingerprint(recipe)[:8]}" in caplog.text
+
+
 def test_another_frame_count_is_another_family(store):
     store.put(key("a"), value(1), recipe=FIRST)
     path = store.put(key("a", nframe=16), value(2), recipe=SECOND)
