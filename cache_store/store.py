@@ -241,7 +241,8 @@ class FeatureStore(Upkeep):
         Without `recipe` nothing is compared; a file without one fits any. `on_stale` says what another recipe's feature
         means: an error, a miss, or use it. Of a video that is the feature in the plain folder: where only folders of
         second recipes have one, it is a miss in every case, because nothing says which of them is meant; for "use", as
-        without `recipe`, a warning for each data set names them. The main tensor is the bare tensor, or `vision_features` of a dict.
+        without `recipe`, a warning for each data set names them. The main tensor is the bare tensor, or
+        `vision_features` of a dict.
 
         A feature that is kept as int8 comes dequantised: in the dtype of `out`, in `dtype`, or as the tower gave it.
         Its field `dtype` says "int8", and `quantisation` what was lost. A recipe asks for int8 in its `storage`, and no
