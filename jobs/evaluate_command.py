@@ -57,7 +57,7 @@ def evaluate(args: argparse.Namespace) -> int:
         report = _report(folder, summaries, left_out)
         _write(folder, summaries, report)
         for one in summaries:
-            logger.info("%s", _in_words(one))
+            logger.info("%s", printable(_in_words(one)))
     if args.json:
         print_json(report)
     else:
@@ -174,7 +174,7 @@ def _ask(folder: ResultsFolder, model: str, questions: Sequence[tuple[int, Quest
     """Ask one model what it was not asked yet; of one that cannot be loaded each question is noted with the reason."""
     done = {answer.row for answer in folder.answers_of(model)}
     left = [(row, question) for row, question in questions if row not in done]
-    logger.info("%s: %d questions, %d of them answered before", model, len(questions), len(done))
+    logger.info("%s: %d questions, %d of them answered before", printable(model), len(questions), len(done))
     if not left:
         return
     asked = folder.asked
@@ -188,7 +188,7 @@ def _ask(folder: ResultsFolder, model: str, questions: Sequence[tuple[int, Quest
             device_map=asked["device_map"],
         )
     except EvaluationError as exc:
-        logger.error("%s", exc)
+        logger.error("%s", printable(str(exc)))
         for row, question in left:
             folder.note(unanswered(model, row, question, str(exc)))
         return
@@ -199,7 +199,7 @@ def _ask(folder: ResultsFolder, model: str, questions: Sequence[tuple[int, Quest
                 _log(answer)
                 tell(answer)
     finally:
-        for line in (model, *longva.statistics.block().splitlines()):
+        for line in (printable(model), *longva.statistics.block().splitlines()):
             logger.info("%s", line)
         # Its statistics are printed, and results have stdout for themselves.
         with redirect_stdout(sys.stderr):
@@ -210,7 +210,8 @@ def _log(answer: Answer) -> None:
     fault = fault_of(answer)
     level = logging.INFO if fault is None else logging.WARNING
     said = fault or f"{answer.cached}, right is {answer.answer}"
-    logger.log(level, "%s: question %s about %s: %s", answer.model, answer.question_id, answer.video_id, said)
+    line = f"{answer.model}: question {answer.question_id} about {answer.video_id}: {said}"
+    logger.log(level, "%s", printable(line))
 
 
 def _reason(exc: Exception) -> str:
