@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from cache_store import FeatureStore, StoreWriteError
+from cache_store import FeatureStore, StoreWriteError, int8
 from cache_store.copying import copy
 from consumers.evaluation import EvaluationError, LongVA_Cached
 from jobs import evaluate_command
@@ -161,6 +161,18 @@ class TestExitStatus1:
         assert "no file" in reasons["first"]
         assert "second.mp4" in reasons["second"]
         assert report["models"][0]["answered"] == 2
+
+    def test_features_that_are_int8_and_lost_their_recipe(self, run, tmp_path):
+        with FeatureStore(tmp_path / "store") as store:
+            key = next(key for key in store.keys() if key.video_id == "first")
+            recipe = {**store.record_of(key).recipe, int8.RECIPE_FIELD: dict(int8.STORAGE)}
+            path = store.put(key, store.get(key), recipe=recipe, is_second=True)
+            store.put(key, torch.load(path, weights_only=True))
+        status, report, _ = run("--model", "small", "--first", "1")
+        assert status == 1
+        assert "InexactFeature" in report["failed"][0]["reason"]
+        assert "is kept as int8" in report["failed"][0]["reason"]
+        assert "Traceback" not in (tmp_path / report["results"] / "evaluate.log").read_text()
 
     def test_features_that_another_recipe_made(self, run, tmp_path):
         status, report, _ = run("--model", "small", "--sampling", "longva", "--first", "1")
