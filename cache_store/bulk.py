@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,6 @@ class KnownRecipes:
 
         self._chunks = table["name"].chunks
         self._starts = np.cumsum([0, *map(len, self._chunks)])  # of the chunks, in rows
-        self._told = functools.cache(self._told_of)  # of few recipes, asked about each file
         recipes = table["fingerprint8"].dictionary_encode().combine_chunks()
         self._labels: list[str] = recipes.dictionary.to_pylist()
         self._recipe_of = recipes.indices.to_numpy(zero_copy_only=False)
@@ -68,13 +66,10 @@ class KnownRecipes:
             return "missing"
         if wanted.fingerprint is None:
             return "present"
-        return self._told(self._recipe_of[row], wanted.fingerprint)
-
-    def _told_of(self, recipe: int, fingerprint: str) -> State | None:
-        label = self._labels[recipe]
+        label = self._labels[self._recipe_of[row]]
         if not label:
             return None
-        return "present" if fingerprint.startswith(label) else "stale"
+        return "present" if wanted.fingerprint.startswith(label) else "stale"
 
     def _rows_of(self, names: list[str]) -> list[int]:
         """The row of each name, -1 where there is none."""
