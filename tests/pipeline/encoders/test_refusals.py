@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -66,13 +65,14 @@ class TestFolders:
         with pytest.raises(EncoderError, match=r"config\.json cannot be read"):
             load_spec(family, str(tmp_path))
 
-    def test_a_hub_id_out_of_reach_is_a_quick_error_that_says_what_to_do(self, family, monkeypatch):
+    def test_a_hub_id_out_of_reach_is_an_error_without_a_try_that_says_what_to_do(self, family, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        started = time.monotonic()
+        asked = []
+        monkeypatch.setattr("socket.getaddrinfo", lambda *args, **named: asked.append(args))
         with pytest.raises(EncoderError, match=r"is no folder here.*pass a folder"):
             load_spec(family, "nobody/no-such-model")
-        assert time.monotonic() - started < 10
+        assert not asked
 
 
 @pytest.mark.parametrize(
