@@ -21,7 +21,7 @@ from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
 from cache_store.journal import line, now_us
 from cache_store.lease import lease
 from cache_store.reports import Problem
-from cache_store.rewriting import Rewriter, drop_doubles, rewrite_and_note, waste_bytes
+from cache_store.rewriting import Rewriter, drop_doubles, merge, rewrite_and_note, waste_bytes
 from cache_store.scan import loose_names
 from cache_store.shard_file import Row, Shard, encoded
 from cache_store.shards import Place
@@ -41,6 +41,7 @@ class PackReport:
     bytes: int = 0  # of the files, as they are when loose
     shards: int = 0
     freed_bytes: int = 0  # of dead rows
+    merged: int = 0  # small shards that are parts of larger ones by now
     problems: list[Problem] = field(default_factory=list)  # files that stay where they are
     dry_run: bool = False
 
@@ -86,6 +87,7 @@ def pack(
         _pack_files(root, books, datasets, progress, report, keep=keep)  # whose names are gone before the index is made
         if not dry_run:
             report.freed_bytes += tidy(root, books)
+            report.merged = merge(root, books.journal, most_bytes=SHARD_BYTES)
             shard_index.write(root)
     return report
 
@@ -240,7 +242,7 @@ class _Packing:
     def _without_dead_rows(self, shard: Shard) -> None:
         """Under a limit at once: what went meanwhile, as to make room for the shard itself, has no room in it."""
         if self._books.budget.limits.limit_bytes is not None:
-            self._report.freed_bytes += rewrite_and_note(self._root, shard, self._books.journal) or 0
+            self._report.freed_bytes += rewrite_and_note(self._root, [shard], self._books.journal) or 0
 
     def _read(self, name: str, found: list[_Found], rows: list[Row]) -> None:
         path = f"{self._root}/{name}"

@@ -1,4 +1,4 @@
-"""Rewrites shards whose rows are dead, so that their bytes become free; what counts in them moves to a new shard.
+"""Rewrites shards whose rows are dead, so that their bytes become free, and merges small ones, all into new shards.
 
 The new shard is published with rows that do not count yet. Then what counts in the old one, which is still there,
 is copied: whoever deletes a feature marks it in both from then on. The old shard goes last.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from cache_store.clock import file_system_now_s
 from cache_store.errors import DamagedFeature, StoreReadError, StoreWriteError
 from cache_store.journal import Journal, Line, line, now_us
 from cache_store.shard_file import Row, Shard, encoded
+from cache_store.shards import Place
 
 _STRAY_AFTER_S = 3600.0
 
@@ -43,7 +46,7 @@ class Rewriter:
         worst = max(self._candidates(), key=_dead_share, default=None)
         if worst is None or _dead_share(worst) <= from_share:
             return 0
-        freed_bytes = rewrite_and_note(self._root, worst, self._journal)
+        freed_bytes = rewrite_and_note(self._root, [worst], self._journal)
         if freed_bytes is None:
             self._refused.add(worst.id)
             return self.rewrite_worst(from_share=from_share)
@@ -77,46 +80,69 @@ def drop_doubles(root: Path) -> None:
             shard.mark("dead", np.flatnonzero(is_double).tolist())
 
 
-def rewrite(root: Path, old: Shard) -> list[Shard] | None:
-    """Put a shard with what counts, or none, in the old one's place; None where that is not possible now.
+class Rewritten(NamedTuple):
+    """Which shards are gone, and those, one or none, that have what counted in them."""
+
+    gone: list[Shard]
+    new: list[Shard]
+
+
+def rewrite(root: Path, olds: Sequence[Shard]) -> Rewritten | None:
+    """Put a shard with what counts, or none, in the place of others; None where that is not possible now.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
-    live, dead = old.states()
-    # Someone may be packing into it. Who died over that left its files under their names, or soon to be put back.
-    if not (live | dead).all() and not _is_stray(root, old):
-        return None
+    copied = {}
+    for old in olds:
+        live, dead = old.states()
+        # Someone may be packing into it. Who died over that left its files under their names, or soon to be put back.
+        if not (live | dead).all() and not _is_stray(root, old):
+            return None
+        copied[old] = np.flatnonzero(live & ~dead).tolist()
+    rows = [Place(old, row) for old, rows in copied.items() for row in rows]
+    if len(olds) > 1:
+        newest = dict(zip(olds, shards.View(olds).winners(), strict=True))
+        # In the order in which they are packed; what a rewriter that died left twice is there once from now on.
+        rows = sorted((row for row in rows if newest[row.shard][row.row]), key=lambda row: row.shard.name(row.row))
     new: list[Shard] = []
-    rows = np.flatnonzero(live & ~dead).tolist()
+    gone: list[Shard] = []
+    path = olds[0].path
     try:
         if rows:
-            new = [_published(root, old, rows)]
-            counting = old.counting()
-            if not old.has_its_name():
-                raise FileNotFoundError(old.path)
-            new[0].mark("live", [place for place, row in enumerate(rows) if counting[row]], flush=True)
-            new[0].mark("dead", [place for place, row in enumerate(rows) if not counting[row]])
-        if not _removed(old, set(rows)):
-            return None
+            new = [_published(root, rows)]
+            counting = {old: old.counting() for old in olds}
+            if not all(old.has_its_name() for old in olds):
+                raise FileNotFoundError(path)
+            still = [place for place, (old, row) in enumerate(rows) if counting[old][row]]
+            new[0].mark("live", still, flush=True)
+            new[0].mark("dead", sorted(set(range(len(rows))).difference(still)))
+        for old in olds:
+            path = old.path
+            try:
+                if _removed(old, set(copied[old])):
+                    gone.append(old)
+            except FileNotFoundError:
+                # Another rewriter was first. Of several, what it copied of this one is there twice until it is noticed.
+                if not gone:
+                    raise
     except FileNotFoundError:
-        # Another rewriter was first.
         _drop(new)
         return None
     except DamagedFeature:
         # Not copied as if it were sound: `verify` names it.
         return None
     except StoreReadError as exc:
-        raise StoreWriteError(str(old.path), OSError(exc.errno, exc.reason)) from exc
+        raise StoreWriteError(str(path), OSError(exc.errno, exc.reason)) from exc
     except OSError as exc:
-        raise StoreWriteError(str(old.path), exc) from exc
+        raise StoreWriteError(str(path), exc) from exc
     shards.of(root).forget()
-    return new
+    return Rewritten(gone, new) if gone else None
 
 
-def _published(root: Path, old: Shard, rows: list[int]) -> Shard:
+def _published(root: Path, places: Sequence[Place]) -> Shard:
     copies = []
-    for row in rows:
+    for old, row in places:
         problem = old.problem(row)
         if problem is not None:
             raise DamagedFeature(str(old.path), problem)
@@ -153,17 +179,35 @@ def _drop(new: list[Shard]) -> None:
             os.unlink(shard.path)
 
 
-def rewrite_and_note(root: Path, old: Shard, journal: Journal) -> int | None:
+def rewrite_and_note(root: Path, olds: Sequence[Shard], journal: Journal) -> int | None:
     """As `rewrite`, journalled; returns the bytes freed, None where it is not possible now.
 
     Raises:
         StoreWriteError: the operating system refused.
     """
-    new = rewrite(root, old)
-    if new is None:
+    done = rewrite(root, olds)
+    if done is None:
         return None
-    journal.append(gone_line(old), *map(shard_line, new))
-    return old.file_bytes - sum(shard.file_bytes for shard in new)
+    journal.append(*map(gone_line, done.gone), *map(shard_line, done.new))
+    return sum(shard.file_bytes for shard in done.gone) - sum(shard.file_bytes for shard in done.new)
+
+
+def merge(root: Path, journal: Journal, *, most_bytes: int) -> int:
+    """Make one shard, of `most_bytes` at most, of several that are less than half as large; returns how many went.
+
+    Raises:
+        StoreWriteError: the operating system refused.
+    """
+    small = [shard for shard in shards.of(root).view().shards if shard.rows and shard.file_bytes < most_bytes // 2]
+    small.sort(key=lambda shard: shard.name(0))  # by name, so that what is read together lies together
+    merged = 0
+    while small:
+        group = [small.pop(0)]
+        while small and sum(shard.file_bytes for shard in (*group, small[0])) <= most_bytes:
+            group.append(small.pop(0))
+        if len(group) > 1 and rewrite_and_note(root, group, journal) is not None:
+            merged += len(group)
+    return merged
 
 
 def gone_line(shard: Shard) -> Line:

@@ -21,6 +21,7 @@ from cache_store.removing import waste_lines
 from cache_store.reports import Problem
 from cache_store.rewriting import rewrite_and_note, waste_bytes
 from cache_store.shard_file import Shard
+from cache_store.shards import Place
 from cache_store.taking import identity_of, take
 
 _AT_ONCE = 1024
@@ -52,7 +53,7 @@ def unpack(
             # Under a limit at once: what was unpacked of a shard of which more is left is there twice until then.
             is_due = shard.states()[1].all() or (rows and books.budget.limits.limit_bytes is not None)
             if not dry_run and not keep and is_due:
-                report.freed_bytes += rewrite_and_note(root, shard, books.journal) or 0
+                report.freed_bytes += rewrite_and_note(root, [shard], books.journal) or 0
         if not dry_run:
             report.freed_bytes += tidy(root, books)
             shard_index.write(root)
@@ -109,6 +110,11 @@ def _unpack_rows(root: Path, books: Books, shard: Shard, rows: list[int], report
         waste, time_us = waste_bytes(shard) + _hidden_bytes(root, shard), now_us()
         books.journal.append(line("p", wasted - claimed, waste, time_us, "", "", claimed, name, time_us=time_us))
     else:
+        view = shards.of(root).view()
+        for at in view.not_alone(shard, [shard.name(row) for row in sound]):
+            # What a writer that died over it has left of an older version must not come to light behind the file.
+            version = Place(shard, sound[at]).version
+            shards.supersede([one for one in view.places(shard.name(sound[at])) if one.version < version])
         shard.mark("dead", sound)
         books.journal.append(*waste_lines(root, {name: wasted}))
 

@@ -58,9 +58,10 @@ def _print(found: PackReport, done: str, *, seconds: float) -> None:
     if len(found.problems) > _MOST_NAMES:
         console.print(f"and {len(found.problems) - _MOST_NAMES:,} more (--json)")
     freed = f", {format_size(found.freed_bytes)} freed in shards" if found.freed_bytes else ""
+    merged = f", {found.merged:,} small shards merged" if found.merged else ""
     console.print(
         f"{found.files:,} features with {format_size(found.bytes)} {done} ({found.shards:,} shards) "
-        f"in {format_seconds(seconds)}{freed}",
+        f"in {format_seconds(seconds)}{freed}{merged}",
         soft_wrap=True,
     )
     if found.problems:

@@ -192,8 +192,9 @@ def test_a_name_with_another_ones_hash_value_is_missing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_batch_spans_shards_that_come_and_go_and_names_of_any_script(tmp_path, threads, count):
+def test_a_batch_spans_shards_that_come_and_go_and_names_of_any_script(tmp_path, threads, count, monkeypatch):
     threads(count)
+    monkeypatch.setattr("cache_store.packing.merge", lambda *_, **__: 0)
     keys = [StepKey(episode, number) for number in range(24) for episode in ("ascii", "épisode", "回合")]
     with FeatureStore(tmp_path / "store") as store:
         for until in (24, 48, 72):
@@ -211,8 +212,12 @@ def test_a_batch_spans_shards_that_come_and_go_and_names_of_any_script(tmp_path,
         for key in keys[:40]:
             store.delete(key)
         store.pack()  # rewrites shards, most of whose rows are gone
-        batch = store.get_batch(keys)
-        assert batch.missing == list(range(40))
-        assert torch.equal(batch.features[40:], expected(range(40, 72)))
+        for merges in (False, True):
+            if merges:
+                monkeypatch.undo()
+                assert store.pack().merged > 1
+            batch = store.get_batch(keys)
+            assert batch.missing == list(range(40))
+            assert torch.equal(batch.features[40:], expected(range(40, 72)))
         assert store.verify(workers=1).problems == []
         assert sorted(store.keys(), key=str) == sorted(keys[40:], key=str)
