@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,7 +68,7 @@ class Books:
     def __init__(self, root: Path, run_id: str | None) -> None:
         self._root = root
         self._prefix = f"{root}/"
-        self._run_id = run_id
+        self.run_id = run_id
         self._lock = threading.RLock()
         self._is_format_known = False
         self._puts = 0
@@ -81,6 +81,16 @@ class Books:
             # reader of a read-only store has no entries to protect.
             with contextlib.suppress(StoreWriteError):
                 self.journal.append()
+
+    def now_us(self) -> int:
+        """Microseconds since 1970 by the file system's clock.
+
+        Raises:
+            StoreWriteError: the journal, by whose file it is told, cannot be written.
+        """
+        if self.journal.name is None:
+            self.journal.append()
+        return self.journal.now_us()
 
     def publish(self, file: NewFile, *, create_only: bool = False) -> None:
         """Write a feature under its name within the limit, and journal it.
@@ -137,14 +147,11 @@ class Books:
 
     @contextmanager
     def _published(self, files: Sequence[NewFile]) -> Iterator[set[str]]:
-        if not self._is_format_known:
-            mark_format(self._root)
-            self._is_format_known = True
+        self.mark_format()
         sizes = [sum(map(len, file.buffers)) for file in files]  # the buffers are one-dimensional and of bytes
         olds = [size_of(self._prefix + file.name) for file in files]
-        # Before anything is published: what is packed under these names later may be newer.
-        view = shards.of(self._root).view()
-        packed = {file.name: places for file in files if (places := view.places(file.name))}
+        names = [file.name for file in files]
+        packed = self.packed(names)
         growths: list[Growth] = []
         if self.budget.limits.limit_bytes is not None:
             growths, olds = self._claimed(files, sizes, olds)
@@ -153,9 +160,7 @@ class Books:
             yield published
         finally:
             claimed = dict(growths)
-            waste = self._superseded(
-                packed, published, olds=dict(zip((file.name for file in files), olds, strict=True))
-            )
+            waste = self.superseded(packed, published, olds=dict(zip(names, olds, strict=True)))
             lines = [
                 self._line_of(file, size, old_bytes, claimed.pop(file.name, 0))
                 for file, size, old_bytes in zip(files, sizes, olds, strict=True)
@@ -166,7 +171,18 @@ class Books:
                     self.budget.release([Growth(*growth) for growth in claimed.items()])
             if lines:
                 self.journal.append(*waste, *lines)
-                self._count_puts(len(lines))
+                self.count_puts(len(lines))
+
+    def mark_format(self) -> None:
+        """Say which format the store has, before the first write of this process."""
+        if not self._is_format_known:
+            mark_format(self._root)
+            self._is_format_known = True
+
+    def packed(self, names: Sequence[str]) -> dict[str, list[Place]]:
+        """Where these lie in shards. Before anything is published: what is packed later may be newer."""
+        view = shards.of(self._root).view()
+        return {names[at]: places for at in view.having(names) if (places := view.places(names[at]))}
 
     def _claimed(
         self, files: Sequence[NewFile], sizes: Sequence[int], olds: Sequence[int]
@@ -203,7 +219,7 @@ class Books:
                 return
             time.sleep(_EVICTION_POLL_S)
 
-    def _superseded(self, packed: dict[str, list[Place]], published: set[str], *, olds: dict[str, int]) -> list[Line]:
+    def superseded(self, packed: dict[str, list[Place]], published: set[str], *, olds: Mapping[str, int]) -> list[Line]:
         """Take the packed versions of published names out of the count; the lines that say what that wastes."""
         lines: list[Line] = []
         for name, places in packed.items():
@@ -215,7 +231,7 @@ class Books:
 
     def _line_of(self, file: NewFile, size: int, old_bytes: int, claimed_bytes: int) -> Line:
         change, written_us = size - old_bytes - claimed_bytes, self.journal.now_us()
-        fields = f"{size}\t{written_us}\t{file.fingerprint8}\t{self._run_id or ''}\t{claimed_bytes}\t{file.name}"
+        fields = f"{size}\t{written_us}\t{file.fingerprint8}\t{self.run_id or ''}\t{claimed_bytes}\t{file.name}"
         return Line("p", change, fields, now_us())
 
     def publish_shard(self, name: str, buffers: Sequence[Bytes], new_bytes: int, *, may_evict: bool) -> int:
@@ -271,22 +287,23 @@ class Books:
         if not removing.is_there(self._root, name):
             return False
         # Announced, so that whoever lists the files meanwhile does not take it for lost: the `d` line follows.
-        self._note(line("w", 0, name))
+        self.note(line("w", 0, name))
         as_of_us = now_us()
         try:
             removed = removing.remove(self._root, name)
         except BaseException:
-            self._note(line("x", 0, name))
+            self.note(line("x", 0, name))
             raise
         if removed is None:
-            self._note(line("x", 0, name))
+            self.note(line("x", 0, name))
             return False
-        self._note(deletion({name: removed.bytes}, time_us=as_of_us))
+        self.note(deletion({name: removed.bytes}, time_us=as_of_us))
         for one in waste_lines(self._root, removed.shards):
-            self._note(one)
+            self.note(one)
         return True
 
-    def _note(self, one: Line) -> None:
+    def note(self, one: Line) -> None:
+        """Journal what must not fail because the journal finds no room; errors ignored."""
         # Deleting is how a full disk gets room again, and must not fail because the journal finds none.
         with contextlib.suppress(StoreWriteError):
             self.journal.append(one)
@@ -302,9 +319,9 @@ class Books:
         if removed is None:
             return None
         logger.warning("%s is damaged (%s); set aside as %s", name, reason, moved_to)
-        self._note(deletion({name: removed.bytes}))
+        self.note(deletion({name: removed.bytes}))
         for one in waste_lines(self._root, removed.shards):
-            self._note(one)
+            self.note(one)
         return moved_to
 
     def protect(self, names: Iterable[str], run_id: str) -> None:
@@ -338,7 +355,8 @@ class Books:
         if self._ledger.snapshot is None:
             reconcile(self._root, self._ledger, self.journal)
 
-    def _count_puts(self, count: int) -> None:
+    def count_puts(self, count: int) -> None:
+        """Fold the journals now and then."""
         with self._lock:
             self._puts += count
             if self._puts >= _FOLD_CHECK_EVERY_PUTS:

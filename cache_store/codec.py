@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cache_store import int8, pickle_layout, zip_layout
 from cache_store.archive import RECORD_NAME, Archive, Record, append_record, open_archive
 from cache_store.feature_file import AS_STORED, load
@@ -82,6 +84,43 @@ def encode(value: object, *, record: Record) -> list[bytes | memoryview]:
     torch.save(pickle_layout.filled(tree, lambda place: preparation.tensors[int(place.storage)].clone()), buffer)
     append_record(buffer, zip_layout.ROOT, record)
     return [buffer.getbuffer()]
+
+
+def can_encode_many(features: torch.Tensor) -> bool:
+    """Whether `encode_many` can: torch itself has to write some dtypes, and what has no element is not worth it."""
+    import torch
+
+    is_plain = features.layout is torch.strided and _dtype_name(features.dtype) in pickle_layout.STORAGE_OF
+    return is_plain and features.numel() > 0 and _torch_reads_our_layout()
+
+
+class Many:
+    """As `encode` of each row of one tensor `[len(records), *shape]`, its record given as JSON, into ready memory.
+
+    Only where `can_encode_many`.
+
+    Raises:
+        TypeError: as `encode`.
+    """
+
+    def __init__(self, features: torch.Tensor, records: Sequence[bytes]) -> None:
+        preparation = _Preparation()
+        preparation.prepared(features, "features")
+        (plain,) = preparation.tensors
+        data_pkl = _emitted(TensorPlace("0", _dtype_name(plain.dtype), tuple(plain.shape[1:])))
+        self._payloads = np.frombuffer(_bytes_of(plain), np.uint8).reshape(len(records), -1)
+        self._records = records
+        row_bytes = self._payloads.shape[1]
+        self._templates = [
+            zip_layout.template(data_pkl, row_bytes, RECORD_NAME, length) for length in map(len, records)
+        ]
+        self.sizes = [len(template.content) for template in self._templates]
+
+    def write(self, rows: Sequence[int], files: np.ndarray[Any, Any]) -> None:
+        """Write the files of these rows, all of one size, into the rows of `files`, `[len(rows), size]` of uint8."""
+        is_run = rows[-1] - rows[0] == len(rows) - 1
+        payloads = self._payloads[rows[0] : rows[-1] + 1] if is_run else self._payloads[rows]
+        self._templates[rows[0]].fill(files, payloads, [self._records[row] for row in rows])
 
 
 # A bare tensor's pickle depends on its dtype and shape only.

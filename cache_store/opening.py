@@ -1,6 +1,7 @@
 """Opens a feature by its name wherever it lies: as a loose file, on its way into a shard, or packed in one.
 
-A loose file wins: writers make nothing but loose files, so none is older than what is packed under its name.
+A loose file wins: who writes straight into a shard moves it away first, so none is older than what is packed under its
+name.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import itertools
 import json
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,27 @@ class Row(NamedTuple):
 
 def encoded(rows: Sequence[Row]) -> list[Bytes]:
     """The shard's bytes, all rows neither live nor dead, made in little more memory than they take."""
+
+    def fill(contents: memoryview, starts: Sequence[int]) -> None:
+        for row, start in zip(rows, starts, strict=True):
+            contents[start : start + len(row.content)] = row.content
+
+    return [encoded_by(fill, [Head(row.name, len(row.content), *row[2:], False) for row in rows])]
+
+
+class Head(NamedTuple):
+    """One feature file to be packed, without its content."""
+
+    name: str
+    bytes: int
+    written_ns: int
+    changed_ns: int
+    fingerprint8: str
+    live: bool
+
+
+def encoded_by(fill: Callable[[memoryview, Sequence[int]], None], rows: Sequence[Head]) -> memoryview:
+    """The shard's bytes, no row dead. `fill` writes the files into the memory that it gets, each from its start on."""
     import pyarrow as pa
 
     columns = _columns(pa, rows)
@@ -51,32 +72,36 @@ def encoded(rows: Sequence[Row]) -> list[Bytes]:
     short = _strings(pa, pa.large_binary(), [1] * len(rows), bytes(len(rows)))
     rest = -_places(_written(pa, {"content": short, **columns}, b" " * _PLACES_BYTES))["content"][0] % _ALIGNMENT
     blank = b" " * (_PLACES_BYTES + rest)
-    sizes = [len(row.content) + -len(row.content) % _ALIGNMENT for row in rows]
-    # Zeros that nobody wrote take no memory: the contents are copied once, to where they belong.
+    sizes = [row.bytes + -row.bytes % _ALIGNMENT for row in rows]
+    # Zeros that nobody wrote take no memory: the contents are written once, to where they belong.
     zeros = _strings(pa, pa.large_binary(), sizes, np.zeros(sum(sizes), np.uint8))
     whole = _written(pa, {"content": zeros, **columns}, blank)
     places = _places(whole)
-    at = places["content"][0]
-    for row, size in zip(rows, sizes, strict=True):
-        whole[at : at + len(row.content)] = row.content
-        at += size
-    told = {_KEY: _FORMAT, "rows": len(rows), "places": places, "crc32": _crc_of_columns(memoryview(whole), places)}
+    at, content_bytes = places["content"]
+    starts = np.cumsum([0, *sizes])[:-1].tolist()
+    contents = whole[at : at + content_bytes]
+    fill(contents, starts)
+    crcs = (crc32(contents[start : start + row.bytes]) for row, start in zip(rows, starts, strict=True))
+    crcs_at = places["crc32"][0]
+    whole[crcs_at : crcs_at + 4 * len(rows)] = np.fromiter(crcs, _NUMBERS["crc32"], len(rows)).data.cast("B")
+    told = {_KEY: _FORMAT, "rows": len(rows), "places": places, "crc32": _crc_of_columns(whole, places)}
     text = json.dumps(told, separators=(",", ":")).encode().ljust(len(blank))
-    if len(text) != len(blank) or places["content"][0] % _ALIGNMENT:
+    if len(text) != len(blank) or at % _ALIGNMENT:
         raise RuntimeError("the shard's layout does not hold its description")
-    first, last = whole.find(blank), whole.rfind(blank)
+    head, tail = bytes(whole[:at]), bytes(whole[at + content_bytes :])
+    first, last = head.find(blank), at + content_bytes + tail.rfind(blank)
     whole[first : first + len(blank)] = whole[last : last + len(blank)] = text
-    return [memoryview(whole)]
+    return whole
 
 
-def _columns(pa: Any, rows: Sequence[Row]) -> dict[str, Any]:
+def _columns(pa: Any, rows: Sequence[Head]) -> dict[str, Any]:
     names = [row.name.encode() for row in rows]
     numbers = {
-        "bytes": [len(row.content) for row in rows],
-        "crc32": [crc32(row.content) for row in rows],
+        "bytes": [row.bytes for row in rows],
+        "crc32": [0] * len(rows),  # filled in when the contents are there
         "written_ns": [row.written_ns for row in rows],
         "changed_ns": [row.changed_ns for row in rows],
-        "live": [0] * len(rows),
+        "live": [row.live for row in rows],
         "dead": [0] * len(rows),
     }
     fingerprints = b"".join(row.fingerprint8.encode().ljust(8, b"\0") for row in rows)
@@ -101,19 +126,19 @@ def _array(pa: Any, kind: Any, count: int, *buffers: Any) -> Any:
     return pa.Array.from_buffers(kind, count, [None, *map(pa.py_buffer, buffers)])
 
 
-def _written(pa: Any, columns: dict[str, Any], description: bytes) -> bytearray:
+def _written(pa: Any, columns: dict[str, Any], description: bytes) -> memoryview:
     schema = pa.schema([(name, column.type) for name, column in columns.items()], {_KEY: description})
     batch = pa.record_batch(list(columns.values()), schema=schema)
     counted = pa.MockOutputStream()
     with pa.ipc.new_file(counted, schema) as writer:
         writer.write_batch(batch)
-    whole = bytearray(counted.size())
+    whole = np.empty(counted.size(), np.uint8)  # numpy asks for huge pages
     with pa.ipc.new_file(pa.FixedSizeBufferWriter(pa.py_buffer(whole)), schema) as writer:
         writer.write_batch(batch)
-    return whole
+    return whole.data
 
 
-def _places(whole: bytearray) -> dict[str, list[int]]:
+def _places(whole: memoryview) -> dict[str, list[int]]:
     """Where each column's values lie, and how long they are, by what Arrow itself reads."""
     import pyarrow as pa
 
@@ -336,8 +361,10 @@ class Shard:
             try:
                 if not os.path.samestat(os.fstat(fd), self._status):
                     return  # another file by now
-                for row in rows:
-                    os.pwrite(fd, b"\1", self._places[column][0] + row)
+                for first, count in _runs(rows):
+                    written = 0
+                    while written < count:
+                        written += os.pwrite(fd, b"\1" * (count - written), self._places[column][0] + first + written)
                 if flush:
                     os.fsync(fd)
             finally:
@@ -353,3 +380,17 @@ class Shard:
             return os.path.samestat(os.stat(self.path), self._status)
         except OSError:
             return False
+
+
+def _runs(rows: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The first of each run of successive numbers, and how many it has."""
+    first = count = 0
+    for row in rows:
+        if count and row == first + count:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = row, 1
+    if count:
+        yield first, count

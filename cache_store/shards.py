@@ -40,6 +40,9 @@ class Place(NamedTuple):
         return int(self.shard.bytes[self.row])
 
 
+_NOTHING_SORTED = (0, np.empty(0, np.int64), np.empty(0, np.int32))
+
+
 class View:
     """The shards of a store at one moment; what counts in them is asked anew each time."""
 
@@ -47,6 +50,7 @@ class View:
         self.shards = list(shards)
         self.taken = list(taken)  # folders of files on their way into a shard
         self.damaged = damaged or {}  # file name -> reason
+        self._of_first_shards = _NOTHING_SORTED  # how many they are, and their `_index`
 
     def places(self, name: str) -> list[Place]:
         """All rows of this name."""
@@ -96,6 +100,15 @@ class View:
         is_one = (hashes[at] == wanted) & ((after == at) | (hashes[after] != wanted))
         return np.where(is_one, rows[at], -1)
 
+    def having(self, names: Sequence[str]) -> list[int]:
+        """Positions of the names of which there may be rows here; of all others there are none."""
+        if not self.shards or not names:
+            return []
+        hashes, _ = self._index
+        wanted = np.fromiter(map(hash, names), np.int64, len(names))
+        at = np.minimum(hashes.searchsorted(wanted), len(hashes) - 1)
+        return np.flatnonzero(hashes[at] == wanted).tolist()
+
     def not_alone(self, shard: Shard, names: Sequence[str]) -> list[int]:
         """Positions of the names, of the rows of a shard, of which other rows may be here as well."""
         ids = [one.id for one in self.shards]
@@ -112,9 +125,22 @@ class View:
     @cached_property
     def _index(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Hash values of all names, sorted, with the row of each; a dictionary would take ten times the memory."""
-        hashes = np.concatenate([np.empty(0, np.int64), *map(_hashes_of, self.shards)])
-        rows = np.argsort(hashes, kind="stable")
-        return hashes[rows], rows.astype(np.int32 if len(rows) < 2**31 else np.int64)
+        known, hashes, rows = self._of_first_shards
+        self._of_first_shards = _NOTHING_SORTED
+        new_hashes = np.concatenate([np.empty(0, np.int64), *map(_hashes_of, self.shards[known:])])
+        new_rows = np.argsort(new_hashes, kind="stable")
+        new_hashes, new_rows = new_hashes[new_rows], new_rows + self.firsts[known]
+        if len(hashes):
+            places = hashes.searchsorted(new_hashes, side="right")
+            new_hashes, new_rows = np.insert(hashes, places, new_hashes), np.insert(rows, places, new_rows)
+        return new_hashes, new_rows.astype(np.int32 if len(new_rows) < 2**31 else np.int64)
+
+    def followed_by(self, shards: Sequence[Shard], taken: Sequence[Path], damaged: dict[str, str]) -> View:
+        """The view of a later moment; where shards have only been added to these, what is sorted here is used there."""
+        view = View(shards, taken, damaged)
+        if "_index" in vars(self) and view.shards[: len(self.shards)] == self.shards:
+            view._of_first_shards = (len(self.shards), *self._index)
+        return view
 
     def winners(self) -> list[np.ndarray[Any, Any]]:
         """For each shard which rows count and are the newest of their name.
@@ -196,12 +222,14 @@ class Shards:
 
     def _listed(self, before: View) -> View:
         try:
-            names = sorted(os.listdir(self._path))
+            names = os.listdir(self._path)
         except (FileNotFoundError, NotADirectoryError):
             return EMPTY
         except OSError as exc:
             raise StoreReadError(self._path, exc) from exc
         known = {shard.id: shard for shard in before.shards}
+        places = {id_: place for place, id_ in enumerate(known)}
+        names.sort(key=lambda name: (places.get(name, len(places)), name))  # new ones last, as `followed_by` wants them
         shards, damaged = [], {}
         for name in names:
             if naming.is_shard(f"{naming.PACKED}/{name}"):
@@ -216,7 +244,7 @@ class Shards:
                     damaged[name] = exc.reason
         taken = [self._folder / name for name in names if name.endswith(naming.TAKEN_SUFFIX)]
         same = (shards, taken) == (before.shards, before.taken) and damaged == before.damaged
-        return before if same else View(shards, taken, damaged)
+        return before if same else before.followed_by(shards, taken, damaged)
 
 
 _known: weakref.WeakValueDictionary[str, Shards] = weakref.WeakValueDictionary()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from cache_store import families, maintenance, pins, shards, verification
 from cache_store.books import Books, View
 from cache_store.clock import file_system_now_s
 from cache_store.dataset_patterns import named
-from cache_store.keys import FeatureKey
+from cache_store.keys import FeatureKey, StepKey
 from cache_store.lookup import Lookup
 from cache_store.name_sample import Sample
 from cache_store.reader import candidates
@@ -22,6 +22,8 @@ from cache_store.shard_check import check_shards
 
 # Packing needs Arrow, which a store that is not packed does without.
 if TYPE_CHECKING:
+    import torch
+
     from cache_store.packing import PackProgress, PackReport
 
 
@@ -164,6 +166,14 @@ class Upkeep(Lookup):
             hidden_bytes=self._hidden_bytes if beside_bytes else lambda _: 0,
         )
         return self._delete_all(chosen, dry_run=dry_run)
+
+    def _put_into_shards(
+        self, keys: Sequence[StepKey], features: torch.Tensor, *record: Mapping[str, Any] | None
+    ) -> bool:
+        """What `put_batch` does; False, and nothing done, where these features, or this store, need files."""
+        from cache_store import batch_write
+
+        return batch_write.put_batch(self.root, self._books, keys, features, *record)
 
     def pack(
         self,

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cache_store.checksum import crc32
 
@@ -20,7 +22,9 @@ _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
 _DESCRIPTOR = struct.Struct("<4sIII")
 _END = struct.Struct("<4sHHHHIIH")
+_CRC_IN_LOCAL = 14
 _CRC_IN_CENTRAL = 16
+_CRC_IN_DESCRIPTOR = 4
 _FIXED = {".format_version": b"1", ".storage_alignment": str(_ALIGNMENT).encode(), "byteorder": b"little"}
 _VERSION = b"3\n"
 
@@ -75,6 +79,50 @@ def assemble(
     )
     buffers.append(tail)
     return buffers
+
+
+class Template(NamedTuple):
+    """A whole file of one tensor, and where in it lies what differs from file to file."""
+
+    content: bytes
+    payload_at: int
+    payload_end: int
+    payload_crcs_at: tuple[int, int]
+    record_at: int
+    record_end: int
+    record_crcs_at: tuple[int, int]
+
+    def fill(self, files: np.ndarray[Any, Any], payloads: np.ndarray[Any, Any], records: Sequence[bytes]) -> None:
+        """Make each row of `files` (uint8) the whole file of the row of `payloads` (uint8) and the record there."""
+        content, count = np.frombuffer(self.content, np.uint8), len(files)
+        files[:, : self.payload_at] = content[: self.payload_at]
+        files[:, self.payload_at : self.payload_end] = payloads
+        files[:, self.payload_end :] = content[self.payload_end :]
+        files[:, self.record_at : self.record_end] = np.frombuffer(b"".join(records), np.uint8).reshape(count, -1)
+        for parts, places in ((payloads, self.payload_crcs_at), (records, self.record_crcs_at)):
+            crcs = np.fromiter(map(crc32, parts), "<u4", count).view(np.uint8).reshape(count, 4)
+            for place in places:
+                files[:, place : place + 4] = crcs
+
+
+@functools.lru_cache(maxsize=256)
+def template(data_pkl: bytes, payload_bytes: int, record_name: str, record_bytes: int) -> Template:
+    """What `assemble` makes of a tensor of so many bytes and a record of so many."""
+    frame = _frame(data_pkl, (payload_bytes,))
+    buffers = assemble(data_pkl, [memoryview(bytes(payload_bytes))], record_name, bytes(record_bytes))
+    payload_at = len(frame.heads[0])
+    payload_end = payload_at + payload_bytes
+    record_at = frame.directory_offset + _LOCAL.size + len(f"{ROOT}/{record_name}".encode())
+    record_end = record_at + record_bytes
+    return Template(
+        b"".join(buffers),
+        payload_at,
+        payload_end,
+        (payload_end + _CRC_IN_DESCRIPTOR, record_end + frame.crc_offsets[0]),
+        record_at,
+        record_end,
+        (frame.directory_offset + _CRC_IN_LOCAL, record_end + len(frame.directory) + _CRC_IN_CENTRAL),
+    )
 
 
 @functools.lru_cache(maxsize=256)

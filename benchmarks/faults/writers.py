@@ -31,8 +31,10 @@ _RECIPES = [{"weights": "a"}, {"weights": "b"}]
 
 def key_of(number: int) -> StepKey | VideoKey:
     """Every third key is a video's, whose recipe alternates."""
-    if number % 3 == 0:
-        return VideoKey("Video-MME", f"v{number}", 8, "0a1b2c3d")
+    return VideoKey("Video-MME", f"v{number}", 8, "0a1b2c3d") if number % 3 == 0 else _step(number)
+
+
+def _step(number: int) -> StepKey:
     return StepKey(f"episode_{number % 7}", number)
 
 
@@ -61,6 +63,7 @@ class Crowd:
     prepare: Callable[[int], None] | None = None  # called with the slot in each new process
     deletes: bool = False
     limit_may_lag: bool = False  # it holds again once the listings are right
+    batch_share: float = 0.0  # of the puts of steps go straight into shards
 
 
 class Writers:
@@ -140,9 +143,15 @@ def _work(root: Path, slot: int, generation: int, crowd: Crowd, seed: int, acks:
         keys = list(dict.fromkeys(keys))
         action = chooser.random()
         if action < 0.75:
+            steps = [key for key in keys if key % 3]
+            is_batch = bool(steps) and chooser.random() < crowd.batch_share
+            keys = steps if is_batch else keys
             items = [PutItem(key_of(key), stored(key, version), recipe_of(key)) for key in keys]
             try:
-                if len(items) == 1:
+                if is_batch:
+                    features = torch.stack([value_of(key, version) for key in keys])
+                    store.put_batch([_step(key) for key in keys], features)
+                elif len(items) == 1:
                     store.put(items[0].key, items[0].value, recipe=items[0].recipe)
                 else:
                     store.put_many(items)

@@ -17,12 +17,14 @@ from benchmarks.store.raw_files import RawFiles
 from benchmarks.store.report import Line, Row, lines_of, not_measured
 from benchmarks.store.scale import Scale
 from benchmarks.store.timing import Contestant, interleaved_s
-from cache_store import FeatureStore, PutItem
+from cache_store import FeatureStore, PutItem, StepKey
 
 BASE = "raw file write: open, write, close"
 LIMITED = "put, limit and journal, without flush"
 FLUSHED = "put, limit and journal, each file flushed"
 FLUSHED_TOGETHER = "put_many, limit and journal, one flush"
+BATCH = "put_batch into shards, limit and journal, without flush"
+FLUSHED_BATCH = "put_batch into shards, limit and journal, flushed"
 _FAR_LIMIT_BYTES = 2**50
 _MOST_UNFLUSHED = 1.3
 _MOST_FLUSHED = 6.0
@@ -49,6 +51,7 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
         limited = cleanup.enter_context(FeatureStore(folder / "limited", limit_bytes=_FAR_LIMIT_BYTES))
         flushed = cleanup.enter_context(FeatureStore(folder / "flushed", limit_bytes=_FAR_LIMIT_BYTES))
         together = cleanup.enter_context(FeatureStore(folder / "together", limit_bytes=_FAR_LIMIT_BYTES))
+        packed = cleanup.enter_context(FeatureStore(folder / "packed", limit_bytes=_FAR_LIMIT_BYTES))
         content = _file_of(plain, work.features[0])
         raw = RawFiles(folder / "raw", work.features[0])
         many, few = scale.publishes, scale.flushed_publishes
@@ -57,10 +60,12 @@ def measure(folder: Path, scale: Scale) -> list[Row]:
             _writes("raw write to another name, rename", work, many, lambda i, _: raw.write_renamed(i, content)),
             _writes("put, without flush", work, many, _put(plain), flushes=False),
             _writes(LIMITED, work, many, _put(limited), flushes=False, most_ratio=_MOST_UNFLUSHED),
-            _batch("put_many, limit and journal, without flush", work, many, limited, flushes=False),
+            _batch("put_many, limit and journal, without flush", work, many, _put_many(limited), flushes=False),
+            _batch(BATCH, work, many, _put_batch(packed), flushes=False, most_ratio=_MOST_UNFLUSHED),
             _writes("raw file write, each file flushed", work, few, lambda index, _: raw.write_flushed(index, content)),
             _writes(FLUSHED, work, few, _put(flushed), most_ratio=_MOST_FLUSHED),
-            _batch(FLUSHED_TOGETHER, work, many, together, most_ratio=_MOST_FLUSHED),
+            _batch(FLUSHED_TOGETHER, work, many, _put_many(together), most_ratio=_MOST_FLUSHED),
+            _batch(FLUSHED_BATCH, work, many, _put_batch(packed), most_ratio=_MOST_FLUSHED),
         ]
         for kind in PEERS:
             if not kind.is_installed():
@@ -121,16 +126,26 @@ def _batch(
     name: str,
     work: _Work,
     count: int,
-    store: FeatureStore,
+    put: Callable[[list[StepKey], torch.Tensor], object],
     *,
     flushes: bool = True,
     most_ratio: float | None = None,
 ) -> Contestant:
     def run(round_number: int) -> None:
-        items = work.items(round_number, count)
-        store.put_many([PutItem(step_key(i, episodes="batch"), feature, RECIPE) for i, feature in items])
+        start = round_number * count
+        put([step_key(start + i, episodes=f"batch{flushes}") for i in range(count)], work.features[:count])
 
     return Contestant(name, count, run if flushes else _without_flush(run), settle_disk, most_ratio)
+
+
+def _put_many(store: FeatureStore) -> Callable[[list[StepKey], torch.Tensor], object]:
+    return lambda keys, features: store.put_many(
+        [PutItem(key, feature, RECIPE) for key, feature in zip(keys, features, strict=True)]
+    )
+
+
+def _put_batch(store: FeatureStore) -> Callable[[list[StepKey], torch.Tensor], object]:
+    return lambda keys, features: store.put_batch(keys, features, recipe=RECIPE)
 
 
 def _peer(peer: Peer, work: _Work, count: int) -> Contestant:

@@ -113,6 +113,9 @@ class RemoteUpkeep(RemoteLookup, Upkeep):
             raise LocalOnly(self.location, "record of when features were read", "prune by older_than_s")
         return super().prune(**conditions)
 
+    def _put_into_shards(self, *_: object) -> bool:
+        return False  # each of its features is an object
+
     def pack(
         self,
         progress: Callable[[PackProgress], None] | None = None,

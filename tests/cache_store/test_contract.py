@@ -230,6 +230,20 @@ def test_a_batch_is_read_back_like_single_puts(backend):
         assert list(store.states((key, RECIPE) for key in KEYS)) == ["present"] * len(KEYS)
 
 
+def test_rows_of_a_tensor_are_read_back_like_single_puts(backend):
+    steps = [key for key in KEYS if isinstance(key, StepKey)]
+    with backend.open() as store:
+        store.put(OTHER, tensor(9), recipe=ANOTHER)
+        backend.disturb()
+        store.put_batch(steps, torch.stack([value_of(key, seed) for seed, key in enumerate(steps)]), recipe=RECIPE)
+        backend.disturb()
+        for seed, key in enumerate(steps):
+            assert same(store.get(key, recipe=RECIPE), value_of(key, seed))
+        assert list(store.states((key, RECIPE) for key in steps)) == ["present"] * len(steps)
+        assert store.stats().entries == len(steps)
+        assert store.verify().problems == []
+
+
 def test_a_batch_that_only_creates_replaces_nothing(backend):
     with backend.open() as store:
         store.put(OTHER, tensor(1))

@@ -306,11 +306,11 @@ def test_a_file_that_somebody_deletes_before_the_evictor_leaves_the_sums_once(op
     def delete_first(*arguments):
         monkeypatch.setattr(evictor, "remove_loose", removing.remove_loose)
         with monkeypatch.context() as patch:
-            patch.setattr(other._books, "_note", lambda one: late.append(one) if one.kind == "d" else note(one))
+            patch.setattr(other._books, "note", lambda one: late.append(one) if one.kind == "d" else note(one))
             assert other.delete(key(0))
         return removing.remove_loose(*arguments)
 
-    note = other._books._note
+    note = other._books.note
     monkeypatch.setattr(evictor, "remove_loose", delete_first)
     store.put(key(3), tensor(3))
     ledger = store._books._ledger

@@ -159,23 +159,22 @@ class PackedAgainstDict(StoreAgainstDict):
 
     @rule(at=st.sampled_from([1, 3, 7]), unpacks=st.booleans())
     def die_while_packing(self, at, unpacks):
-        calls = []
-
-        def crash(real):
-            def call(*args, **options):
-                calls.append(None)
-                if len(calls) == at:
-                    raise SimulatedCrash
-                return real(*args, **options)
-
-            return call
-
-        with contextlib.ExitStack() as stack:
-            for name in ("rename", "link", "pwrite", "unlink"):
-                stack.enter_context(mock.patch.object(atomic.os, name, crash(getattr(atomic.os, name))))
-            stack.enter_context(mock.patch.object(atomic, "_remove_quietly"))
-            stack.enter_context(contextlib.suppress(SimulatedCrash))
+        with dying(at):
             (self.store.unpack if unpacks else self.store.pack)()
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=4), seed=st.integers(0, 5))
+    def put_batch(self, keys, seed):
+        self.store.put_batch(keys, torch.stack([tensor(seed + place) for place in range(len(keys))]))
+        self.steps.update({key: seed + place for place, key in enumerate(keys)})
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True), at=st.integers(1, 7))
+    def die_while_putting_a_batch(self, keys, at):
+        with dying(at):
+            self.store.put_batch(keys, torch.stack([tensor(10 + place) for place in range(len(keys))]))
+        for place, key in enumerate(keys):
+            value = self.store.get(key)
+            if value is not None and torch.equal(value, tensor(10 + place)):
+                self.steps[key] = 10 + place  # else it is what it was
 
     @rule(keys=st.lists(st.sampled_from(KEYS), max_size=4))
     def get_batch(self, keys):
@@ -183,6 +182,28 @@ class PackedAgainstDict(StoreAgainstDict):
         assert batch.missing == [place for place, key in enumerate(keys) if key not in self.steps]
         for place, key in enumerate(keys):
             assert place in batch.missing or torch.equal(batch.features[place], tensor(self.steps[key]))
+
+
+@contextlib.contextmanager
+def dying(at):
+    """The process ends in the call of the system that is the `at`th of those that change what is where."""
+    calls = []
+
+    def crash(real):
+        def call(*args, **options):
+            calls.append(None)
+            if len(calls) == at:
+                raise SimulatedCrash
+            return real(*args, **options)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in ("rename", "replace", "link", "pwrite", "unlink"):
+            stack.enter_context(mock.patch.object(atomic.os, name, crash(getattr(atomic.os, name))))
+        stack.enter_context(mock.patch.object(atomic, "_remove_quietly"))
+        stack.enter_context(contextlib.suppress(SimulatedCrash))
+        yield
 
 
 def names_there(root):
