@@ -216,7 +216,8 @@ class _NewShard:
             found.append(folder / name)
         for path in found:
             shards.unlink(path)
-        remove_folders(folder)
+        if found:
+            remove_folders(folder)
         shards.supersede(rows)
         return bool(found or rows)
 
